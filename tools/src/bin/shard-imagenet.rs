@@ -1,0 +1,2 @@
+//! `shard-imagenet`.
+fn main() {}

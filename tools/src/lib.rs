@@ -1,0 +1,1 @@
+//! Turns image archives into tar shards.
