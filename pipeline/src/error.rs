@@ -1,0 +1,227 @@
+//! One error type: where (file, shard, sample, offset), what, and how to mend it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::SampleId;
+
+/// Everything that can go wrong between a folder of shards and a batch.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A system call on a file or folder failed.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried, as a verb: "open", "write", "rename".
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The data folder is not there.
+    #[error("{}: no such folder (expected one that `shard-imagenet build` wrote)", dir.display())]
+    NoFolder {
+        /// The folder asked for.
+        dir: PathBuf,
+    },
+    /// The data folder has neither an index nor a shard.
+    #[error("{}: no shards here (expected SPLIT-000000.tar files, as `shard-imagenet build` writes them)", dir.display())]
+    EmptyFolder {
+        /// The folder asked for.
+        dir: PathBuf,
+    },
+    /// The data folder lacks the split.
+    #[error("{}: no split {split:?}, only: {known}", dir.display())]
+    NoSplit {
+        /// The folder asked for.
+        dir: PathBuf,
+        /// The split asked for.
+        split: String,
+        /// The splits that are there, in words.
+        known: String,
+    },
+    /// A split holds too few samples for one batch on every rank.
+    #[error(
+        "split {split:?} has {samples} samples, fewer than one batch of {batch} over {world} ranks: lower the batch, or pad"
+    )]
+    TooFew {
+        /// The split.
+        split: String,
+        /// Its samples.
+        samples: usize,
+        /// Rows of a batch on one rank.
+        batch: usize,
+        /// Number of ranks.
+        world: usize,
+    },
+    /// A file breaks the rules of its own format.
+    #[error("{}: {what} (at byte {offset})", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// Where in it.
+        offset: u64,
+        /// What is wrong and what was expected.
+        what: String,
+    },
+    /// A JSON file cannot be read.
+    #[error("{}: not the JSON expected here", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// The parser's complaint, with line and column.
+        source: serde_json::Error,
+    },
+    /// A shard is not the file the index was made for.
+    #[error(
+        "{}: {found} bytes, but the index says {expected}: the shard was cut or replaced; copy it again or rebuild the folder",
+        shard.display()
+    )]
+    ShardLength {
+        /// The shard.
+        shard: PathBuf,
+        /// Bytes there are.
+        found: u64,
+        /// Bytes there should be.
+        expected: u64,
+    },
+    /// A shard ends before its last member does.
+    #[error("{}: the archive ends inside {member:?} (at byte {offset}): it was cut short", shard.display())]
+    ShardTruncated {
+        /// The shard.
+        shard: PathBuf,
+        /// The last member whose header could be read, or "its end marker".
+        member: String,
+        /// Where the bytes run out.
+        offset: u64,
+    },
+    /// Two samples of a split carry the same key.
+    #[error("duplicate key {key:?}: in {} and in {}", first.display(), second.display())]
+    DuplicateKey {
+        /// The key.
+        key: String,
+        /// Shard of the first.
+        first: PathBuf,
+        /// Shard of the second.
+        second: PathBuf,
+    },
+    /// One sample cannot be made into pixels.
+    #[error(
+        "{}: sample {sample} ({key}, {length} bytes at byte {offset}) cannot be decoded",
+        shard.display()
+    )]
+    Sample {
+        /// The shard.
+        shard: PathBuf,
+        /// Position in the split.
+        sample: SampleId,
+        /// Its key.
+        key: String,
+        /// First byte of the image in the shard.
+        offset: u64,
+        /// Bytes of the image.
+        length: u32,
+        /// Why.
+        source: Fault,
+    },
+    /// More bad samples than the policy allows.
+    #[error(
+        "{bad} of {drawn} samples could not be decoded, more than the allowed share {max_share}; the last one follows"
+    )]
+    TooManyBad {
+        /// Bad samples met so far.
+        bad: u64,
+        /// Samples drawn so far.
+        drawn: u64,
+        /// The allowed share.
+        max_share: f64,
+        /// The last bad sample.
+        source: Box<Error>,
+    },
+    /// Options that make no sense, alone or together.
+    #[error("{problem}")]
+    Config {
+        /// The option, its value, and what it may be.
+        problem: String,
+    },
+    /// Batch memory could not be had.
+    #[error("cannot get {bytes} bytes of batch memory: {reason}")]
+    Memory {
+        /// Bytes asked for.
+        bytes: usize,
+        /// Why not.
+        reason: String,
+    },
+    /// A thread of the loader panicked. This is a bug of ours, or of a library below.
+    #[error("the {stage} thread panicked: {message}")]
+    Panic {
+        /// The stage.
+        stage: &'static str,
+        /// The panic's message.
+        message: String,
+    },
+}
+
+/// Why one member of a shard cannot be made into pixels.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Fault {
+    /// There are no bytes.
+    #[error("the file is empty")]
+    Empty,
+    /// The bytes end before the picture does.
+    #[error("the file is cut short: {0}")]
+    Truncated(String),
+    /// The bytes are something else than JPEG or PNG.
+    #[error("this is {0}, not JPEG or PNG")]
+    Unsupported(&'static str),
+    /// The header claims a picture beyond the limit, or one of no size.
+    #[error("the header claims {width} x {height} pixels, outside 1 to {limit}")]
+    Pixels {
+        /// Claimed width, pixels.
+        width: u64,
+        /// Claimed height, pixels.
+        height: u64,
+        /// Most pixels allowed.
+        limit: u64,
+    },
+    /// The JPEG decoder refused the data.
+    #[error("the JPEG data are damaged: {0}")]
+    Jpeg(String),
+    /// The PNG decoder refused the data.
+    #[error("the PNG data are damaged")]
+    Png(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Resampling failed, which only memory exhaustion or a bug can cause.
+    #[error("resizing failed: {0}")]
+    Resize(String),
+}
+
+impl Error {
+    /// True when the data or the options are at fault, so that asking again cannot help;
+    /// false for failures of the machine or of this program while working.
+    pub fn is_input(&self) -> bool {
+        match self {
+            Error::Io { source, .. } => matches!(
+                source.kind(),
+                io::ErrorKind::NotFound
+                    | io::ErrorKind::PermissionDenied
+                    | io::ErrorKind::NotADirectory
+                    | io::ErrorKind::IsADirectory
+            ),
+            Error::Memory { .. } | Error::Panic { .. } => false,
+            _ => true,
+        }
+    }
+
+    /// Wraps an I/O error with what was tried on which path.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+        let path = path.to_path_buf();
+        move |source| Error::Io { action, path, source }
+    }
+
+    /// Says that `path` breaks its format at `offset`.
+    pub(crate) fn format(path: &Path, offset: u64, what: impl Into<String>) -> Error {
+        Error::Format { path: path.to_path_buf(), offset, what: what.into() }
+    }
+}

@@ -1,0 +1,418 @@
+//! Tar shards: write them, map them, read one member.
+//!
+//! A shard is a USTAR archive in the WebDataset convention: the members `KEY.jpg` (or `KEY.png`)
+//! and `KEY.cls` stand side by side, the latter holding the class number in ASCII decimal.
+//! Times, owners and modes are fixed, so equal samples give equal bytes.
+
+use std::fs::File;
+use std::io::{BufWriter, Cursor, Write};
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::error::Error;
+
+const BLOCK: u64 = 512;
+
+/// Where a member's bytes lie in its shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// First byte.
+    pub offset: u64,
+    /// Number of bytes.
+    pub length: u32,
+}
+
+/// What is known of a shard once it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// Size of the file.
+    pub bytes: u64,
+    /// XXH3-64 of the whole file.
+    pub xxh3: u64,
+}
+
+/// Writes one shard. The file appears under its name only when [`ShardWriter::finish`] succeeds;
+/// a writer that is dropped before leaves nothing behind.
+pub struct ShardWriter {
+    path: PathBuf,
+    temporary: PathBuf,
+    out: Option<BufWriter<File>>,
+    hash: Xxh3,
+    position: u64,
+}
+
+impl ShardWriter {
+    /// Starts the shard `path` in a temporary file beside it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the file cannot be created.
+    pub fn create(path: &Path) -> Result<Self, Error> {
+        let temporary = temporary_beside(path);
+        let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
+        let out = Some(BufWriter::with_capacity(1 << 20, file));
+        Ok(Self { path: path.to_path_buf(), temporary, out, hash: Xxh3::new(), position: 0 })
+    }
+
+    /// Appends a sample: `KEY.EXT`, and `KEY.cls` when there is a label.
+    /// Returns where the image lies.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when key and extension cannot be a USTAR name or the image is too big;
+    /// [`Error::Io`] when writing fails.
+    pub fn append(
+        &mut self,
+        key: &str,
+        extension: &str,
+        image: &[u8],
+        label: Option<u32>,
+    ) -> Result<Entry, Error> {
+        let base = key.rsplit('/').next().unwrap_or(key);
+        if base.is_empty() || base.contains('.') || key.split('/').any(|part| part == "..") {
+            let problem = format!(
+                "key {key:?}: its last part must be there and hold no dot, as readers end the key at the first one"
+            );
+            return Err(Error::Config { problem });
+        }
+        let length = u32::try_from(image.len()).map_err(|_| Error::Config {
+            problem: format!("{key}: an image of {} bytes; at most 4 GiB fit", image.len()),
+        })?;
+        self.member(&format!("{key}.{extension}"), image)?;
+        let entry = Entry { offset: self.position - padded(u64::from(length)), length };
+        if let Some(label) = label {
+            self.member(&format!("{key}.cls"), label.to_string().as_bytes())?;
+        }
+        Ok(entry)
+    }
+
+    /// Bytes written so far, the end marker not counted.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Writes the end marker, syncs, and gives the file its name.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when any of it fails.
+    pub fn finish(mut self) -> Result<Written, Error> {
+        self.write(&[0; 2 * BLOCK as usize])?;
+        if let Some(out) = self.out.take() {
+            let file = out
+                .into_inner()
+                .map_err(|error| Error::io("write", &self.temporary)(error.into_error()))?;
+            file.sync_all().map_err(Error::io("sync", &self.temporary))?;
+        }
+        std::fs::rename(&self.temporary, &self.path).map_err(Error::io("rename", &self.path))?;
+        Ok(Written { bytes: self.position, xxh3: self.hash.digest() })
+    }
+
+    fn member(&mut self, name: &str, data: &[u8]) -> Result<(), Error> {
+        let mut header = tar::Header::new_ustar();
+        header.set_path(name).map_err(|source| Error::Config {
+            problem: format!("{name:?} cannot be a member of a tar shard: {source}"),
+        })?;
+        header.set_size(data.len() as u64);
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_entry_type(tar::EntryType::Regular);
+        header.set_cksum();
+        self.write(header.as_bytes())?;
+        self.write(data)?;
+        let rest = padded(data.len() as u64) as usize - data.len();
+        self.write(&[0; BLOCK as usize][..rest])
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        if let Some(out) = &mut self.out {
+            out.write_all(bytes).map_err(Error::io("write", &self.temporary))?;
+        }
+        self.hash.update(bytes);
+        self.position += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for ShardWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { path, position, .. } = self;
+        f.debug_struct("ShardWriter").field("path", path).field("position", position).finish()
+    }
+}
+
+impl Drop for ShardWriter {
+    fn drop(&mut self) {
+        // After `finish` the temporary file is gone and this finds nothing to do.
+        if self.out.take().is_some() {
+            let _ = std::fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// A name beside `path` that no reader takes for a shard or an index.
+pub(crate) fn temporary_beside(path: &Path) -> PathBuf {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".tmp");
+    path.with_file_name(name)
+}
+
+/// Writes a whole file so that a reader sees all of it or none: aside, sync, rename.
+pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let temporary = temporary_beside(path);
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)
+    };
+    write().map_err(|source| {
+        let _ = std::fs::remove_file(&temporary);
+        Error::io("write", path)(source)
+    })
+}
+
+/// A shard mapped into memory, read-only.
+#[derive(Debug)]
+pub struct Shard {
+    path: PathBuf,
+    map: Option<Mmap>,
+}
+
+impl Shard {
+    /// Maps the file. Pages are read when first touched.
+    ///
+    /// The file must not be cut while it is mapped: the system would answer the next read with
+    /// SIGBUS. Files replaced by rename, as ours are, keep the old mapping valid.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the file cannot be opened or mapped.
+    pub fn map(path: &Path) -> Result<Self, Error> {
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        let length = file.metadata().map_err(Error::io("read the length of", path))?.len();
+        // A mapping of no bytes is an error of mmap(2), so an empty file is kept as `None`.
+        let map = if length == 0 {
+            None
+        } else {
+            // SAFETY: the mapping is private to this value and read-only. The one hazard of a
+            // file mapping is a writer that changes or cuts the file under us; shards, once
+            // named, are never written in place by this project, and the doc states the duty.
+            Some(unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?)
+        };
+        Ok(Self { path: path.to_path_buf(), map })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All bytes of the file.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.map.as_deref().unwrap_or_default()
+    }
+
+    /// The bytes of one member.
+    ///
+    /// # Errors
+    /// [`Error::ShardTruncated`] when the file is too short to hold them.
+    pub fn bytes(&self, entry: Entry) -> Result<&[u8], Error> {
+        let all = self.as_bytes();
+        let start = usize::try_from(entry.offset).unwrap_or(usize::MAX);
+        let end = start.saturating_add(entry.length as usize);
+        all.get(start..end).ok_or_else(|| Error::ShardTruncated {
+            shard: self.path.clone(),
+            member: format!("the member at byte {}", entry.offset),
+            offset: all.len() as u64,
+        })
+    }
+
+    /// Asks the system to read the member's pages now; returns at once.
+    pub(crate) fn will_need(&self, entry: Entry) {
+        self.advise(entry, libc::MADV_WILLNEED);
+    }
+
+    /// Drops the member's pages from this process. They stay in the page cache, where the system
+    /// may reclaim them, and a later read finds them again.
+    pub(crate) fn release(&self, entry: Entry) {
+        self.advise(entry, libc::MADV_DONTNEED);
+    }
+
+    fn advise(&self, entry: Entry, advice: libc::c_int) {
+        const PAGE: usize = 4096;
+        let Ok(bytes) = self.bytes(entry) else { return };
+        let start = bytes.as_ptr() as usize / PAGE * PAGE;
+        let length = bytes.as_ptr() as usize + bytes.len() - start;
+        // SAFETY: the range lies in our own read-only, file-backed mapping. Both pieces of advice
+        // leave its contents as they are: a dropped page is read from the file again. A refusal
+        // changes only speed, so the answer is not looked at.
+        unsafe {
+            libc::madvise(start as *mut libc::c_void, length, advice);
+        }
+    }
+
+    /// The regular files in the archive, in order. GNU long names and PAX headers are understood;
+    /// folders, links, devices and sparse files are passed over.
+    ///
+    /// # Errors
+    /// Each item: [`Error::Format`] for a header that is not tar, [`Error::ShardTruncated`] when
+    /// the archive ends early or lacks its end marker.
+    pub fn members(&self) -> Result<Vec<Member>, Error> {
+        let all = self.as_bytes();
+        let length = all.len() as u64;
+        let mut archive = tar::Archive::new(Cursor::new(all));
+        let mut members: Vec<Member> = Vec::new();
+        let mut end = 0; // where the bytes of the last member stop, padding included
+        for entry in archive.entries_with_seek().map_err(Error::io("read", &self.path))? {
+            let entry = entry.map_err(|source| match source.kind() {
+                std::io::ErrorKind::UnexpectedEof => self.truncated(&members),
+                _ if end + BLOCK > length => self.truncated(&members),
+                _ => Error::format(&self.path, end, format!("not a tar header: {source}")),
+            })?;
+            let (offset, size) = (entry.raw_file_position(), entry.size());
+            let kind = entry.header().entry_type();
+            let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+            end = offset.saturating_add(if kind.is_gnu_sparse() { 0 } else { padded(size) });
+            if !(kind.is_file() || kind.is_contiguous()) {
+                continue;
+            }
+            let size = u32::try_from(size).map_err(|_| {
+                Error::format(&self.path, offset, format!("{name:?} claims {size} bytes"))
+            })?;
+            members.push(Member { name, entry: Entry { offset, length: size } });
+            if end > length {
+                return Err(self.truncated(&members));
+            }
+        }
+        // The archive was read up to here; what ended it must have been a block of zeros.
+        let position = archive.into_inner().position();
+        let marker = position.checked_sub(BLOCK).filter(|&start| start >= end);
+        let marker = marker.and_then(|start| all.get(start as usize..position as usize));
+        if marker.is_some_and(|block| block.iter().all(|&byte| byte == 0)) {
+            return Ok(members);
+        }
+        Err(Error::ShardTruncated {
+            shard: self.path.clone(),
+            member: "its end marker".into(),
+            offset: length,
+        })
+    }
+
+    fn truncated(&self, members: &[Member]) -> Error {
+        Error::ShardTruncated {
+            shard: self.path.clone(),
+            member: members.last().map_or_else(|| "its first header".into(), |m| m.name.clone()),
+            offset: self.as_bytes().len() as u64,
+        }
+    }
+}
+
+/// One regular file in a shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its path in the archive.
+    pub name: String,
+    /// Where its bytes lie.
+    pub entry: Entry,
+}
+
+impl Member {
+    /// Key and extension in the WebDataset convention: the last path part is cut at its first dot.
+    pub fn key_and_extension(&self) -> (&str, &str) {
+        let base = self.name.rfind('/').map_or(0, |slash| slash + 1);
+        match self.name[base..].find('.') {
+            Some(dot) => (&self.name[..base + dot], &self.name[base + dot + 1..]),
+            None => (&self.name, ""),
+        }
+    }
+}
+
+fn padded(bytes: u64) -> u64 {
+    bytes.div_ceil(BLOCK).saturating_mul(BLOCK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shard(samples: &[(&str, &[u8], Option<u32>)]) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("train-000000.tar");
+        let mut writer = ShardWriter::create(&path).unwrap();
+        for (key, image, label) in samples {
+            writer.append(key, "jpg", image, *label).unwrap();
+        }
+        writer.finish().unwrap();
+        (dir, path)
+    }
+
+    #[test]
+    fn members_are_listed_with_their_bytes() {
+        let samples: [(&str, &[u8], _); 3] =
+            [("a/one", b"11", Some(4)), ("two", b"", None), ("three", &[7; 512], Some(0))];
+        let (_dir, path) = shard(&samples);
+        let shard = Shard::map(&path).unwrap();
+        let members = shard.members().unwrap();
+        let names: Vec<_> = members.iter().map(|member| member.key_and_extension()).collect();
+        let expected = [
+            ("a/one", "jpg"),
+            ("a/one", "cls"),
+            ("two", "jpg"),
+            ("three", "jpg"),
+            ("three", "cls"),
+        ];
+        assert_eq!(names, expected);
+        assert_eq!(shard.bytes(members[1].entry).unwrap(), b"4");
+        assert_eq!(shard.bytes(members[3].entry).unwrap(), [7; 512]);
+    }
+
+    #[test]
+    fn equal_samples_give_equal_bytes() {
+        let (_first, one) = shard(&[("a", b"x", Some(1))]);
+        let (_second, two) = shard(&[("a", b"x", Some(1))]);
+        assert_eq!(std::fs::read(one).unwrap(), std::fs::read(two).unwrap());
+    }
+
+    #[test]
+    fn a_shard_cut_anywhere_is_called_truncated() {
+        let (_dir, path) = shard(&[("a", &[1; 600], Some(1)), ("b", &[0; 512], None)]);
+        let whole = std::fs::read(&path).unwrap();
+        // One of the two end blocks may be missing; everything before must be there.
+        for length in (0..whole.len() - 512).step_by(64) {
+            std::fs::write(&path, &whole[..length]).unwrap();
+            let error = Shard::map(&path).unwrap().members().unwrap_err();
+            assert!(matches!(error, Error::ShardTruncated { .. }), "cut at {length}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn a_flipped_header_bit_is_an_error() {
+        let (_dir, path) = shard(&[("a", &[1; 600], Some(1))]);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[130] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        let error = Shard::map(&path).unwrap().members().unwrap_err();
+        assert!(matches!(error, Error::Format { offset: 0, .. }), "{error:?}");
+    }
+
+    #[test]
+    fn an_unfinished_writer_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = ShardWriter::create(&dir.path().join("train-000000.tar")).unwrap();
+        writer.append("a", "jpg", b"x", None).unwrap();
+        drop(writer);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn keys_that_readers_would_cut_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = ShardWriter::create(&dir.path().join("train-000000.tar")).unwrap();
+        for key in ["", "a.b", "a/", "../a", &"x".repeat(300)] {
+            let error = writer.append(key, "jpg", b"x", None).unwrap_err();
+            assert!(matches!(error, Error::Config { .. }), "{key}: {error}");
+        }
+    }
+}
