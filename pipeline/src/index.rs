@@ -30,7 +30,6 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::SampleId;
 use crate::error::Error;
 use crate::shard::{Entry, Shard, Written, write_atomically};
 
@@ -67,7 +66,7 @@ pub enum Format {
 /// What the index says of one sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Record {
-    /// Which shard of the folder, see [`Index::shard`].
+    /// Its shard, a position in [`Index::shards`].
     pub shard: usize,
     /// Where the image lies in it.
     pub entry: Entry,
@@ -630,11 +629,6 @@ fn save_json<T: Serialize>(path: &Path, value: &T) -> Result<(), Error> {
         .map_err(|source| Error::Json { path: path.to_path_buf(), source })?;
     bytes.push(b'\n');
     write_atomically(path, &bytes)
-}
-
-/// A split's part of the index's numbering.
-pub(crate) fn sample_id(split: &SplitRecord, sample: usize) -> SampleId {
-    (sample - split.samples.start) as SampleId
 }
 
 fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {

@@ -1,0 +1,357 @@
+//! Seed, epoch, rank and world to an endless order of draws: pure arithmetic, no I/O, and no
+//! state but the cursor, so any position is reached at once.
+//!
+//! An epoch is a permutation of all samples of a split. Global batch `b` of `rows · world`
+//! samples takes the positions from `b · rows · world` on; rank `r` takes those with remainder
+//! `r`. The same global batches therefore come out for every world size that divides them.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+use serde::{Deserialize, Serialize};
+
+use crate::SampleId;
+use crate::cursor::Cursor;
+
+/// The order of samples in an epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shuffle {
+    /// A permutation of all samples, another one each epoch.
+    #[default]
+    Global,
+    /// Shards in random order, and samples permuted within windows of [`WINDOW`] positions: reads
+    /// stay close together, as remote or slow disks want it.
+    Shards,
+    /// The order of the shards.
+    None,
+}
+
+/// What becomes of the samples that do not fill the last batch of an epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LastBatch {
+    /// They are left out this epoch; another permutation leaves out others.
+    #[default]
+    Drop,
+    /// The batch is filled up with the first samples of the epoch's order.
+    Pad,
+    /// The batch is short, the same rows for all ranks not guaranteed. For evaluation.
+    Keep,
+}
+
+/// Positions that [`Shuffle::Shards`] permutes among themselves.
+pub const WINDOW: usize = 16_384;
+
+/// Purposes of a key, so that no two uses of randomness share a stream.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Purpose {
+    Order = 1,
+    Shards = 2,
+    Window = 3,
+    View = 4,
+    Substitute = 5,
+}
+
+/// A random stream that is a function of its four numbers alone: they are its ChaCha key.
+#[derive(Debug)]
+pub(crate) struct Stream(ChaCha8Rng);
+
+impl Stream {
+    pub(crate) fn new(seed: u64, epoch: u64, item: u64, purpose: Purpose) -> Self {
+        let mut key = [0; 32];
+        for (bytes, value) in key.chunks_exact_mut(8).zip([seed, epoch, item, purpose as u64]) {
+            bytes.copy_from_slice(&value.to_le_bytes());
+        }
+        Self(ChaCha8Rng::from_seed(key))
+    }
+
+    pub(crate) fn bits(&mut self) -> u64 {
+        self.0.next_u64()
+    }
+
+    /// Uniform in [0, 1), 53 bits.
+    pub(crate) fn unit(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Uniform in [low, high).
+    pub(crate) fn range(&mut self, low: f64, high: f64) -> f64 {
+        low + (high - low) * self.unit()
+    }
+
+    /// Uniform in 0..n, n > 0. The bias is below n / 2^64.
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
+        ((u128::from(self.bits()) * u128::from(n)) >> 64) as u64
+    }
+}
+
+/// A keyed permutation of 0..n in constant memory: a Feistel network on a grid of at least n
+/// cells, walked until it lands below n.
+///
+/// # Source
+/// Black and Rogaway 2002, "Ciphers with arbitrary finite domains": the generalised Feistel
+/// cipher with cycle walking. The round function is ours: a 64-bit finaliser, fit for shuffling
+/// and not for secrets.
+#[derive(Debug, Clone)]
+pub(crate) struct Permutation {
+    n: u64,
+    rows: u64,
+    columns: u64,
+    keys: [u64; 8],
+}
+
+impl Permutation {
+    pub(crate) fn new(n: usize, mut stream: Stream) -> Self {
+        let n = n as u64;
+        let mut rows = n.isqrt().max(1);
+        if rows * rows < n {
+            rows += 1;
+        }
+        Self { n, rows, columns: n.div_ceil(rows).max(1), keys: [(); 8].map(|()| stream.bits()) }
+    }
+
+    /// Where `position` below n goes.
+    pub(crate) fn at(&self, position: usize) -> usize {
+        let mut x = position as u64;
+        debug_assert!(x < self.n);
+        loop {
+            x = self.once(x);
+            if x < self.n {
+                return x as usize;
+            }
+        }
+    }
+
+    fn once(&self, x: u64) -> u64 {
+        let (mut a, mut b) = (x % self.rows, x / self.rows);
+        for pair in self.keys.chunks_exact(2) {
+            a = (a + mix(pair[0] ^ b) % self.rows) % self.rows;
+            b = (b + mix(pair[1] ^ a) % self.columns) % self.columns;
+        }
+        b * self.rows + a
+    }
+}
+
+fn mix(x: u64) -> u64 {
+    // The finaliser of SplitMix64 (Steele, Lea and Flood 2014).
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// How the samples of a split are dealt out.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    /// Samples of each shard of the split.
+    pub(crate) shards: Vec<usize>,
+    pub(crate) rows: usize,
+    pub(crate) rank: usize,
+    pub(crate) world: usize,
+    pub(crate) seed: u64,
+    pub(crate) shuffle: Shuffle,
+    pub(crate) last: LastBatch,
+}
+
+impl Plan {
+    pub(crate) fn samples(&self) -> usize {
+        self.shards.iter().sum()
+    }
+
+    /// Batches in an epoch, equal for all ranks.
+    pub(crate) fn batches(&self) -> u64 {
+        let (samples, global) = (self.samples(), self.rows * self.world);
+        match self.last {
+            LastBatch::Drop => (samples / global) as u64,
+            LastBatch::Pad | LastBatch::Keep => samples.div_ceil(global) as u64,
+        }
+    }
+
+    /// Samples this rank draws in an epoch.
+    pub(crate) fn epoch_rows(&self) -> u64 {
+        (0..self.batches())
+            .next_back()
+            .map_or(0, |last| last * self.rows as u64 + self.positions(last).count() as u64)
+    }
+
+    /// Positions in the epoch's order that make up this rank's part of a batch, row by row.
+    fn positions(&self, batch: u64) -> impl Iterator<Item = usize> {
+        let (samples, last) = (self.samples(), self.last);
+        let first = batch as usize * self.rows * self.world + self.rank;
+        let positions = (0..self.rows).map(move |row| first + row * self.world);
+        positions.filter_map(move |position| match last {
+            _ if position < samples => Some(position),
+            LastBatch::Pad => Some(position % samples),
+            LastBatch::Drop | LastBatch::Keep => None,
+        })
+    }
+
+    /// The order of one epoch.
+    pub(crate) fn epoch(&self, epoch: u64) -> Epoch<'_> {
+        let order = match self.shuffle {
+            Shuffle::None => Order::Plain,
+            Shuffle::Global => {
+                let stream = Stream::new(self.seed, epoch, 0, Purpose::Order);
+                Order::Global(Permutation::new(self.samples(), stream))
+            }
+            Shuffle::Shards => self.shard_order(epoch),
+        };
+        Epoch { plan: self, order, epoch }
+    }
+
+    fn shard_order(&self, epoch: u64) -> Order {
+        let mut firsts = Vec::with_capacity(self.shards.len());
+        let mut first = 0;
+        for samples in &self.shards {
+            firsts.push(first);
+            first += samples;
+        }
+        let stream = Stream::new(self.seed, epoch, 0, Purpose::Shards);
+        let shuffled = Permutation::new(self.shards.len(), stream);
+        let mut end = 0;
+        let spans = (0..self.shards.len()).map(|position| {
+            let shard = shuffled.at(position);
+            end += self.shards[shard];
+            (end, firsts[shard] + self.shards[shard])
+        });
+        Order::Shards { spans: spans.collect() }
+    }
+
+    /// The cursor that follows a batch.
+    pub(crate) fn after(&self, cursor: Cursor) -> Cursor {
+        if cursor.batch + 1 >= self.batches() {
+            Cursor { epoch: cursor.epoch + 1, batch: 0 }
+        } else {
+            Cursor { batch: cursor.batch + 1, ..cursor }
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Order {
+    Plain,
+    Global(Permutation),
+    /// Shards in their new order: (end in the new order, end in the split).
+    Shards {
+        spans: Vec<(usize, usize)>,
+    },
+}
+
+/// One epoch's order of samples.
+#[derive(Debug)]
+pub(crate) struct Epoch<'a> {
+    plan: &'a Plan,
+    order: Order,
+    epoch: u64,
+}
+
+impl Epoch<'_> {
+    /// The samples of this rank's part of a batch, row by row.
+    pub(crate) fn samples(&self, batch: u64) -> impl Iterator<Item = SampleId> {
+        self.plan.positions(batch).map(|position| self.sample(position) as SampleId)
+    }
+
+    fn sample(&self, position: usize) -> usize {
+        match &self.order {
+            Order::Plain => position,
+            Order::Global(permutation) => permutation.at(position),
+            Order::Shards { spans } => {
+                let window = position / WINDOW;
+                let first = window * WINDOW;
+                let length = WINDOW.min(self.plan.samples() - first);
+                let (seed, item) = (self.plan.seed, window as u64);
+                let stream = Stream::new(seed, self.epoch, item, Purpose::Window);
+                let position = first + Permutation::new(length, stream).at(position - first);
+                let (end, split_end) = spans[spans.partition_point(|span| span.0 <= position)];
+                split_end - (end - position)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn plan(samples: usize, rows: usize, world: usize, shuffle: Shuffle) -> Plan {
+        let shards = vec![samples / 2, 0, samples - samples / 2];
+        Plan { shards, rows, rank: 0, world, seed: 7, shuffle, last: LastBatch::Pad }
+    }
+
+    fn epoch(plan: &Plan, epoch: u64) -> Vec<SampleId> {
+        let order = plan.epoch(epoch);
+        (0..plan.batches()).flat_map(|batch| order.samples(batch).collect::<Vec<_>>()).collect()
+    }
+
+    #[test]
+    fn a_permutation_reaches_every_number_once() {
+        for n in (1..200).chain([1000, 4097, 65_536]) {
+            let permutation = Permutation::new(n, Stream::new(1, 2, 3, Purpose::Order));
+            let mut seen: Vec<_> = (0..n).map(|position| permutation.at(position)).collect();
+            seen.sort_unstable();
+            assert!(seen.into_iter().eq(0..n), "n = {n}");
+        }
+    }
+
+    #[test]
+    fn positions_are_spread_evenly_over_epochs() {
+        // Sample 3 of 16 over 4,000 epochs: 250 visits a position, standard deviation 15.
+        let mut visits = [0; 16];
+        for epoch in 0..4000 {
+            let permutation = Permutation::new(16, Stream::new(5, epoch, 0, Purpose::Order));
+            visits[permutation.at(3)] += 1;
+        }
+        assert!(visits.iter().all(|visits| (180..320).contains(visits)), "{visits:?}");
+    }
+
+    #[test]
+    fn neighbours_do_not_stay_neighbours() {
+        let permutation = Permutation::new(10_000, Stream::new(5, 0, 0, Purpose::Order));
+        let close = (1..10_000)
+            .filter(|&p| permutation.at(p).abs_diff(permutation.at(p - 1)) <= 10)
+            .count();
+        assert!(close < 60, "{close} of 9,999 pairs stayed close; 20 are expected by chance");
+    }
+
+    #[test]
+    fn epochs_and_seeds_differ() {
+        let base = plan(100, 10, 1, Shuffle::Global);
+        let other = Plan { seed: 8, ..base.clone() };
+        assert_ne!(epoch(&base, 0), epoch(&base, 1));
+        assert_ne!(epoch(&base, 0), epoch(&other, 0));
+        assert_ne!(epoch(&base, 1), epoch(&other, 0), "seed and epoch must not add up");
+    }
+
+    proptest! {
+        #[test]
+        fn every_sample_comes_once_an_epoch(
+            samples in 1..300usize, rows in 1..20usize, number in 0..5u64, kind in 0..3usize,
+        ) {
+            let shuffle = [Shuffle::Global, Shuffle::Shards, Shuffle::None][kind];
+            let plan = Plan { last: LastBatch::Keep, ..plan(samples, rows, 1, shuffle) };
+            let mut seen = epoch(&plan, number);
+            seen.sort_unstable();
+            prop_assert!(seen.into_iter().eq(0..samples as u64));
+        }
+
+        #[test]
+        fn ranks_together_draw_the_same_global_batches(
+            samples in 48..300usize, kind in 0..3usize, world in prop::sample::select(vec![2, 4, 8]),
+        ) {
+            let shuffle = [Shuffle::Global, Shuffle::Shards, Shuffle::None][kind];
+            let one = plan(samples, 16, 1, shuffle);
+            for batch in 0..one.batches() {
+                let whole: Vec<_> = one.epoch(3).samples(batch).collect();
+                let mut merged = vec![0; 16];
+                for rank in 0..world {
+                    let part = Plan { rank, ..plan(samples, 16 / world, world, shuffle) };
+                    prop_assert_eq!(part.batches(), one.batches());
+                    for (row, sample) in part.epoch(3).samples(batch).enumerate() {
+                        merged[row * world + rank] = sample;
+                    }
+                }
+                prop_assert_eq!(&merged, &whole);
+            }
+        }
+    }
+}
