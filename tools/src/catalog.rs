@@ -1,0 +1,318 @@
+//! The catalog: every image of a source, with its key, split and label, and where its bytes are.
+//!
+//! A layout fills a catalog from headers and names alone; pixels are read later, in output order
+//! and by several threads at once, through [`Catalog::read`].
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::Error;
+use crate::synth::Synth;
+
+/// The largest file that is taken for an image, in bytes. ImageNet's largest is 15 MB.
+pub const MAX_IMAGE_BYTES: u64 = 64 << 20;
+
+/// The part of a data set that an image belongs to, in the order in which shards are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Split {
+    /// What networks are trained on.
+    Train,
+    /// Training images held out for choosing settings.
+    Trainval,
+    /// The validation set.
+    Val,
+    /// The test set.
+    Test,
+}
+
+impl Split {
+    /// All splits, in the order in which their shards are written.
+    pub const ALL: [Self; 4] = [Self::Train, Self::Trainval, Self::Val, Self::Test];
+
+    /// The name that shards of this split begin with.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Trainval => "trainval",
+            Self::Val => "val",
+            Self::Test => "test",
+        }
+    }
+
+    /// The split that a folder or shard of this name belongs to, if it is one.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name.to_ascii_lowercase().as_str() {
+            "train" | "training" => Some(Self::Train),
+            "trainval" => Some(Self::Trainval),
+            "val" | "valid" | "validation" => Some(Self::Val),
+            "test" | "testing" => Some(Self::Test),
+            _ => None,
+        }
+    }
+}
+
+/// A class; its number is its place in [`Catalog::classes`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Class {
+    /// The synset or folder name.
+    pub name: String,
+    /// A description in words, where a list gave one.
+    pub words: Option<String>,
+}
+
+impl Class {
+    pub(crate) fn named(name: impl Into<String>) -> Self {
+        Self { name: name.into(), words: None }
+    }
+}
+
+/// Where the bytes of an image are.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// A file of its own, in one of [`Catalog::folders`].
+    File {
+        /// Which folder.
+        folder: u32,
+        /// The file's name in it.
+        name: Box<str>,
+    },
+    /// A range of one of [`Catalog::archives`].
+    Range {
+        /// Which archive.
+        archive: u32,
+        /// First byte.
+        offset: u64,
+    },
+    /// A row of one of [`Catalog::batches`].
+    Row {
+        /// Which batch.
+        batch: u32,
+        /// Which image in it.
+        row: u32,
+    },
+    /// Drawn from [`Catalog::synth`].
+    Drawn {
+        /// The picture's number.
+        picture: u64,
+    },
+}
+
+/// One image to be stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// Unique in the data folder; the member is called `key.jpg`.
+    pub key: Box<str>,
+    /// Where it belongs.
+    pub split: Split,
+    /// Its class number.
+    pub label: Option<u32>,
+    /// Where its bytes are.
+    pub place: Place,
+    /// How many bytes there are at `place`.
+    pub length: u32,
+}
+
+/// A file of the source that is not in the output, and why. One line of `rejected.jsonl`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejected {
+    /// The file as the source names it.
+    pub name: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// Decoded images of one size, as CIFAR-10 comes.
+#[derive(Debug)]
+pub struct Batch {
+    /// The file's name, for messages.
+    pub name: String,
+    /// Pixels a side.
+    pub side: u32,
+    /// (N, side, side, 3), RGB.
+    pub pixels: Vec<u8>,
+}
+
+/// What [`Catalog::read`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Raw {
+    /// An image file, of whatever format.
+    Encoded,
+    /// Pixels, (height, width, 3), RGB.
+    Pixels {
+        /// Columns.
+        width: u32,
+        /// Rows.
+        height: u32,
+    },
+}
+
+/// Every image of a source and what is needed to read it.
+#[derive(Debug, Default)]
+pub struct Catalog {
+    /// The images; keys are unique once [`Catalog::seal`] has run.
+    pub items: Vec<Item>,
+    /// The classes by number; empty when nothing is labelled.
+    pub classes: Vec<Class>,
+    /// Files that were turned away while scanning.
+    pub rejected: Vec<Rejected>,
+    /// Files that do not claim to be images, such as notes and labels; they are only counted.
+    pub ignored: u64,
+    /// Folders of [`Place::File`].
+    pub folders: Vec<PathBuf>,
+    /// Archives of [`Place::Range`].
+    pub archives: Vec<PathBuf>,
+    /// Batches of [`Place::Row`].
+    pub batches: Vec<Batch>,
+    /// The painter of [`Place::Drawn`].
+    pub synth: Option<Synth>,
+}
+
+impl Catalog {
+    /// Reads what `item` stands for into `bytes`, which is cleared first.
+    ///
+    /// # Errors
+    /// The source could not be read any more; `Ok(Err(reason))` says that only this item is at fault.
+    ///
+    /// # Panics
+    /// The item is not of this catalog.
+    pub fn read(&self, item: &Item, bytes: &mut Vec<u8>) -> Result<Result<Raw, String>, Error> {
+        bytes.clear();
+        match &item.place {
+            Place::File { folder, name } => {
+                let path = self.folders[*folder as usize].join(&**name);
+                match File::open(&path)
+                    .and_then(|file| file.take(MAX_IMAGE_BYTES).read_to_end(bytes))
+                {
+                    Ok(_) => Ok(Ok(Raw::Encoded)),
+                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                        Ok(Err("may not be read".to_owned()))
+                    }
+                    Err(error) => Err(Error::io(&path, "read it")(error)),
+                }
+            }
+            Place::Range { archive, offset } => {
+                // Opened anew each time: a set may have more shards than a process may hold files.
+                let path = &self.archives[*archive as usize];
+                bytes.resize(item.length as usize, 0);
+                File::open(path)
+                    .and_then(|file| file.read_exact_at(bytes, *offset))
+                    .map_err(Error::io(path, "read a member of it"))?;
+                Ok(Ok(Raw::Encoded))
+            }
+            Place::Row { batch, row } => {
+                let Batch { side, pixels, .. } = &self.batches[*batch as usize];
+                let length = (side * side * 3) as usize;
+                bytes.extend_from_slice(&pixels[*row as usize * length..][..length]);
+                Ok(Ok(Raw::Pixels { width: *side, height: *side }))
+            }
+            Place::Drawn { picture } => {
+                let synth = self.synth.as_ref().expect("drawn items come with their painter");
+                synth.draw(*picture, bytes);
+                Ok(Ok(Raw::Pixels { width: synth.side, height: synth.side }))
+            }
+        }
+    }
+
+    /// What the source calls `item`, for reports.
+    pub fn name(&self, item: &Item) -> String {
+        match &item.place {
+            Place::File { folder, name } => {
+                self.folders[*folder as usize].join(&**name).display().to_string()
+            }
+            Place::Range { archive, offset } => {
+                let path = self.archives[*archive as usize].display();
+                format!("{path}: {} (byte {offset})", item.key)
+            }
+            Place::Row { batch, row } => {
+                format!("{}: row {row}", self.batches[*batch as usize].name)
+            }
+            Place::Drawn { picture } => format!("picture {picture}"),
+        }
+    }
+
+    /// Brings the items into their canonical order, by split and key, and makes keys unique: of
+    /// several that are the same, the later ones get `-2`, `-3` and so on.
+    pub fn seal(&mut self) {
+        self.items.sort_by(|a, b| (a.split, &a.key, &a.place).cmp(&(b.split, &b.key, &b.place)));
+        self.rejected.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut taken: HashSet<u64> = HashSet::with_capacity(self.items.len());
+        for item in &mut self.items {
+            let mut copy = 2;
+            let mut key = item.key.clone();
+            while !taken.insert(xxh3_64(key.as_bytes())) {
+                key = format!("{}-{copy}", item.key).into();
+                copy += 1;
+            }
+            item.key = key;
+        }
+    }
+}
+
+/// The longest key: with its extension it fits the 100 bytes of a tar header's name.
+const MAX_KEY_BYTES: usize = 88;
+
+/// A key made of a source's name: letters and digits of any script, `_` and `-`. Anything else, and
+/// dots above all (readers end a key at the first one), becomes `_`; a long name ends in its hash.
+pub(crate) fn key(name: &str) -> Box<str> {
+    let plain = |c: char| if c.is_alphanumeric() || c == '-' || c == '_' { c } else { '_' };
+    let mut key: String = name.chars().map(plain).collect();
+    if key.len() > MAX_KEY_BYTES {
+        let hash = format!("-{:016x}", xxh3_64(name.as_bytes()));
+        let cut = (0..=MAX_KEY_BYTES - hash.len()).rev().find(|at| key.is_char_boundary(*at));
+        key.truncate(cut.unwrap_or(0));
+        key += &hash;
+    }
+    if key.is_empty() { "_".into() } else { key.into() }
+}
+
+/// True when a file of this name claims to be an image, whether or not we can read its format.
+pub(crate) fn claims_image(name: &str) -> bool {
+    const EXTENSIONS: [&str; 10] =
+        ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff"];
+    let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);
+    EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known))
+}
+
+/// A file name without its last extension.
+pub(crate) fn stem(name: &str) -> &str {
+    name.rsplit_once('.').map_or(name, |(stem, _)| if stem.is_empty() { name } else { stem })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn item(key: &str, row: u32) -> Item {
+        let place = Place::Row { batch: 0, row };
+        Item { key: key.into(), split: Split::Train, label: None, place, length: 0 }
+    }
+
+    #[test]
+    fn keys_hold_nothing_that_ends_a_key_or_leaves_the_folder() {
+        assert_eq!(&*key("n01440764_10026"), "n01440764_10026");
+        assert_eq!(&*key("../a b.c/d"), "___a_b_c_d");
+        assert_eq!(&*key("猫-1"), "猫-1");
+        assert_eq!(&*key(""), "_");
+        let long = key(&"猫".repeat(60));
+        assert!(long.len() <= MAX_KEY_BYTES && long != key(&"猫".repeat(61)));
+    }
+
+    #[test]
+    fn sealing_makes_every_key_unique_whatever_the_order_of_arrival() {
+        let keys = |rows: &[(&str, u32)]| {
+            let items = rows.iter().map(|(key, row)| item(key, *row)).collect();
+            let mut catalog = Catalog { items, ..Catalog::default() };
+            catalog.seal();
+            catalog.items.iter().map(|item| item.key.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(keys(&[("a", 0), ("b", 1), ("a", 2)]), ["a", "a-2", "b"]);
+        assert_eq!(keys(&[("a", 2), ("a-2", 1), ("a", 0)]), ["a", "a-2", "a-2-2"]);
+    }
+}

@@ -1,0 +1,226 @@
+//! What is in a data folder: counts, sizes and resolutions, from the index alone.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use pipeline::index::{Classes, Format, Index, Manifest};
+use serde::Serialize;
+
+use crate::Error;
+
+/// A data folder in numbers.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// Where the images came from.
+    pub source: String,
+    /// The program that wrote the folder, and its version.
+    pub tool: String,
+    /// The options that shaped it.
+    pub options: BTreeMap<String, serde_json::Value>,
+    /// Classes.
+    pub classes: usize,
+    /// Each split, in the order of its shards.
+    pub splits: Vec<SplitSummary>,
+}
+
+/// One split in numbers.
+#[derive(Clone, Debug, Serialize)]
+pub struct SplitSummary {
+    /// Its name.
+    pub name: String,
+    /// Images.
+    pub images: usize,
+    /// Shards.
+    pub shards: usize,
+    /// Bytes of the shards.
+    pub shard_bytes: u64,
+    /// Bytes of image data that an epoch reads.
+    pub epoch_bytes: u64,
+    /// Images without a label.
+    pub unlabelled: usize,
+    /// Images that are PNG.
+    pub png: usize,
+    /// Images per class, by number.
+    pub per_class: Vec<usize>,
+    /// Images by file size.
+    pub file_size: Vec<Bin>,
+    /// Images by their shorter side.
+    pub short_side: Vec<Bin>,
+    /// Smallest width and height, and largest; 0 when unknown.
+    pub smallest: (u16, u16),
+    /// The image with most pixels.
+    pub largest: (u16, u16),
+}
+
+/// One bar of a histogram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Bin {
+    /// Counts values from here on...
+    pub from: u64,
+    /// ...up to but not including this; `None` for no end.
+    pub below: Option<u64>,
+    /// How many there are.
+    pub images: usize,
+}
+
+/// Bounds of the file size bins, bytes.
+const SIZES: [u64; 9] =
+    [0, 4 << 10, 16 << 10, 32 << 10, 64 << 10, 128 << 10, 256 << 10, 512 << 10, 1 << 20];
+
+/// Bounds of the bins of the shorter side, pixels.
+const SIDES: [u64; 9] = [0, 32, 64, 128, 256, 320, 384, 512, 1024];
+
+/// Reads the index, manifest and classes of `dir`.
+///
+/// # Errors
+/// One of them is missing or damaged.
+pub fn inspect(dir: &Path) -> Result<Summary, Error> {
+    let index = Index::open(dir)?;
+    let manifest = Manifest::load(dir)?;
+    let classes = Classes::load(dir)?.0.len();
+    Ok(Summary {
+        source: manifest.source,
+        tool: format!("{} {}", manifest.tool, manifest.version),
+        options: manifest.options,
+        classes,
+        splits: (0..index.splits().len()).map(|split| summarise(&index, split, classes)).collect(),
+    })
+}
+
+fn summarise(index: &Index, split: usize, classes: usize) -> SplitSummary {
+    let record = &index.splits()[split];
+    let mut summary = SplitSummary {
+        name: record.name.clone(),
+        images: record.samples.len(),
+        shards: record.shards.len(),
+        shard_bytes: index.shards()[record.shards.clone()].iter().map(|shard| shard.bytes).sum(),
+        epoch_bytes: 0,
+        unlabelled: 0,
+        png: 0,
+        per_class: vec![0; classes],
+        file_size: bins(&SIZES),
+        short_side: bins(&SIDES),
+        smallest: (0, 0),
+        largest: (0, 0),
+    };
+    let area = |(width, height): (u16, u16)| u32::from(width) * u32::from(height);
+    for sample in record.samples.clone() {
+        let sample = index.record(sample);
+        let size = (sample.width, sample.height);
+        summary.epoch_bytes += u64::from(sample.entry.length);
+        summary.png += usize::from(sample.format == Format::Png);
+        match sample.label.and_then(|label| summary.per_class.get_mut(label as usize)) {
+            Some(count) => *count += 1,
+            None => summary.unlabelled += 1,
+        }
+        count(&mut summary.file_size, sample.entry.length.into());
+        count(&mut summary.short_side, size.0.min(size.1).into());
+        if area(summary.smallest) == 0 || area(size) < area(summary.smallest) {
+            summary.smallest = size;
+        }
+        if area(size) > area(summary.largest) {
+            summary.largest = size;
+        }
+    }
+    summary
+}
+
+fn bins(bounds: &[u64]) -> Vec<Bin> {
+    let below = bounds.iter().skip(1).copied().map(Some).chain([None]);
+    bounds.iter().zip(below).map(|(&from, below)| Bin { from, below, images: 0 }).collect()
+}
+
+fn count(bins: &mut [Bin], value: u64) {
+    let bin = bins.iter_mut().rev().find(|bin| value >= bin.from);
+    bin.expect("the first bin starts at 0").images += 1;
+}
+
+impl Summary {
+    /// The summary as tables for people.
+    pub fn table(&self) -> String {
+        let mut text = format!("{}, by {}\n", self.source, self.tool);
+        let mut table = plain_table();
+        table.set_header([
+            "split",
+            "images",
+            "shards",
+            "an epoch reads",
+            "per class",
+            "smallest",
+            "largest",
+        ]);
+        for split in &self.splits {
+            let (least, most) = (
+                split.per_class.iter().min().unwrap_or(&0),
+                split.per_class.iter().max().unwrap_or(&0),
+            );
+            let per_class = match (split.images == split.unlabelled, least == most) {
+                (true, _) => "no labels".to_owned(),
+                (_, true) => least.to_string(),
+                _ => format!("{least} to {most}"),
+            };
+            let size = |(width, height)| format!("{width}x{height}");
+            table.add_row([
+                split.name.clone(),
+                split.images.to_string(),
+                split.shards.to_string(),
+                indicatif::HumanBytes(split.epoch_bytes).to_string(),
+                per_class,
+                size(split.smallest),
+                size(split.largest),
+            ]);
+        }
+        text += &format!("{table}\n");
+        let kib = |bytes: u64| format!("{} KiB", bytes >> 10);
+        text += &self.histogram("file size", |split| &split.file_size, kib);
+        text += &self.histogram("shorter side", |split| &split.short_side, |px| format!("{px} px"));
+        text
+    }
+
+    /// A table of one histogram, a column per split; bins that are empty everywhere are left out.
+    fn histogram(
+        &self,
+        title: &str,
+        bins: impl Fn(&SplitSummary) -> &[Bin],
+        show: impl Fn(u64) -> String,
+    ) -> String {
+        let mut table = plain_table();
+        let names = self.splits.iter().map(|split| split.name.clone());
+        table.set_header([title.to_owned()].into_iter().chain(names));
+        let count = self.splits.first().map_or(0, |split| bins(split).len());
+        for at in 0..count {
+            let counts: Vec<Bin> = self.splits.iter().map(|split| bins(split)[at]).collect();
+            if counts.iter().all(|bin| bin.images == 0) {
+                continue;
+            }
+            let range = match counts[0].below {
+                Some(below) => format!("{} to {}", show(counts[0].from), show(below)),
+                None => format!("{} and more", show(counts[0].from)),
+            };
+            let cells = counts.iter().map(|bin| bin.images.to_string());
+            table.add_row([range].into_iter().chain(cells));
+        }
+        format!("{table}\n")
+    }
+}
+
+fn plain_table() -> comfy_table::Table {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_value_falls_into_exactly_one_bin() {
+        let mut all = bins(&[0, 10, 20]);
+        for value in [0, 9, 10, 19, 20, u64::MAX] {
+            count(&mut all, value);
+        }
+        assert_eq!(all.iter().map(|bin| bin.images).collect::<Vec<_>>(), [2, 2, 2]);
+        assert_eq!(all[2], Bin { from: 20, below: None, images: 2 });
+    }
+}

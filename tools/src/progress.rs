@@ -1,0 +1,98 @@
+//! What a long job shows: a bar on a terminal, a plain line now and then anywhere else.
+
+use std::io::IsTerminal;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
+
+/// How often a plain line is written.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Progress through a known number of images, on standard error.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    bar: Option<ProgressBar>,
+    doing: &'static str,
+    total: u64,
+    started: Instant,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    images: u64,
+    bytes: u64,
+    at_start: u64,
+    message: String,
+    last_line: Instant,
+}
+
+impl Progress {
+    /// Starts at `done` of `total` images.
+    pub(crate) fn start(doing: &'static str, done: u64, total: u64) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template(
+                "{prefix} {wide_bar} {pos}/{len}  {per_sec}  {eta} left  {msg}",
+            );
+            let bar = ProgressBar::new(total).with_prefix(doing).with_position(done);
+            bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+        });
+        let now = Instant::now();
+        let state = State {
+            images: done,
+            bytes: 0,
+            at_start: done,
+            message: String::new(),
+            last_line: now,
+        };
+        Self { bar, doing, total, started: now, state: Mutex::new(state) }
+    }
+
+    /// Counts one image of `bytes` bytes.
+    pub(crate) fn advance(&self, bytes: u64) {
+        let Ok(mut state) = self.state.lock() else { return };
+        state.images += 1;
+        state.bytes += bytes;
+        if let Some(bar) = &self.bar {
+            bar.inc(1);
+        } else if state.last_line.elapsed() >= LINE_EVERY {
+            state.last_line = Instant::now();
+            let done = state.images - state.at_start;
+            let rate = done as f64 / self.started.elapsed().as_secs_f64();
+            let left = (self.total - state.images.min(self.total)) as f64 / rate.max(1e-9);
+            let left = HumanDuration(Duration::try_from_secs_f64(left).unwrap_or(Duration::MAX));
+            let State { images, bytes, message, .. } = &*state;
+            let (doing, total, bytes) = (self.doing, self.total, HumanBytes(*bytes));
+            eprintln!(
+                "{doing} {images}/{total}  {rate:.0} images/s  {bytes}  {left} left  {message}"
+            );
+        }
+    }
+
+    /// Shows what is being worked on, such as the shard's name.
+    pub(crate) fn on(&self, message: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(message.to_owned());
+        }
+        if let Ok(mut state) = self.state.lock() {
+            message.clone_into(&mut state.message);
+        }
+    }
+
+    /// Writes a line of its own.
+    pub(crate) fn line(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{text}")),
+            None => eprintln!("{text}"),
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
