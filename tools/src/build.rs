@@ -41,15 +41,37 @@ const REJECTED_SHOWN: usize = 10;
 pub enum MaxRejected {
     /// That many.
     Count(u64),
-    /// That share of all files, 0 to 1.
-    Share(f64),
+    /// That share of all files, 0 to 1, but at least this many.
+    Share(f64, u64),
+}
+
+impl Default for MaxRejected {
+    /// One in a thousand, and ten of a small set.
+    fn default() -> Self {
+        Self::Share(0.001, 10)
+    }
+}
+
+impl std::str::FromStr for MaxRejected {
+    type Err = String;
+
+    /// `N` is a count, `N%` a share.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_suffix('%').map(str::parse::<f64>) {
+            Some(Ok(percent)) if (0.0..=100.0).contains(&percent) => {
+                Ok(Self::Share(percent / 100.0, 0))
+            }
+            Some(_) => Err("a share is 0% to 100%".to_owned()),
+            None => text.parse().map(Self::Count).map_err(|_| "not a count or a share".to_owned()),
+        }
+    }
 }
 
 impl MaxRejected {
     fn of(self, files: usize) -> u64 {
         match self {
             Self::Count(count) => count,
-            Self::Share(share) => (share * files as f64).floor() as u64,
+            Self::Share(share, least) => ((share * files as f64).floor() as u64).max(least),
         }
     }
 }

@@ -47,6 +47,9 @@ pub enum Error {
     /// libjpeg-turbo could not be set up or could not encode.
     #[error("libjpeg-turbo failed")]
     Turbo(#[from] turbojpeg::Error),
+    /// No decoder could be set up.
+    #[error("no decoder could be set up")]
+    Decoder(#[source] pipeline::Fault),
     /// Pixels that could not be written as PNG.
     #[error("cannot encode a PNG")]
     Png(#[from] image::ImageError),
@@ -67,7 +70,11 @@ impl Error {
         match self {
             Self::Input { .. } | Self::Usage { .. } | Self::Unsound { .. } => true,
             Self::Pipeline(error) => error.is_input(),
-            Self::Io { .. } | Self::Turbo(_) | Self::Png(_) | Self::Interrupted { .. } => false,
+            Self::Io { .. }
+            | Self::Turbo(_)
+            | Self::Decoder(_)
+            | Self::Png(_)
+            | Self::Interrupted { .. } => false,
         }
     }
 

@@ -77,6 +77,11 @@ impl Frame {
         Ok(Self { width, height, precision, components, mcus_per_row, mcu_width, process })
     }
 
+    /// True for the lossless processes, SOF3, 7, 11 and 15.
+    pub fn is_lossless(&self) -> bool {
+        self.process & 3 == 3
+    }
+
     /// Pixels in all.
     pub fn area(&self) -> u64 {
         u64::from(self.width) * u64::from(self.height)

@@ -4,30 +4,38 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use crate::Error;
 use crate::catalog::{Item, Split};
 
 /// How items follow one another within a split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Order {
-    /// A seeded shuffle across classes, so that reading shards from end to end is already mixed.
+    /// A seeded shuffle, so that reading shards from end to end is already mixed
     Shuffle,
-    /// As the source has them, which reads archives on slow disks from end to end.
+    /// As the source has them, which reads archives on slow disks from end to end
     Source,
 }
 
 /// Moves `count` training items, drawn without replacement, to [`Split::Trainval`].
 ///
-/// `items` must be in canonical order ([`crate::catalog::Catalog::seal`]) and hold at least `count`
-/// training items; there are exactly as many moved as asked for otherwise.
-pub fn hold_out(items: &mut [Item], count: usize, seed: u64) {
+/// `items` must be in canonical order, see [`crate::catalog::Catalog::seal`].
+///
+/// # Errors
+/// No training item would be left.
+pub fn hold_out(items: &mut [Item], count: usize, seed: u64) -> Result<(), Error> {
     let mut train: Vec<usize> =
         (0..items.len()).filter(|at| items[*at].split == Split::Train).collect();
+    if count > 0 && count >= train.len() {
+        let problem = format!("--holdout {count} leaves none of {} training images", train.len());
+        return Err(Error::Usage { problem, mend: "hold out fewer" });
+    }
     let mut random = generator(seed, "hold-out");
-    for at in 0..count.min(train.len()) {
+    for at in 0..count {
         let left = train.len() - at;
         train.swap(at, at + below(&mut random, left));
         items[train[at]].split = Split::Trainval;
     }
+    Ok(())
 }
 
 /// Puts items into the order of writing: by split, and within a split as `order` says.
@@ -99,7 +107,8 @@ mod tests {
     #[test]
     fn a_hold_out_takes_as_many_as_asked_from_training_only() {
         let mut held = items(100);
-        hold_out(&mut held, 20, 7);
+        hold_out(&mut held, 20, 7).expect("there are 90");
+        assert!(hold_out(&mut items(100), 90, 7).is_err());
         let count = |split| held.iter().filter(|item| item.split == split).count();
         assert_eq!([count(Split::Train), count(Split::Trainval), count(Split::Val)], [70, 20, 10]);
     }

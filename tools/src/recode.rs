@@ -1,21 +1,20 @@
 //! From what a source holds to what a shard stores: a pure function of the bytes and the options.
 
-use std::io::Cursor;
-
 use fast_image_resize as resize;
-use image::{ExtendedColorType, ImageEncoder, ImageFormat, ImageReader, codecs::png::PngEncoder};
+use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
+use pipeline::decode::{DecodeOptions, Decoded, Decoder};
 use serde::{Deserialize, Serialize};
-use turbojpeg::{Colorspace, Compressor, Decompressor, Image, PixelFormat, Subsamp};
-use xxhash_rust::xxh3::xxh3_64;
+use turbojpeg::{Compressor, Image, PixelFormat, Subsamp};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use crate::Error;
 use crate::catalog::Raw;
 use crate::jpeg::Frame;
 use crate::transform::{Rewriter, Verdict};
 
-/// Larger images are rejected: their coefficients, or two decodes of them, take 6 bytes a pixel and
-/// would not fit the memory bound of a build, 500 MB.
-pub const MAX_PIXELS: u32 = 64_000_000;
+/// Larger images are rejected: decoding a progressive one takes 9 bytes a pixel at the worst, and a
+/// build is to stay below 500 MB.
+pub const MAX_PIXELS: u32 = 40_000_000;
 
 /// The lowest quality at which oddities are converted.
 const CONVERSION_QUALITY: u8 = 95;
@@ -24,9 +23,9 @@ const CONVERSION_QUALITY: u8 = 95;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Restart {
-    /// Lossless rewrite: baseline, optimised tables, restart markers that make crops cheap to decode.
+    /// Lossless rewrite: baseline, optimised tables, restart markers that make crops cheap
     Auto,
-    /// The source's own coding.
+    /// The source's own coding
     Off,
 }
 
@@ -34,11 +33,11 @@ pub enum Restart {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Check {
-    /// Every one.
+    /// Every one
     Full,
-    /// One in sixteen, chosen by the source's bytes.
+    /// One in sixteen, chosen by the source's bytes
     Sample,
-    /// None.
+    /// None
     Off,
 }
 
@@ -86,11 +85,9 @@ pub struct Coded {
 pub struct Recoder {
     coding: Coding,
     rewriter: Rewriter,
-    decompressor: Decompressor,
+    decoder: Decoder,
     compressor: Compressor,
     resizer: resize::Resizer,
-    /// Two decodes of the same image, (height, width, 3).
-    pixels: [Vec<u8>; 2],
 }
 
 impl Recoder {
@@ -103,161 +100,126 @@ impl Recoder {
         compressor.set_quality(coding.quality.into())?;
         compressor.set_subsamp(Subsamp::None)?;
         compressor.set_optimize(true)?;
-        Ok(Self {
-            coding,
-            rewriter: Rewriter::new(MAX_PIXELS)?,
-            decompressor: Decompressor::new()?,
-            compressor,
-            resizer: resize::Resizer::new(),
-            pixels: [Vec::new(), Vec::new()],
-        })
-    }
-
-    /// A recoder that is only asked whether images decode.
-    pub(crate) fn for_decoding() -> Result<Self, Error> {
-        Self::new(Coding::default())
-    }
-
-    /// Decodes a stored image; `Err` says what is wrong with it.
-    pub(crate) fn decodes(&mut self, image: &[u8]) -> Result<(), String> {
-        let verdict = if image.starts_with(PNG) {
-            decode_png(image, &mut self.pixels[0]).map(|_| Verdict::Clean)
-        } else {
-            Frame::read(image)?;
-            decode(&mut self.decompressor, image, &mut self.pixels[0])
-        };
-        verdict.map(|_| ())
+        let (rewriter, resizer) = (Rewriter::new(MAX_PIXELS)?, resize::Resizer::new());
+        Ok(Self { coding, rewriter, decoder: decoder()?, compressor, resizer })
     }
 
     /// What is stored for `bytes`, or why they are rejected.
     ///
     /// # Errors
-    /// libjpeg-turbo fails for want of memory, or a rewrite changed pixels: nothing the input can cause.
+    /// libjpeg-turbo fails for want of memory: nothing that the input can cause.
     pub fn recode(&mut self, raw: Raw, bytes: Vec<u8>) -> Result<Result<Coded, String>, Error> {
-        match raw {
-            Raw::Pixels { width, height } => self.encode(&bytes, width, height, None).map(Ok),
-            Raw::Encoded if bytes.starts_with(&[0xFF, 0xD8]) => self.jpeg(bytes),
-            Raw::Encoded if bytes.starts_with(PNG) => self.png(bytes),
-            Raw::Encoded => Ok(Err(format!("{}, neither JPEG nor PNG", format_of(&bytes)))),
+        let (width, height) = match raw {
+            Raw::Pixels { width, height } => {
+                return self.encode(&bytes, (width, height), None).map(Ok);
+            }
+            Raw::Encoded => match self.decoder.size(&bytes) {
+                Ok((width, height)) => (width as u32, height as u32),
+                Err(fault) => return Ok(Err(reason(&fault))),
+            },
+        };
+        let png = bytes.starts_with(PNG);
+        if self.coding.keep {
+            let extension = if png { "png" } else { "jpg" };
+            return Ok(Ok(Coded { bytes, extension, width, height, oddity: None }));
+        }
+        let what = if png {
+            (!self.coding.png).then_some("was PNG, converted to JPEG")
+        } else {
+            let frame = match Frame::read(&bytes) {
+                Ok(frame) => frame,
+                Err(problem) => return Ok(Err(problem.to_owned())),
+            };
+            match frame.components {
+                4 => Some("was CMYK, converted to RGB"),
+                1 | 3 if frame.is_lossless() => Some("was a lossless JPEG, converted"),
+                1 | 3 => {
+                    let shrinks = |side: u16| frame.width.max(frame.height) > side;
+                    if !self.coding.max_side.is_some_and(shrinks) {
+                        return self.keep_pixels(bytes, frame);
+                    }
+                    None
+                }
+                _ => Some("had odd components, converted to RGB"),
+            }
+        };
+        match self.decoder.decode(&bytes) {
+            Ok(decoded) => {
+                drop(bytes);
+                let (pixels, size) = self.shrink(decoded);
+                self.encode(&pixels, size, what).map(Ok)
+            }
+            Err(fault) => Ok(Err(reason(&fault))),
         }
     }
 
-    fn jpeg(&mut self, bytes: Vec<u8>) -> Result<Result<Coded, String>, Error> {
-        let frame = match Frame::read(&bytes) {
-            Ok(frame) if frame.area() <= u64::from(MAX_PIXELS) => frame,
-            Ok(frame) => return Ok(Err(too_large(frame.width.into(), frame.height.into()))),
-            Err(problem) => return Ok(Err(problem.to_owned())),
-        };
+    /// A JPEG that is stored with the pixels it has.
+    fn keep_pixels(
+        &mut self,
+        bytes: Vec<u8>,
+        frame: Frame,
+    ) -> Result<Result<Coded, String>, Error> {
         let [width, height] = [frame.width, frame.height].map(u32::from);
         let coded = |bytes, oddity| Coded { bytes, extension: "jpg", width, height, oddity };
-        if self.coding.keep {
-            return Ok(Ok(coded(bytes, None)));
-        }
-        let shrinks = self.coding.max_side.is_some_and(|side| frame.width.max(frame.height) > side);
-        // Lossless JPEG (SOF3, 7, 11, 15), CMYK and anything else that is not grey or colour.
-        let odd = !matches!(frame.components, 1 | 3) || frame.process & 3 == 3;
-        if shrinks || odd {
-            let what = match (frame.components, frame.process & 3) {
-                (4, _) => Some("was CMYK, converted to RGB"),
-                (_, 3) => Some("was a lossless JPEG, converted"),
-                _ => None,
-            };
-            return match decode(&mut self.decompressor, &bytes, &mut self.pixels[0]) {
-                Ok(_) => self.shrink_and_encode(width, height, what).map(Ok),
-                Err(problem) => Ok(Err(problem)),
-            };
-        }
         let check = match self.coding.check {
             Check::Full => true,
             Check::Sample => xxh3_64(&bytes).is_multiple_of(16),
             Check::Off => false,
         };
-        let [source, result] = &mut self.pixels;
         if self.coding.restart == Restart::Off {
-            let verdict = match check {
-                true => decode(&mut self.decompressor, &bytes, source),
-                false => Ok(Verdict::Clean),
-            };
-            return Ok(verdict.map(|verdict| coded(bytes, oddity(verdict))));
+            return Ok(match check {
+                true => self.pixel_hash(&bytes).map(|_| coded(bytes, None)),
+                false => Ok(coded(bytes, None)),
+            });
         }
         let mut output = Vec::with_capacity(bytes.len() + bytes.len() / 8);
-        let verdict = self.rewriter.rewrite(&bytes, frame.restart_interval(), &mut output)?;
-        let verdict = match verdict.and_then(accept) {
-            Ok(verdict) => verdict,
+        let oddity = match self.rewriter.rewrite(&bytes, frame.restart_interval(), &mut output)? {
+            Ok(Verdict::Clean) => None,
+            Ok(Verdict::Warned(warning)) => Some(warning),
             Err(problem) => return Ok(Err(problem)),
         };
-        if check {
-            let before = decode(&mut self.decompressor, &bytes, source);
-            let after = decode(&mut self.decompressor, &output, result);
-            if let Err(problem) = before.and(after) {
-                return Ok(Err(problem));
-            }
-            if source != result {
-                let problem =
-                    "its lossless rewrite changed pixels, which is a fault of this program";
-                return Ok(Err(problem.to_owned()));
+        // After a warning the decoder has the word: some are harmless, others are lost pixels.
+        if check || oddity.is_some() {
+            let hashes = self.pixel_hash(&bytes).and_then(|of| Ok((of, self.pixel_hash(&output)?)));
+            match hashes {
+                Ok((source, result)) if source == result => {}
+                Ok(_) => return Ok(Err("the lossless rewrite would change its pixels".to_owned())),
+                Err(problem) => return Ok(Err(problem)),
             }
         }
-        Ok(Ok(coded(output, oddity(verdict))))
+        Ok(Ok(coded(output, oddity)))
     }
 
-    fn png(&mut self, bytes: Vec<u8>) -> Result<Result<Coded, String>, Error> {
-        if self.coding.keep {
-            return Ok(png_size(&bytes).map(|(width, height)| Coded {
-                bytes,
-                extension: "png",
-                width,
-                height,
-                oddity: None,
-            }));
+    /// A hash of the decoded pixels, so that two decodes are compared in the memory of one.
+    fn pixel_hash(&mut self, image: &[u8]) -> Result<u128, String> {
+        let decoded = self.decoder.decode(image).map_err(|fault| reason(&fault))?;
+        Ok(xxh3_128(&decoded.pixels))
+    }
+
+    /// Scales down to the longest side allowed, with an antialiased Lanczos filter of three lobes.
+    fn shrink(&mut self, decoded: Decoded) -> (Vec<u8>, (u32, u32)) {
+        let (width, height) = (decoded.width as u32, decoded.height as u32);
+        let longest = width.max(height);
+        let side = self.coding.max_side.map_or(longest, u32::from);
+        if longest <= side {
+            return (decoded.pixels, (width, height));
         }
-        let (width, height) = match decode_png(&bytes, &mut self.pixels[0]) {
-            Ok(size) => size,
-            Err(problem) => return Ok(Err(problem)),
-        };
-        let what = if self.coding.png { None } else { Some("was PNG, converted to JPEG") };
-        self.shrink_and_encode(width, height, what).map(Ok)
-    }
-
-    /// Encodes `pixels[0]`, scaled down first where the options say so.
-    fn shrink_and_encode(
-        &mut self,
-        width: u32,
-        height: u32,
-        what: Option<&str>,
-    ) -> Result<Coded, Error> {
-        let mut pixels = std::mem::take(&mut self.pixels[0]);
-        let (mut to_width, mut to_height) = (width, height);
-        if let Some(side) =
-            self.coding.max_side.map(u32::from).filter(|side| width.max(height) > *side)
-        {
-            let longest = width.max(height);
-            let scale = |length: u32| ((length * side + longest / 2) / longest).max(1);
-            (to_width, to_height) = (scale(width), scale(height));
-            pixels = self.shrink(pixels, (width, height), (to_width, to_height));
-        }
-        let coded = self.encode(&pixels, to_width, to_height, what);
-        self.pixels[0] = pixels;
-        coded
-    }
-
-    /// Scales with an antialiased Lanczos filter of three lobes.
-    fn shrink(&mut self, pixels: Vec<u8>, from: (u32, u32), to: (u32, u32)) -> Vec<u8> {
+        let scale = |length: u32| ((length * side + longest / 2) / longest).max(1);
+        let (to_width, to_height) = (scale(width), scale(height));
         let kind = resize::PixelType::U8x3;
-        let source = resize::images::Image::from_vec_u8(from.0, from.1, pixels, kind)
-            .expect("the buffer holds three bytes a pixel");
-        let mut target = resize::images::Image::new(to.0, to.1, kind);
+        let source = resize::images::Image::from_vec_u8(width, height, decoded.pixels, kind)
+            .expect("a decoded image holds three bytes a pixel");
+        let mut target = resize::images::Image::new(to_width, to_height, kind);
         let filter = resize::ResizeAlg::Convolution(resize::FilterType::Lanczos3);
         let options = resize::ResizeOptions::new().resize_alg(filter);
         self.resizer.resize(&source, &mut target, &options).expect("both images are U8x3");
-        target.into_vec()
+        (target.into_vec(), (to_width, to_height))
     }
 
     fn encode(
         &mut self,
         pixels: &[u8],
-        width: u32,
-        height: u32,
+        (width, height): (u32, u32),
         what: Option<&str>,
     ) -> Result<Coded, Error> {
         let oddity = what.map(str::to_owned);
@@ -297,103 +259,19 @@ impl Recoder {
     }
 }
 
+/// A decoder for images of up to [`MAX_PIXELS`] that leaves EXIF orientation alone, as training does.
+pub(crate) fn decoder() -> Result<Decoder, Error> {
+    let options = DecodeOptions { max_pixels: MAX_PIXELS.into(), ..DecodeOptions::default() };
+    Decoder::new(options).map_err(Error::Decoder)
+}
+
 /// What a PNG file begins with.
 const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
 
-/// Width and height of a PNG that is not too large.
-fn png_size(png: &[u8]) -> Result<(u32, u32), String> {
-    let reader = ImageReader::with_format(Cursor::new(png), ImageFormat::Png);
-    let (width, height) = reader.into_dimensions().map_err(|error| error.to_string())?;
-    if u64::from(width) * u64::from(height) > MAX_PIXELS.into() {
-        return Err(too_large(width, height));
-    }
-    Ok((width, height))
-}
-
-/// Decodes a PNG to (height, width, 3) RGB. Alpha is dropped, not blended: what lies under it is the
-/// picture's own.
-fn decode_png(png: &[u8], pixels: &mut Vec<u8>) -> Result<(u32, u32), String> {
-    let size = png_size(png)?;
-    let mut reader = ImageReader::with_format(Cursor::new(png), ImageFormat::Png);
-    let mut limits = image::Limits::default();
-    limits.max_alloc = Some(u64::from(MAX_PIXELS) * 6);
-    reader.limits(limits);
-    *pixels = reader.decode().map_err(|error| error.to_string())?.into_rgb8().into_raw();
-    Ok(size)
-}
-
-/// Decodes a JPEG of any colour space to (height, width, 3) RGB.
-fn decode(
-    decompressor: &mut Decompressor,
-    jpeg: &[u8],
-    pixels: &mut Vec<u8>,
-) -> Result<Verdict, String> {
-    let header = decompressor.read_header(jpeg).map_err(|error| error.to_string())?;
-    let (width, height) = (header.width, header.height);
-    let cmyk = matches!(header.colorspace, Colorspace::CMYK | Colorspace::YCCK);
-    let format = if cmyk { PixelFormat::CMYK } else { PixelFormat::RGB };
-    let pitch = width * format.size();
-    pixels.clear();
-    pixels.resize(pitch * height, 0);
-    let image = Image { pixels: &mut pixels[..], width, pitch, height, format };
-    let verdict = match decompressor.decompress(jpeg, image) {
-        Ok(()) => Ok(Verdict::Clean),
-        Err(turbojpeg::Error::TurboJpegError(text)) => accept(Verdict::Warned(text)),
-        Err(error) => Err(error.to_string()),
-    };
-    if cmyk {
-        // Adobe stores CMYK inverted, and libjpeg hands it on: 255 is no ink. So R = C K / 255.
-        for at in 0..width * height {
-            let [c, m, y, k] = [0, 1, 2, 3].map(|i| u32::from(pixels[at * 4 + i]));
-            for (i, ink) in [c, m, y].into_iter().enumerate() {
-                pixels[at * 3 + i] = ((ink * k + 127) / 255) as u8;
-            }
-        }
-        pixels.truncate(width * height * 3);
-    }
-    verdict
-}
-
-/// Lets warnings pass that leave every pixel as it was meant; others are damage.
-///
-/// # Source
-/// libjpeg-turbo's `jerror.h`; the library keeps the text of the first warning of a file.
-fn accept(verdict: Verdict) -> Result<Verdict, String> {
-    const HARMLESS: [&str; 4] = [
-        "extraneous bytes before marker",
-        "unknown JFIF revision number",
-        "Unknown Adobe color transform code",
-        "Invalid SOS parameters for sequential JPEG",
-    ];
-    match verdict {
-        Verdict::Warned(text) if !HARMLESS.iter().any(|known| text.contains(known)) => Err(text),
-        harmless => Ok(harmless),
-    }
-}
-
-fn oddity(verdict: Verdict) -> Option<String> {
-    match verdict {
-        Verdict::Clean => None,
-        Verdict::Warned(text) => Some(text),
-    }
-}
-
-fn too_large(width: u32, height: u32) -> String {
-    format!("{width}x{height} is more than {} million pixels", MAX_PIXELS / 1_000_000)
-}
-
-/// What the first bytes of a file say it is.
-fn format_of(bytes: &[u8]) -> &'static str {
-    match bytes {
-        [] => "is empty",
-        [b'G', b'I', b'F', b'8', ..] => "is a GIF",
-        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => "is a WebP",
-        [b'B', b'M', ..] => "is a BMP",
-        [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => "is a TIFF",
-        [b'<', ..] => "is HTML or XML",
-        _ if bytes.iter().take(64).all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace()) => {
-            "is text"
-        }
-        _ => "is of an unknown format",
+/// A fault and its causes on one line, for reports.
+pub(crate) fn reason(fault: &dyn std::error::Error) -> String {
+    match fault.source() {
+        Some(cause) => format!("{fault}: {}", reason(cause)),
+        None => fault.to_string(),
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use pipeline::decode::Decoder;
 use pipeline::index::{Classes, Format, Index, Manifest};
 use pipeline::shard::{Member, Shard};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
@@ -11,7 +12,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 use crate::Error;
 use crate::jpeg::Frame;
 use crate::progress::Progress;
-use crate::recode::Recoder;
+use crate::recode::{decoder, reason};
 
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -67,7 +68,7 @@ pub fn verify(dir: &Path, depth: Depth, threads: usize) -> Result<Verdict, Error
     let progress = Progress::start("verifying", 0, index.len() as u64);
     let next = AtomicUsize::new(0);
     let check = || -> Result<Vec<(usize, Checked)>, Error> {
-        let mut decoder = Recoder::for_decoding()?;
+        let mut decoder = decoder()?;
         let mut done = Vec::new();
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
@@ -136,7 +137,7 @@ fn check_shard(
     index: &Index,
     number: usize,
     classes: usize,
-    mut decoder: Option<&mut Recoder>,
+    mut decoder: Option<&mut Decoder>,
     progress: &Progress,
 ) -> Checked {
     let mut checked = Checked::default();
@@ -152,7 +153,9 @@ fn check_shard(
     for sample in record.samples.clone() {
         let result = check_sample(index, sample, classes, &shard, &mut members).and_then(|image| {
             match &mut decoder {
-                Some(decoder) => decoder.decodes(image).map(|()| image),
+                Some(decoder) => {
+                    decoder.decode(image).map(|_| image).map_err(|fault| reason(&fault))
+                }
                 None => Ok(image),
             }
         });
@@ -176,7 +179,7 @@ fn check_shard(
 fn read_shard(index: &Index, number: usize) -> Result<(Shard, Vec<Member>), String> {
     let record = &index.shards()[number];
     let name = &record.name;
-    let shard = Shard::map(&index.shard_path(number)).map_err(|error| chain(&error))?;
+    let shard = Shard::map(&index.shard_path(number)).map_err(|error| reason(&error))?;
     let length = shard.as_bytes().len() as u64;
     if length != record.bytes {
         return Err(format!("{name}: has {length} bytes, not {}", record.bytes));
@@ -185,7 +188,7 @@ fn read_shard(index: &Index, number: usize) -> Result<(Shard, Vec<Member>), Stri
     if hash != record.xxh3 {
         return Err(format!("{name}: has checksum {hash:016x}, not {:016x}", record.xxh3));
     }
-    let members = shard.members().map_err(|error| chain(&error))?;
+    let members = shard.members().map_err(|error| reason(&error))?;
     Ok((shard, members))
 }
 
@@ -211,9 +214,9 @@ fn check_sample<'a>(
     if entry != record.entry {
         return Err("is elsewhere than the index says".to_owned());
     }
-    let image = shard.bytes(entry).map_err(|error| chain(&error))?;
+    let image = shard.bytes(entry).map_err(|error| reason(&error))?;
     if let Some(label) = record.label {
-        let written = shard.bytes(member("cls")?).map_err(|error| chain(&error))?;
+        let written = shard.bytes(member("cls")?).map_err(|error| reason(&error))?;
         if written != label.to_string().as_bytes() {
             return Err("has another label in the archive than in the index".to_owned());
         }
@@ -228,15 +231,4 @@ fn check_sample<'a>(
         }
     }
     Ok(image)
-}
-
-/// An error and its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

