@@ -1,2 +1,239 @@
-//! Benchmark.
-fn main() {}
+//! How fast images come in: the whole pipeline, the bare loop that bounds it, and their ratio.
+//!
+//! `cargo bench -p benches --bench input -- --data DIR [--threads N] [--epochs K]`
+//!
+//! The limit is the very same decode function on preloaded bytes into one buffer a thread: no
+//! queue, no shared memory, no allocation. Pipeline and limit take turns, `--rounds` times each,
+//! and the medians are given. The last line is one JSON object.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use pipeline::decode::{DecodeOptions, Decoder};
+use pipeline::{Cursor, Dataset, Filter, Heap, Loader, LoaderConfig, Mode, Scaling, Shuffle};
+
+/// Images per second of the input pipeline, and of the loop that bounds it.
+#[derive(Debug, Parser)]
+#[command(name = "input", after_help = "Example: cargo bench --bench input -- --data data/imagenet")]
+struct Arguments {
+    /// Folder of shards; a relative one is sought from where the command was typed.
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// The split to read.
+    #[arg(long, default_value = "train")]
+    split: String,
+    /// Decode threads; all cores unless given.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Passes over the data in a round; as many as make 3,000 images unless given.
+    #[arg(long)]
+    epochs: Option<u64>,
+    /// Times that pipeline and limit are measured, taking turns.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Rows of a batch.
+    #[arg(long, default_value_t = 64)]
+    batch: usize,
+    /// Encoder size, pixels a side.
+    #[arg(long, default_value_t = 256)]
+    large: usize,
+    /// Generator size, pixels a side.
+    #[arg(long, default_value_t = 128)]
+    small: usize,
+    /// resnet, distorted, biggan, eval, full or small.
+    #[arg(long, default_value = "resnet", value_parser = word::<Mode>)]
+    mode: Mode,
+    /// bilinear or bicubic, antialiased.
+    #[arg(long, default_value = "bilinear", value_parser = word::<Filter>)]
+    filter: Filter,
+    /// global, shards or none.
+    #[arg(long, default_value = "global", value_parser = word::<Shuffle>)]
+    shuffle: Shuffle,
+    /// off or dct.
+    #[arg(long, default_value = "off", value_parser = word::<Scaling>)]
+    scaling: Scaling,
+    /// Keep each decode thread on one core.
+    #[arg(long)]
+    pin: bool,
+    /// Measure the pipeline only.
+    #[arg(long)]
+    no_limit: bool,
+    /// Cargo passes this to every benchmark.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_value(text.into()).map_err(|error| error.to_string())
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let dir = from_callers_folder(&arguments.data);
+    let data = Dataset::open(&dir, &arguments.split).context("cannot measure without data")?;
+    let data = Arc::new(data);
+    let config = config(&arguments);
+    let epochs = arguments.epochs.unwrap_or_else(|| 3000_u64.div_ceil(data.len().max(1) as u64));
+    ensure!(epochs > 0 && arguments.rounds > 0, "--epochs and --rounds start at 1");
+
+    // One pass to warm the page cache; its first batch tells the time to start.
+    let first = run(&data, &config, 1)?;
+    eprintln!("first batch after {:.1} ms", 1e3 * first.first_batch);
+    let (mut rates, mut limits) = (Vec::new(), Vec::new());
+    let mut whole = None;
+    for round in 0..arguments.rounds {
+        let measured = run(&data, &config, epochs)?;
+        rates.push(measured.rate());
+        if !arguments.no_limit {
+            limits.push(limit(&data, &config, measured.images)?);
+        }
+        eprintln!(
+            "round {round}: {:.0} images/s, limit {:.0} images/s; {}",
+            measured.rate(),
+            limits.last().copied().unwrap_or(f64::NAN),
+            measured.bottleneck
+        );
+        whole = Some(measured);
+    }
+    let Some(whole) = whole else { return Ok(()) };
+    let (rate, limit) = (median(rates), median(limits));
+    let memory = memory();
+    println!(
+        "{}",
+        serde_json::json!({
+            "bench": "input",
+            "images_per_s": rate,
+            "limit_images_per_s": limit,
+            "efficiency": limit.map(|limit| rate.unwrap_or(0.0) / limit),
+            "threads": config.threads,
+            "images": whole.images,
+            "bytes": whole.bytes,
+            "seconds": whole.seconds,
+            "first_batch_s": first.first_batch,
+            "peak_rss_bytes": memory.peak_rss,
+            "peak_anon_bytes": PEAK_ANON.load(Ordering::Relaxed).max(memory.anon),
+            "slab_bytes": (config.depth + 2) * config.batch * 3 * (config.large.pow(2) + config.small.pow(2)),
+        })
+    );
+    Ok(())
+}
+
+fn config(arguments: &Arguments) -> LoaderConfig {
+    let base = LoaderConfig::default();
+    LoaderConfig {
+        batch: arguments.batch,
+        large: arguments.large,
+        small: arguments.small,
+        mode: arguments.mode,
+        filter: arguments.filter,
+        shuffle: arguments.shuffle,
+        scaling: arguments.scaling,
+        threads: arguments.threads.unwrap_or(base.threads),
+        pin: arguments.pin,
+        ..base
+    }
+}
+
+/// Cargo runs benchmarks in their package's folder; the caller's is the shell's.
+fn from_callers_folder(dir: &Path) -> PathBuf {
+    let shell = std::env::var_os("PWD").map(PathBuf::from);
+    match shell {
+        Some(shell) if dir.is_relative() && shell.join(dir).exists() => shell.join(dir),
+        _ => dir.to_path_buf(),
+    }
+}
+
+struct Measured {
+    images: u64,
+    bytes: u64,
+    seconds: f64,
+    first_batch: f64,
+    bottleneck: String,
+}
+
+impl Measured {
+    fn rate(&self) -> f64 {
+        self.images as f64 / self.seconds
+    }
+}
+
+static PEAK_ANON: AtomicU64 = AtomicU64::new(0);
+
+/// The whole pipeline with a consumer that only takes batches.
+fn run(data: &Arc<Dataset>, config: &LoaderConfig, epochs: u64) -> Result<Measured> {
+    let config = LoaderConfig { epochs: Some(epochs), ..config.clone() };
+    let started = Instant::now();
+    let mut loader =
+        Loader::start(Arc::clone(data), config, Cursor::default(), Arc::new(Heap))?;
+    let (mut images, mut first_batch) = (0, None);
+    while let Some(batch) = loader.next() {
+        images += batch?.rows() as u64;
+        first_batch.get_or_insert_with(|| started.elapsed().as_secs_f64());
+        PEAK_ANON.fetch_max(memory().anon, Ordering::Relaxed);
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    let stats = loader.stats();
+    let first_batch = first_batch.unwrap_or(f64::NAN);
+    let bytes = stats.bytes;
+    Ok(Measured { images, bytes, seconds, first_batch, bottleneck: stats.bottleneck })
+}
+
+/// The bare loop: each thread decodes its share of the same views from memory into one buffer.
+fn limit(data: &Arc<Dataset>, config: &LoaderConfig, images: u64) -> Result<f64> {
+    let files: Vec<Vec<u8>> = (0..data.len() as u64)
+        .map(|sample| Ok(data.bytes(sample)?.to_vec()))
+        .collect::<Result<_>>()?;
+    let options = DecodeOptions {
+        filter: config.filter,
+        scaling: config.scaling,
+        ..DecodeOptions::default()
+    };
+    let (count, side) = (files.len() as u64, config.large);
+    let started = Instant::now();
+    let worker = |thread: u64| -> Result<()> {
+        let mut decoder = Decoder::new(options)?;
+        let mut large = vec![0; side * side * 3];
+        let mut small = vec![0; config.small * config.small * 3];
+        for image in (thread..images).step_by(config.threads) {
+            let (sample, epoch) = (image % count, image / count);
+            let view = |width, height| config.view(sample, epoch, (width, height));
+            let bytes = &files[sample as usize];
+            decoder.view(bytes, view, side, (&mut large, &mut small))?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            (0..config.threads as u64).map(|thread| scope.spawn(move || worker(thread))).collect();
+        let joined = threads.into_iter().map(|thread| {
+            thread.join().map_err(|_| anyhow::anyhow!("a decode thread panicked"))?
+        });
+        joined.collect::<Result<()>>()
+    })?;
+    Ok(images as f64 / started.elapsed().as_secs_f64())
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
+
+struct Memory {
+    peak_rss: u64,
+    anon: u64,
+}
+
+/// What the system says of this process's memory, bytes; zero where it does not say.
+fn memory() -> Memory {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kilobytes = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let number = line.and_then(|rest| rest.split_whitespace().next());
+        number.and_then(|number| number.parse::<u64>().ok()).unwrap_or(0) * 1024
+    };
+    Memory { peak_rss: kilobytes("VmHWM:"), anon: kilobytes("RssAnon:") }
+}

@@ -1,11 +1,12 @@
 //! Starts and joins the stages, and hands out batches in order.
 //!
 //! # Bounds, and why nothing can deadlock
-//! There are `depth + 2` slabs, made at the start. A batch exists only on a slab, so every queue of
-//! batches or slabs with that many places never blocks its sender. Draws are sent in the order of
-//! their batches through one bounded queue, and decode threads wait for nothing but that queue; so
-//! the oldest unfinished batch always goes on, and when it is whole it is published. The one thing
-//! that can hold the loader up is a caller who keeps all slabs as live batches.
+//! There are `depth + 2` slabs, made at the start. A batch exists only on a slab and a draw only
+//! with one of its rows, so queues with a place for each slab, or for each row, never block their
+//! senders: the fetch stage waits for empty slabs and nothing else. Draws come in the order of
+//! their batches, and decode threads wait for nothing but draws; so the oldest unfinished batch
+//! always goes on, and when it is whole it is published. The one thing that can hold the loader up
+//! is a caller who keeps all slabs as live batches.
 //!
 //! # Ends
 //! *Done*: the sampler ends, the draw channel closes, the decode threads end, the last batch is
@@ -23,7 +24,7 @@ use crossbeam::channel;
 use serde::{Deserialize, Serialize};
 
 use crate::SampleId;
-use crate::augment::{self, Mode};
+use crate::augment::{self, Mode, View};
 use crate::batch::Batch;
 use crate::collate::Reorder;
 use crate::cursor::Cursor;
@@ -151,6 +152,13 @@ impl LoaderConfig {
         }
     }
 
+    /// What `sample` shows in `epoch` of a source of `width` by `height` pixels: a function of the
+    /// options, the seed and these numbers.
+    pub fn view(&self, sample: SampleId, epoch: u64, (width, height): (usize, usize)) -> View {
+        let mut random = Stream::new(self.seed, epoch, sample, Purpose::View);
+        augment::view(self.mode, (width, height), self.large, &mut random)
+    }
+
     fn decode(&self) -> DecodeOptions {
         let Self { filter, scaling, orientation, max_pixels, .. } = *self;
         DecodeOptions { filter, scaling, orientation, max_pixels }
@@ -240,7 +248,7 @@ impl Loader {
             // The channel has a place for each.
             let _ = free.try_send(slab);
         }
-        let (send_draws, draws) = async_channel::bounded(4 * config.threads + 16);
+        let (send_draws, draws) = async_channel::bounded(slabs * config.batch);
         let (send, messages) = channel::bounded(slabs + config.threads + 1);
         let shared = Arc::new(Shared {
             data,
@@ -521,9 +529,8 @@ fn decode_sample(
 ) -> Result<Result<(), Error>, Error> {
     let Shared { data, config, .. } = shared;
     let bytes = data.bytes(sample)?;
-    let mut random = Stream::new(config.seed, draw.epoch, sample, Purpose::View);
-    let view =
-        |width, height| augment::view(config.mode, (width, height), config.large, &mut random);
+    let epoch = draw.epoch;
+    let view = |width, height| config.view(sample, epoch, (width, height));
     let result = decoder.view(bytes, view, config.large, draw.row.pixels());
     shared.images.fetch_add(1, Ordering::Relaxed);
     shared.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);

@@ -249,7 +249,7 @@ mod tests {
                 let (large, small) = row.pixels();
                 large.fill(id ^ round);
                 small.fill(id + 1);
-                row.finish((id % 2 == 0).then_some(id.into()), id.into())
+                row.finish((id & 1 == 0).then_some(id.into()), id.into())
             };
             let mut whole = std::thread::scope(|scope| {
                 let threads = [(); 4].map(|()| {
@@ -265,7 +265,7 @@ mod tests {
                 assert_eq!(filled.large()[row * 192..][..192], [id ^ round; 192]);
                 assert_eq!(filled.small()[row * 48..][..48], [id + 1; 48]);
                 assert_eq!(filled.ids()[row], row as u64);
-                assert_eq!(filled.labels()[row], if id % 2 == 0 { id.into() } else { -1 });
+                assert_eq!(filled.labels()[row], if id & 1 == 0 { id.into() } else { -1 });
             }
             free = filled.free();
         }

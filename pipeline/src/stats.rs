@@ -26,8 +26,7 @@ pub struct Stage {
 pub struct Stats {
     /// Seconds since the start.
     pub seconds: f64,
-    /// Choosing samples and asking for their bytes. Blocked: the decode queue is full. Starved:
-    /// no batch memory is free.
+    /// Choosing samples and asking for their bytes. Starved: no batch memory is free.
     pub fetch: Stage,
     /// Decoding and resizing. Starved: no bytes to decode.
     pub decode: Stage,
@@ -89,11 +88,15 @@ impl Stats {
                 100.0 * share(self.decode.busy, self.decode),
                 100.0 * waiting
             )
-        } else if share(self.fetch.starved, self.fetch) > 0.2 {
-            "batch memory: raise the number of batches ahead".into()
+        } else if share(self.fetch.busy, self.fetch) > 0.5 {
+            format!(
+                "fetching: busy {:.0} % of the time",
+                100.0 * share(self.fetch.busy, self.fetch)
+            )
         } else {
             format!(
-                "fetching: decode threads idle {:.0} % of the time while the consumer waited {:.0} %",
+                "hand-over: decode threads idle {:.0} % of the time while the consumer \
+                 waited {:.0} %; more batches ahead, or fewer programs on these cores, would help",
                 100.0 * idle,
                 100.0 * waiting
             )
