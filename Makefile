@@ -1,0 +1,24 @@
+# A menu. The checks themselves are listed in .ci/run.
+.PHONY: help setup demo test test-long golden check
+
+help: ## show this menu
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+setup: ## install what building needs (quick when done)
+	@scripts/setup
+
+demo: setup ## import real images, train a small model, show pictures (demo/run)
+	@scripts/demo
+
+test: setup ## run every test
+	cargo build --workspace --bins
+	cargo test --workspace
+
+test-long: setup ## the same tests at full counts; interrupted, it goes on where it was
+	@scripts/test-long
+
+golden: setup ## remake the golden files from Python's PyTorch
+	@scripts/golden
+
+check: ## everything CI checks
+	@.ci/run

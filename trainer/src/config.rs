@@ -1,0 +1,504 @@
+//! What a run is: one complete configuration, resolved from a preset or file, overrides and checks.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::error::{Error, Result};
+use crate::model::{
+    DiscriminatorConfig, EncoderConfig, Family, GeneratorConfig, ImageConfig, LatentConfig, Terms,
+};
+use crate::nn::MlpConfig;
+use crate::optim::{AdamConfig, AverageConfig};
+use crate::random::Prior;
+
+/// Presets by name, compiled in. Each but `base` holds its differences only.
+pub const PRESETS: &[(&str, &str)] = &[
+    ("base", include_str!("../presets/base.toml")),
+    ("demo", include_str!("../presets/demo.toml")),
+    ("det_e", include_str!("../presets/det_e.toml")),
+    ("uniform_pz", include_str!("../presets/uniform_pz.toml")),
+    ("x_unary", include_str!("../presets/x_unary.toml")),
+    ("z_unary", include_str!("../presets/z_unary.toml")),
+    ("no_unary", include_str!("../presets/no_unary.toml")),
+    ("small_g32", include_str!("../presets/small_g32.toml")),
+    ("small_g64", include_str!("../presets/small_g64.toml")),
+    ("no_e", include_str!("../presets/no_e.toml")),
+    ("hi_e", include_str!("../presets/hi_e.toml")),
+    ("hi_e_g64", include_str!("../presets/hi_e_g64.toml")),
+    ("hi_e_g256", include_str!("../presets/hi_e_g256.toml")),
+    ("r101", include_str!("../presets/r101.toml")),
+    ("r50x2", include_str!("../presets/r50x2.toml")),
+    ("rev50", include_str!("../presets/rev50.toml")),
+    ("rev50x2", include_str!("../presets/rev50x2.toml")),
+    ("rev50x4", include_str!("../presets/rev50x4.toml")),
+    ("r50_elr", include_str!("../presets/r50_elr.toml")),
+    ("rev50x4_elr", include_str!("../presets/rev50x4_elr.toml")),
+    ("r50_elr_1m", include_str!("../presets/r50_elr_1m.toml")),
+    ("rev50x4_elr_1m", include_str!("../presets/rev50x4_elr_1m.toml")),
+    ("gen_base", include_str!("../presets/gen_base.toml")),
+    ("gen_hi_e", include_str!("../presets/gen_hi_e.toml")),
+    ("gen_hi_e_1m", include_str!("../presets/gen_hi_e_1m.toml")),
+];
+
+/// The whole configuration of a run. Every key has its meaning in `presets/base.toml`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// z.
+    pub latent: LatentConfig,
+    /// The generator.
+    pub g: GeneratorConfig,
+    /// D's image part.
+    pub f: ImageConfig,
+    /// D's latent part.
+    pub h: MlpConfig,
+    /// D's joint part.
+    pub j: MlpConfig,
+    /// The encoder.
+    pub e: EncoderConfig,
+    /// Which terms count.
+    pub loss: Terms,
+    /// Optimisers and averages.
+    pub opt: OptConfig,
+    /// The training loop.
+    pub train: TrainConfig,
+    /// The input pipeline.
+    pub data: DataConfig,
+    /// Checkpoints.
+    pub checkpoint: CheckpointConfig,
+    /// Statistics.
+    pub log: LogConfig,
+    /// Pictures.
+    pub images: ImagesConfig,
+    /// Evaluation inside the run.
+    pub eval: EvalConfig,
+}
+
+/// Rates and averages.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "every key has its meaning in presets/base.toml")]
+pub struct OptConfig {
+    pub lr_d: f64,
+    pub lr_g: f64,
+    pub e_lr_mult: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    pub ema: f64,
+    pub ema_ramp: bool,
+}
+
+/// The loop.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "every key has its meaning in presets/base.toml")]
+pub struct TrainConfig {
+    pub batch: i64,
+    pub micro_batch: i64,
+    pub steps: u64,
+    pub d_steps: u32,
+    pub seed: u64,
+    pub max_minutes: f64,
+    pub device: String,
+}
+
+/// The input.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "every key has its meaning in presets/base.toml")]
+pub struct DataConfig {
+    pub dir: String,
+    pub mode: pipeline::Mode,
+    pub filter: pipeline::Filter,
+    pub shuffle: pipeline::Shuffle,
+    pub threads: usize,
+    pub depth: usize,
+}
+
+/// Checkpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "every key has its meaning in presets/base.toml")]
+pub struct CheckpointConfig {
+    pub every: u64,
+    pub keep: usize,
+}
+
+/// Statistics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "every key has its meaning in presets/base.toml")]
+pub struct LogConfig {
+    pub every: u64,
+}
+
+/// Pictures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "every key has its meaning in presets/base.toml")]
+pub struct ImagesConfig {
+    pub every: u64,
+    pub columns: i64,
+    pub rows: i64,
+    pub standing_images: i64,
+}
+
+/// Evaluation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "every key has its meaning in presets/base.toml")]
+pub struct EvalConfig {
+    pub mode: pipeline::Mode,
+    pub split: String,
+    pub probe_images: usize,
+    pub probe_steps: u64,
+}
+
+/// Where a configuration comes from.
+#[derive(Debug, Clone)]
+pub enum Origin<'a> {
+    /// A preset's name.
+    Preset(&'a str),
+    /// A TOML file; `extends = "NAME"` names the preset it starts from (`base` if absent).
+    File(&'a Path),
+}
+
+impl Config {
+    /// Resolves a preset or file plus `key=value` overrides, and checks the whole.
+    ///
+    /// # Errors
+    /// [`Error::Config`] listing all problems: unknown names (with the nearest known one), wrong
+    /// types, values that do not fit together. [`Error::Io`] if the file cannot be read.
+    pub fn resolve(origin: &Origin<'_>, overrides: &[String]) -> Result<Self> {
+        let mut problems = vec![];
+        let mut table = match origin {
+            Origin::Preset(name) => preset(name)?,
+            Origin::File(path) => {
+                let text = std::fs::read_to_string(path).map_err(|source| Error::Config {
+                    problems: vec![format!("cannot read {}: {source}", path.display())],
+                })?;
+                let name = path.display().to_string();
+                extend(&text, &name, &mut problems)?
+            }
+        };
+        for text in overrides {
+            match assignment(text) {
+                Ok(change) => merge(&mut table, change, "", &mut problems),
+                Err(problem) => problems.push(problem),
+            }
+        }
+        refuse(problems)?;
+        let config: Self = Value::Table(table)
+            .try_into()
+            .map_err(|e| Error::Config { problems: vec![one_line(&e.to_string())] })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The resolved configuration as TOML; [`Config::parse`] reads it back.
+    ///
+    /// # Panics
+    /// Never: every field has a TOML form.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("every field has a TOML form")
+    }
+
+    /// Reads a resolved configuration (a run's `config.toml`).
+    ///
+    /// # Errors
+    /// [`Error::Config`] where it is not one.
+    pub fn parse(text: &str) -> Result<Self> {
+        let config: Self = toml::from_str(text)
+            .map_err(|e| Error::Config { problems: vec![one_line(&e.to_string())] })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// D's parts.
+    #[must_use]
+    pub fn discriminator(&self) -> DiscriminatorConfig {
+        DiscriminatorConfig { f: self.f, h: self.h, j: self.j, terms: self.loss }
+    }
+
+    /// Adam for a network with this rate.
+    #[must_use]
+    pub fn adam(&self, rate: f64) -> AdamConfig {
+        let OptConfig { beta1, beta2, eps, .. } = self.opt;
+        AdamConfig { rate, beta1, beta2, eps }
+    }
+
+    /// The average of G and E.
+    #[must_use]
+    pub fn average(&self) -> AverageConfig {
+        AverageConfig { decay: self.opt.ema, ramp: self.opt.ema_ramp }
+    }
+
+    /// Images of one forward and backward pass.
+    #[must_use]
+    pub fn micro_batch(&self) -> i64 {
+        if self.train.micro_batch == 0 { self.train.batch } else { self.train.micro_batch }
+    }
+
+    fn check(&self) -> Result<()> {
+        let mut problems = self.check_shapes();
+        let mut require = |ok: bool, problem: String| {
+            if !ok {
+                problems.push(problem);
+            }
+        };
+        let t = &self.train;
+        require(t.batch > 1, format!("train.batch = {} is not above 1", t.batch));
+        require(
+            t.micro_batch == 0 || (t.micro_batch > 1 && t.batch % t.micro_batch == 0),
+            format!(
+                "train.micro_batch = {} does not divide train.batch = {}, or is below 2",
+                t.micro_batch, t.batch
+            ),
+        );
+        require(t.d_steps > 0, "train.d_steps = 0, but D has to train".into());
+        require(t.max_minutes >= 0.0, format!("train.max_minutes = {} < 0", t.max_minutes));
+        require(self.log.every > 0, "log.every = 0; give a number of steps".into());
+        require(self.checkpoint.keep > 0, "checkpoint.keep = 0 would keep none".into());
+        require(self.images.columns > 0, "images.columns = 0".into());
+        require(self.images.rows > 0, "images.rows = 0".into());
+        require(self.data.depth > 0, "data.depth = 0; a batch ahead is the least".into());
+        let o = &self.opt;
+        for (key, value) in [
+            ("opt.lr_d", o.lr_d),
+            ("opt.lr_g", o.lr_g),
+            ("opt.e_lr_mult", o.e_lr_mult),
+            ("opt.eps", o.eps),
+        ] {
+            require(value > 0.0, format!("{key} = {value} is not above 0"));
+        }
+        for (key, value) in [("opt.beta1", o.beta1), ("opt.beta2", o.beta2), ("opt.ema", o.ema)] {
+            require((0.0..1.0).contains(&value), format!("{key} = {value} is not in [0, 1)"));
+        }
+        refuse(problems)
+    }
+
+    fn check_shapes(&self) -> Vec<String> {
+        let mut problems = vec![];
+        let mut require = |ok: bool, problem: String| {
+            if !ok {
+                problems.push(problem);
+            }
+        };
+        let Self { latent, g, f, h, j, e, loss, .. } = self;
+        let sides = "16, 32, 64, 128 or 256";
+        match g.multipliers() {
+            None => require(false, format!("g.res = {} is not {sides}", g.res)),
+            Some(m) => require(
+                latent.dim == latent.chunk * m.len() as i64,
+                format!(
+                    "latent.dim = {} is not {} chunks of latent.chunk = {}, which {} px need",
+                    latent.dim,
+                    m.len(),
+                    latent.chunk,
+                    g.res
+                ),
+            ),
+        }
+        require(f.blocks().is_some(), format!("f.res = {} is not {sides}", f.res));
+        require(f.res == g.res, format!("f.res = {} is not g.res = {}", f.res, g.res));
+        require(g.ch > 0 && f.ch > 0, format!("g.ch = {} and f.ch = {} must be above 0", g.ch, f.ch));
+        for (key, mlp) in [("h", h), ("j", j)] {
+            require(
+                mlp.layers > 0 && mlp.layers % 2 == 0 && mlp.width > 0,
+                format!("{key} needs an even number of layers and a width, not {mlp:?}"),
+            );
+        }
+        require(loss.count() > 0, "loss switches every term off".into());
+        if !loss.encode() {
+            return problems;
+        }
+        require(
+            e.res % g.res == 0 && [1, 2, 4].contains(&(e.res / g.res)),
+            format!("e.res = {} is not 1, 2 or 4 times g.res = {}", e.res, g.res),
+        );
+        let depth = match e.family {
+            Family::ResnetV2 | Family::Revnet => [50, 101].contains(&e.depth),
+            Family::Small => e.depth > 2 && (e.depth - 2) % 6 == 0,
+        };
+        require(
+            depth,
+            format!("e.depth = {}: resnet_v2 and revnet have 50 or 101, small has 6n + 2", e.depth),
+        );
+        let least = if e.family == Family::Small { 8 } else { 32 };
+        require(
+            e.res % least == 0 && e.res > 0,
+            format!("e.res = {} is not a multiple of {least}", e.res),
+        );
+        require(
+            e.width > 0 && e.mlp_layers > 0 && e.mlp_layers % 2 == 0 && e.mlp_width > 0,
+            "e.width, e.mlp_width must be above 0 and e.mlp_layers even".into(),
+        );
+        require(
+            latent.prior == Prior::Normal || !e.stochastic,
+            "latent.prior = \"uniform\" needs e.stochastic = false (a tanh head)".into(),
+        );
+        problems
+    }
+}
+
+fn refuse(problems: Vec<String>) -> Result<()> {
+    if problems.is_empty() { Ok(()) } else { Err(Error::Config { problems }) }
+}
+
+/// The complete table of a preset.
+fn preset(name: &str) -> Result<Table> {
+    let Some((_, text)) = PRESETS.iter().find(|(n, _)| *n == name) else {
+        let names: Vec<_> = PRESETS.iter().map(|(name, _)| *name).collect();
+        let problem = format!("no preset {name:?}{}", nearest(name, names.iter().copied()));
+        return refuse(vec![format!("{problem} (there are {})", names.join(", "))])
+            .map(|()| Table::new());
+    };
+    if name == "base" {
+        return parse(text, name);
+    }
+    let mut problems = vec![];
+    let table = extend(text, name, &mut problems)?;
+    refuse(problems)?;
+    Ok(table)
+}
+
+/// Lays the differences in `text` over the preset it extends.
+fn extend(text: &str, name: &str, problems: &mut Vec<String>) -> Result<Table> {
+    let mut change = parse(text, name)?;
+    let parent = match change.remove("extends") {
+        None => "base".to_owned(),
+        Some(Value::String(parent)) => parent,
+        Some(other) => {
+            problems.push(format!("{name}: extends = {other} is not the name of a preset"));
+            "base".to_owned()
+        }
+    };
+    let mut table = preset(&parent)?;
+    merge(&mut table, change, "", problems);
+    Ok(table)
+}
+
+fn parse(text: &str, name: &str) -> Result<Table> {
+    text.parse::<Table>()
+        .map_err(|e| Error::Config { problems: vec![format!("{name}: {}", one_line(&e.to_string()))] })
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// `a.b=c` as a table. c is TOML; what is not TOML is a string.
+fn assignment(text: &str) -> std::result::Result<Table, String> {
+    let (key, value) = text
+        .split_once('=')
+        .ok_or_else(|| format!("--set {text}: write it as key=value, such as train.batch=64"))?;
+    let value = format!("v = {}", value.trim())
+        .parse::<Table>()
+        .ok()
+        .and_then(|mut t| t.remove("v"))
+        .unwrap_or_else(|| Value::String(value.trim().to_owned()));
+    let wrap = |value, part: &str| {
+        let mut table = Table::new();
+        table.insert(part.trim().to_owned(), value);
+        Value::Table(table)
+    };
+    match key.split('.').rev().fold(value, wrap) {
+        Value::Table(table) => Ok(table),
+        _ => Err(format!("--set {text}: no key")),
+    }
+}
+
+/// Lays `change` over `base`. A key that `base` lacks, or a value of another type, is a problem.
+fn merge(base: &mut Table, change: Table, at: &str, problems: &mut Vec<String>) {
+    for (key, value) in change {
+        let path = format!("{at}{key}");
+        let Some(old) = base.get_mut(&key) else {
+            let hint = nearest(&key, base.keys().map(String::as_str));
+            problems.push(format!("unknown key {path}{hint}"));
+            continue;
+        };
+        match (old, value) {
+            (Value::Table(old), Value::Table(new)) => {
+                merge(old, new, &format!("{path}."), problems);
+            }
+            (old @ Value::Float(_), Value::Integer(i)) => *old = Value::Float(i as f64),
+            (old, new) if old.same_type(&new) => *old = new,
+            (old, new) => problems.push(format!(
+                "{path} = {new} is of type {}, expected {}",
+                new.type_str(),
+                old.type_str()
+            )),
+        }
+    }
+}
+
+fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> String {
+    known
+        .map(|k| (strsim::damerau_levenshtein(word, k), k))
+        .min()
+        .filter(|(distance, k)| *distance <= k.len().max(word.len()) / 2)
+        .map(|(_, k)| format!("; did you mean {k:?}?"))
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(overrides: &[&str]) -> String {
+        let overrides: Vec<_> = overrides.iter().map(|s| (*s).to_owned()).collect();
+        Config::resolve(&Origin::Preset("demo"), &overrides).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn every_preset_file_is_compiled_in_resolves_and_survives_a_round_trip() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("presets");
+        for file in std::fs::read_dir(folder).unwrap() {
+            let path = file.unwrap().path();
+            let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+            assert!(PRESETS.iter().any(|(n, _)| *n == name), "{name} is not in PRESETS");
+            let config = Config::resolve(&Origin::Preset(&name), &[]).unwrap();
+            assert_eq!(Config::parse(&config.to_toml()).unwrap(), config);
+        }
+    }
+
+    #[test]
+    fn a_mistyped_name_is_refused_with_the_nearest_one() {
+        assert!(problem(&["train.bacth=3"]).contains("did you mean \"batch\"?"));
+        let error = Config::resolve(&Origin::Preset("dmo"), &[]).unwrap_err().to_string();
+        assert!(error.contains("did you mean \"demo\"?"), "{error}");
+        assert!(problem(&["data.mode=resnt"]).contains("resnet"));
+    }
+
+    #[test]
+    fn all_problems_are_reported_at_once() {
+        let text = problem(&["train.batch=1", "opt.beta2=2", "f.res=32"]);
+        for key in ["train.batch", "opt.beta2", "f.res"] {
+            assert!(text.contains(key), "{text}");
+        }
+        let text = problem(&["train.batch=true", "nonsense"]);
+        assert!(text.contains("expected integer") && text.contains("key=value"), "{text}");
+    }
+
+    #[test]
+    fn an_override_changes_its_key_alone() {
+        let base = Config::resolve(&Origin::Preset("demo"), &[]).unwrap();
+        let changed =
+            Config::resolve(&Origin::Preset("demo"), &["opt.lr_d=1".to_owned()]).unwrap();
+        assert_eq!(changed.opt.lr_d, 1.0);
+        assert_eq!(Config { opt: base.opt, ..changed }, base);
+    }
+
+    #[test]
+    fn a_file_extends_a_preset() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mine.toml");
+        std::fs::write(&path, "extends = \"demo\"\n[train]\nseed = 9\n").unwrap();
+        let config = Config::resolve(&Origin::File(&path), &[]).unwrap();
+        assert_eq!((config.train.seed, config.g.res), (9, 16));
+    }
+}

@@ -1,0 +1,106 @@
+//! Between the input pipeline and libtorch: which device, and u8 batches as normalised tensors.
+
+use pipeline::Batch;
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{Error, Result};
+
+/// One batch on the device, the same views at two sides.
+#[derive(Debug)]
+pub struct Images {
+    /// What E sees: (N, 3, R_E, R_E) in [-1, 1].
+    pub large: Tensor,
+    /// What D sees: (N, 3, R_G, R_G) in [-1, 1].
+    pub small: Tensor,
+}
+
+impl Images {
+    /// Copies a batch to `device` as u8 and normalises it there, x / 127.5 − 1, in single precision.
+    #[must_use]
+    pub fn upload(batch: &Batch, large: i64, small: i64, device: Device) -> Self {
+        Self {
+            large: normalised(batch.large(), large, device),
+            small: normalised(batch.small(), small, device),
+        }
+    }
+
+    /// Rows `first..first + rows` (views).
+    #[must_use]
+    pub fn rows(&self, first: i64, rows: i64) -> Self {
+        Self { large: self.large.narrow(0, first, rows), small: self.small.narrow(0, first, rows) }
+    }
+
+    /// N.
+    #[must_use]
+    #[allow(clippy::len_without_is_empty, reason = "a batch is never empty")]
+    pub fn len(&self) -> i64 {
+        self.small.size()[0]
+    }
+}
+
+fn normalised(pixels: &[u8], side: i64, device: Device) -> Tensor {
+    let row = side * side * 3;
+    let shape = [pixels.len() as i64 / row, side, side, 3];
+    // SAFETY: `pixels` outlives `view`, whose (N, S, S, 3) bytes lie within it; to_kind copies.
+    let view = unsafe { Tensor::from_blob(pixels.as_ptr(), &shape, &[], Kind::Uint8, Device::Cpu) };
+    let nchw = view.to_device(device).to_kind(Kind::Float).permute([0, 3, 1, 2]);
+    (nchw.contiguous() / 127.5) - 1.0
+}
+
+/// Images in [-1, 1] as u8, rounded to nearest, same shape, on the CPU.
+#[must_use]
+pub fn to_u8(images: &Tensor) -> Tensor {
+    let scaled = (images.to_kind(Kind::Float) + 1.0) * 127.5;
+    scaled.round().clamp(0.0, 255.0).to_kind(Kind::Uint8).to_device(Device::Cpu)
+}
+
+/// The device that "cpu", "cuda", "cuda:N" or "auto" means here. "auto" is the first CUDA device
+/// where there is one, else the CPU.
+///
+/// # Errors
+/// [`Error::Device`] for another word, or CUDA where there is none (with the reason).
+pub fn parse(name: &str) -> Result<Device> {
+    let fail = |reason: String| Err(Error::Device { device: name.to_owned(), reason });
+    let index = match name {
+        "cpu" => return Ok(Device::Cpu),
+        "auto" => return Ok(if cuda().is_ok() { Device::Cuda(0) } else { Device::Cpu }),
+        "cuda" => Some(0),
+        _ => name.strip_prefix("cuda:").and_then(|n| n.parse::<usize>().ok()),
+    };
+    let Some(index) = index else {
+        return fail("give cpu, cuda, cuda:N or auto".into());
+    };
+    match cuda() {
+        Err(reason) => fail(format!("{reason}; use --device cpu")),
+        Ok(count) if index >= count => fail(format!("there are {count} CUDA devices, from 0")),
+        Ok(_) => Ok(Device::Cuda(index)),
+    }
+}
+
+/// Number of CUDA devices, or why there are none. Loads libtorch's CUDA half, which the linker
+/// leaves out because nothing names it: a run on the CPU starts without its weight.
+///
+/// # Errors
+/// The reason, in words.
+pub fn cuda() -> std::result::Result<usize, String> {
+    load_library(c"libtorch_cuda.so")?;
+    match (tch::Cuda::is_available(), tch::Cuda::device_count()) {
+        (true, count) if count > 0 => Ok(count as usize),
+        _ => Err("libtorch has CUDA, but the driver shows no device".into()),
+    }
+}
+
+fn load_library(name: &std::ffi::CStr) -> std::result::Result<(), String> {
+    // SAFETY: libtorch_cuda's initialisers only register operators; it is never unloaded.
+    let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+    if !handle.is_null() {
+        return Ok(());
+    }
+    // SAFETY: dlerror returns null or a string that lives until the next dl call of this thread.
+    let reason = unsafe {
+        let text = libc::dlerror();
+        if text.is_null() { None } else { Some(std::ffi::CStr::from_ptr(text)) }
+    };
+    let reason = reason.map_or("unknown".into(), |text| text.to_string_lossy().into_owned());
+    Err(format!("libtorch's CUDA half does not load ({reason})"))
+}

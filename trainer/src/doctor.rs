@@ -1,0 +1,101 @@
+//! `trainer doctor`: what this machine offers and whether the data folder is sound.
+
+use std::fs;
+use std::path::Path;
+
+use pipeline::Dataset;
+use pipeline::index::SplitRecord;
+
+use crate::device;
+
+/// One finding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What was looked at.
+    pub what: &'static str,
+    /// What was found.
+    pub found: String,
+    /// Whether training can work with it.
+    pub fine: bool,
+}
+
+/// Looks at libtorch, CUDA, cores, memory and, where given, a data folder.
+#[must_use]
+pub fn examine(data: Option<&Path>) -> Vec<Finding> {
+    let mut findings = vec![
+        Finding { what: "libtorch", found: libtorch(), fine: true },
+        match device::cuda() {
+            Ok(count) => Finding { what: "CUDA", found: format!("{count} devices"), fine: true },
+            Err(reason) => {
+                let found = format!("none: {reason}. Training runs on the CPU");
+                Finding { what: "CUDA", found, fine: true }
+            }
+        },
+        Finding { what: "cores", found: cores(), fine: true },
+        Finding { what: "memory", found: memory(), fine: true },
+    ];
+    findings.extend(data.map(examine_data));
+    findings
+}
+
+/// Version of libtorch that tch was built for, and the library in use.
+fn libtorch() -> String {
+    let used = fs::read_to_string("/proc/self/maps")
+        .ok()
+        .and_then(|maps| {
+            let line = maps.lines().find(|line| line.ends_with("/libtorch_cpu.so"))?;
+            line.split_whitespace().last().map(str::to_owned)
+        })
+        .unwrap_or_else(|| "not found in this process".into());
+    let version = Path::new(&used)
+        .parent()
+        .and_then(Path::parent)
+        .and_then(|root| fs::read_to_string(root.join("version.py")).ok())
+        .and_then(|text| {
+            let line = text.lines().find(|line| line.starts_with("__version__"))?;
+            Some(line.split('\'').nth(1)?.to_owned())
+        })
+        .unwrap_or_else(|| "of unknown version".into());
+    format!("{version} ({used}); tch 0.24 expects 2.11.0")
+}
+
+fn cores() -> String {
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    format!("{cores}; libtorch uses {} threads", tch::get_num_threads())
+}
+
+fn memory() -> String {
+    let field = |name: &str| {
+        let text = fs::read_to_string("/proc/meminfo").ok()?;
+        let line = text.lines().find(|line| line.starts_with(name))?;
+        line.split_whitespace().nth(1)?.parse::<f64>().ok()
+    };
+    match (field("MemTotal:"), field("MemAvailable:")) {
+        (Some(total), Some(free)) => {
+            format!("{:.1} GiB, {:.1} GiB available", total / 1048576.0, free / 1048576.0)
+        }
+        _ => "unknown (no /proc/meminfo)".into(),
+    }
+}
+
+fn examine_data(dir: &Path) -> Finding {
+    let what = "data";
+    let open = |split: &str| Dataset::open(dir, split);
+    match open("train") {
+        Err(e) => Finding { what, found: e.to_string(), fine: false },
+        Ok(train) => {
+            let count = |split: &SplitRecord| open(&split.name).map(|d| format!("{} {}", d.len(), split.name));
+            let counts: Result<Vec<_>, _> = train.index().splits().iter().map(count).collect();
+            match counts {
+                Err(e) => Finding { what, found: e.to_string(), fine: false },
+                Ok(counts) => {
+                    let classes = train.classes().len();
+                    let found = format!("{} images, {classes} classes; index and shard lengths \
+                                         agree (shard-imagenet verify checks every byte)",
+                                        counts.join(", "));
+                    Finding { what, found, fine: true }
+                }
+            }
+        }
+    }
+}

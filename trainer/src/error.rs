@@ -1,0 +1,100 @@
+//! What can go wrong, and whose fault it is.
+
+use std::path::PathBuf;
+
+/// An error of the trainer: where, what, and how to mend it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The configuration does not hold together; every problem is listed.
+    #[error("wrong configuration: {}", problems.join("; "))]
+    Config {
+        /// One sentence each: key, value, way out.
+        problems: Vec<String>,
+    },
+    /// A file could not be read or written.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// "read", "create", …
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The output folder cannot take a run.
+    #[error("cannot use the output folder {}: {reason}", path.display())]
+    Output {
+        /// The folder.
+        path: PathBuf,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// The images cannot be read.
+    #[error(transparent)]
+    Data(#[from] pipeline::Error),
+    /// A checkpoint cannot be used.
+    #[error("checkpoint {}: {reason}", path.display())]
+    Checkpoint {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The device asked for is not there.
+    #[error("device {device} cannot be used: {reason}")]
+    Device {
+        /// As given.
+        device: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// A loss is no longer a number.
+    #[error("loss_{network} is {value} at step {step}: the run has diverged; lower opt.lr_d and \
+             opt.lr_g, or resume from an earlier checkpoint")]
+    Diverged {
+        /// d, g or e.
+        network: &'static str,
+        /// The loss.
+        value: f64,
+        /// The step it was read at.
+        step: u64,
+    },
+    /// libtorch refused.
+    #[error("libtorch: {0}")]
+    Torch(#[from] tch::TchError),
+    /// A picture could not be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Picture {
+        /// The PNG.
+        path: PathBuf,
+        /// The cause.
+        source: image::ImageError,
+    },
+}
+
+impl Error {
+    /// For `map_err`: an I/O error with its file.
+    pub(crate) fn io(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { action, path, source }
+    }
+
+    /// Whether the user's command, configuration or data is at fault (exit code 2), rather than the
+    /// work itself (exit code 1).
+    #[must_use]
+    pub fn is_input(&self) -> bool {
+        match self {
+            Self::Config { .. } | Self::Output { .. } | Self::Device { .. } => true,
+            Self::Data(e) => e.is_input(),
+            Self::Checkpoint { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+/// Shorthand.
+pub type Result<T> = std::result::Result<T, Error>;

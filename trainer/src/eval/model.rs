@@ -1,0 +1,231 @@
+use std::path::Path;
+use std::sync::Arc;
+
+use pipeline::{Cursor, Dataset, LastBatch, Loader, LoaderConfig, Mode, Shuffle};
+use tch::{Device, Kind, Tensor, no_grad};
+
+use crate::checkpoint;
+use crate::config::Config;
+use crate::device::Images;
+use crate::error::{Error, Result};
+use crate::model::{Encoder, Generator};
+use crate::nn::{Fill, Params, Statistics};
+use crate::random::{Key, Purpose};
+use crate::state::TrainState;
+
+/// G and E with averaged weights, for evaluation: batch norm uses standing statistics, collected
+/// for these very weights.
+#[derive(Debug)]
+pub struct Model {
+    config: Config,
+    device: Device,
+    g: Generator,
+    g_params: Params,
+    e: Option<(Encoder, Params)>,
+}
+
+impl Model {
+    /// The averages of a training state. `train` is the training split, whose images E's statistics
+    /// are collected from; without it E keeps the live network's running statistics.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if images cannot be read.
+    pub fn averaged(
+        config: &Config,
+        state: &TrainState,
+        train: Option<&Arc<Dataset>>,
+    ) -> Result<Self> {
+        let device = state.d.params.kinds().1;
+        let mut model = Self::unset(config, device);
+        model.g_params.adopt(&state.g.average, &state.g.live.params);
+        if let (Some((_, params)), Some(e)) = (&mut model.e, &state.e) {
+            params.adopt(&e.average, &e.live.params);
+        }
+        model.collect(train)?;
+        Ok(model)
+    }
+
+    /// The same from a checkpoint folder.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] or [`Error::Data`].
+    pub fn load(
+        path: &Path,
+        config: &Config,
+        device: Device,
+        train: Option<&Arc<Dataset>>,
+    ) -> Result<Self> {
+        checkpoint::verify(path)?;
+        let mut model = Self::unset(config, device);
+        checkpoint::load_average(path, "generator", &mut model.g_params)?;
+        if let Some((_, params)) = &mut model.e {
+            checkpoint::load_average(path, "encoder", params)?;
+        }
+        model.collect(train)?;
+        Ok(model)
+    }
+
+    /// Networks as they were before step 1, the baseline of every probe.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if images cannot be read.
+    pub fn untrained(config: &Config, device: Device, train: &Arc<Dataset>) -> Result<Self> {
+        Self::averaged(config, &TrainState::new(config, device, true), Some(train))
+    }
+
+    fn unset(config: &Config, device: Device) -> Self {
+        let kinds = (Kind::Float, device);
+        let (g, g_params) =
+            Params::build(kinds, Fill::Unset, |s| Generator::new(s, config.g, config.latent));
+        let e = config.loss.encode().then(|| {
+            Params::build(kinds, Fill::Unset, |s| Encoder::new(s, config.e, config.latent))
+        });
+        Self { config: config.clone(), device, g, g_params, e }
+    }
+
+    /// Standing statistics: the mean over `images.standing_images` of per-batch statistics, G's from
+    /// fixed latents, E's from training images as training sees them.
+    ///
+    /// # Source
+    /// Brock et al. 2018; the released generator's `accumulated_mean`. For E ours.
+    fn collect(&mut self, train: Option<&Arc<Dataset>>) -> Result<()> {
+        let batch = self.config.micro_batch();
+        let batches = (self.config.images.standing_images / batch).max(1);
+        no_grad(|| {
+            for seen in 0..batches {
+                // Latents of their own: sample grids use index 0.
+                let z = self.latents(1 + seen as u64, batch);
+                let _ = self.g.forward(&z, Statistics::Collect { seen });
+            }
+        });
+        let (Some((e, _)), Some(train)) = (&self.e, train) else { return Ok(()) };
+        let mode = self.config.data.mode;
+        let mut seen = 0;
+        for images in self.images(train, mode, batches * batch)? {
+            let images = images?;
+            let _ = no_grad(|| e.features(&images.large, Statistics::Collect { seen }));
+            seen += 1;
+        }
+        Ok(())
+    }
+
+    /// Latents number `index`, (count, Z), the same for every step of a run.
+    #[must_use]
+    pub fn latents(&self, index: u64, count: i64) -> Tensor {
+        let seed = self.config.train.seed;
+        let key = Key { seed, purpose: Purpose::Sample, step: index, update: 0 };
+        key.latents(self.config.latent.prior, 0, count, self.config.latent.dim, self.device)
+    }
+
+    /// G(z), (N, 3, R_G, R_G) in [-1, 1].
+    #[must_use]
+    pub fn generate(&self, z: &Tensor) -> Tensor {
+        no_grad(|| self.g.forward(z, Statistics::Stored))
+    }
+
+    /// a of images (N, 3, R_E, R_E), (N, features).
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the model has no encoder.
+    pub fn features(&self, images: &Images) -> Result<Tensor> {
+        let e = self.encoder()?;
+        Ok(no_grad(|| e.features(&images.large, Statistics::Stored)))
+    }
+
+    /// G(μ(x)): reconstructions from the mean of the code, (N, 3, R_G, R_G).
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the model has no encoder.
+    pub fn reconstruct(&self, images: &Images) -> Result<Tensor> {
+        let e = self.encoder()?;
+        let code = no_grad(|| e.forward(&images.large, Statistics::Stored).code);
+        Ok(self.generate(code.mean()))
+    }
+
+    fn encoder(&self) -> Result<&Encoder> {
+        let problem = || Error::Config {
+            problems: vec!["this model has no encoder (loss.sxz and loss.sz are off)".into()],
+        };
+        self.e.as_ref().map(|(e, _)| e).ok_or_else(problem)
+    }
+
+    /// The first `count` images of a split in a fixed shuffled order, in batches.
+    ///
+    /// # Errors
+    /// [`Error::Data`].
+    pub fn images<'a>(
+        &'a self,
+        data: &Arc<Dataset>,
+        mode: Mode,
+        count: i64,
+    ) -> Result<impl Iterator<Item = Result<Images>> + use<'a>> {
+        Ok(self.labelled(data, mode, count)?.map(|r| r.map(|(images, _)| images)))
+    }
+
+    /// As [`Model::images`], with labels (−1 for none).
+    ///
+    /// # Errors
+    /// [`Error::Data`].
+    pub fn labelled<'a>(
+        &'a self,
+        data: &Arc<Dataset>,
+        mode: Mode,
+        count: i64,
+    ) -> Result<impl Iterator<Item = Result<(Images, Vec<i64>)>> + use<'a>> {
+        let mut config = loader_config(&self.config);
+        config.mode = mode;
+        config.shuffle = Shuffle::Global;
+        config.last = LastBatch::Keep;
+        config.epochs = Some(1);
+        config.batch = config.batch.min(count as usize);
+        let (large, small) = (self.config.e.res, self.config.g.res);
+        let loader =
+            Loader::start(data.clone(), config, Cursor::default(), Arc::new(pipeline::Heap))?;
+        let mut left = count;
+        Ok(loader.map_while(move |batch| {
+            (left > 0).then(|| {
+                let batch = batch?;
+                let images = Images::upload(&batch, large, small, self.device);
+                let rows = left.min(images.len());
+                left -= rows;
+                let labels = batch.labels()[..rows as usize].to_vec();
+                Ok((images.rows(0, rows), labels))
+            })
+        }))
+    }
+
+    /// The configuration it was built from.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The device it is on.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        self.device
+    }
+}
+
+/// The loader that a configuration's training needs.
+#[must_use]
+pub fn loader_config(config: &Config) -> LoaderConfig {
+    let threads = match config.data.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    // Without an encoder only R_G is needed.
+    let large = if config.loss.encode() { config.e.res } else { config.g.res };
+    LoaderConfig {
+        batch: config.train.batch as usize,
+        large: large as usize,
+        small: config.g.res as usize,
+        mode: config.data.mode,
+        filter: config.data.filter,
+        shuffle: config.data.shuffle,
+        seed: config.train.seed,
+        threads,
+        depth: config.data.depth,
+        ..LoaderConfig::default()
+    }
+}

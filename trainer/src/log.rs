@@ -1,0 +1,161 @@
+//! What a run says of itself: `stats.jsonl` and `metrics.jsonl` for programs, a bar or plain lines
+//! for people.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// One line of `stats.jsonl`, written every `log.every` steps; means are over those steps.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StatsLine {
+    /// G/E updates done.
+    pub step: u64,
+    /// L_D of the step's last D update (sum over the enabled terms; each of both sides).
+    pub loss_d: f64,
+    /// G's part of L_EG.
+    pub loss_g: f64,
+    /// E's part of L_EG; absent without an encoder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_e: Option<f64>,
+    /// `train.batch` over the seconds of a whole step.
+    pub images_per_s: f64,
+    /// Images read from the shards a second: (d_steps + 1) batches a step.
+    pub images_read_per_s: f64,
+    /// Share of the time in which the step waited for images.
+    pub data_wait_percent: f64,
+    /// Seconds of a whole step.
+    pub step_seconds: f64,
+    /// Epoch that the next image belongs to, from 0.
+    pub epoch: u64,
+}
+
+/// Appends JSON objects, one a line, to a file.
+#[derive(Debug)]
+pub struct Lines {
+    file: File,
+    path: std::path::PathBuf,
+}
+
+impl Lines {
+    /// Opens `path` for appending after dropping every line whose `step` is beyond `step`: what a
+    /// run wrote after the checkpoint it resumes from.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn open(path: &Path, step: u64) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Step {
+            step: u64,
+        }
+        if path.exists() {
+            let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+            let keep = |line: &&str| {
+                serde_json::from_str::<Step>(line).is_ok_and(|parsed| parsed.step <= step)
+            };
+            let kept: String = text.lines().filter(keep).map(|l| format!("{l}\n")).collect();
+            if kept != text {
+                let aside = path.with_extension("jsonl.partial");
+                fs::write(&aside, kept).map_err(Error::io("write", &aside))?;
+                fs::rename(&aside, path).map_err(Error::io("rename", &aside))?;
+            }
+        }
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        Ok(Self { file: file.map_err(Error::io("open", path))?, path: path.to_owned() })
+    }
+
+    /// Writes one object as a line.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write(&mut self, value: &impl Serialize) -> Result<()> {
+        let mut line = serde_json::to_string(value)
+            .map_err(|e| Error::io("write", &self.path)(std::io::Error::other(e)))?;
+        line.push('\n');
+        self.file.write_all(line.as_bytes()).map_err(Error::io("write", &self.path))
+    }
+}
+
+/// Progress for people: a live bar on a terminal, else a plain line every few seconds.
+#[derive(Debug)]
+pub struct Progress {
+    bar: Option<ProgressBar>,
+    steps: u64,
+    said: Option<Instant>,
+}
+
+impl Progress {
+    /// From step `from` of `steps`.
+    #[must_use]
+    pub fn new(from: u64, steps: u64) -> Self {
+        let template = "{wide_bar} {pos}/{len} steps  {msg}  {eta} left";
+        let style = ProgressStyle::with_template(template)
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(steps).with_style(style).with_position(from);
+            bar.reset_eta();
+            bar
+        });
+        Self { bar, steps, said: None }
+    }
+
+    /// Another step is done.
+    pub fn step(&self, step: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(step);
+        }
+    }
+
+    /// Shows a statistics line.
+    pub fn show(&mut self, s: &StatsLine) {
+        let e = s.loss_e.map_or(String::new(), |e| format!(" E {e:.2}"));
+        let text = format!(
+            "D {:.2} G {:.2}{e}  {:.0} images/s  wait {:.1} %",
+            s.loss_d, s.loss_g, s.images_per_s, s.data_wait_percent
+        );
+        match &self.bar {
+            Some(bar) => bar.set_message(text),
+            None if self.said.is_none_or(|t| t.elapsed() >= Duration::from_secs(10)) => {
+                self.said = Some(Instant::now());
+                eprintln!("step {}/{}  {text}", s.step, self.steps);
+            }
+            None => {}
+        }
+    }
+
+    /// Says a line without disturbing the bar.
+    pub fn say(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(text),
+            None => eprintln!("{text}"),
+        }
+    }
+
+    /// Ends the bar.
+    pub fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.abandon();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resumed_log_drops_what_came_after_the_checkpoint() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("stats.jsonl");
+        fs::write(&path, "{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n{\"ste").unwrap();
+        let mut lines = Lines::open(&path, 2).unwrap();
+        lines.write(&serde_json::json!({"step": 3, "again": 1})).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(text, "{\"step\":1}\n{\"step\":2}\n{\"again\":1,\"step\":3}\n");
+    }
+}

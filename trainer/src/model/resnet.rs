@@ -1,0 +1,114 @@
+use tch::Tensor;
+
+use super::EncoderConfig;
+use crate::nn::{BatchNorm, Conv, ConvShape, Scope, Statistics};
+
+/// Bottlenecks of each stage, by depth.
+pub(super) fn stages(depth: i64) -> Option<[i64; 4]> {
+    match depth {
+        50 => Some([3, 4, 6, 3]),
+        101 => Some([3, 4, 23, 3]),
+        _ => None,
+    }
+}
+
+/// A convolution of E: no bias, no spectral norm.
+pub(super) fn conv(s: &Scope<'_>, cin: i64, cout: i64, kernel: i64, stride: i64) -> Conv {
+    Conv::new(s, ConvShape { cin, cout, kernel, stride, bias: false, sn_eps: None })
+}
+
+/// Batch norm with E's settings.
+pub(super) fn norm(s: &Scope<'_>, channels: i64, c: &EncoderConfig) -> BatchNorm {
+    BatchNorm::affine(s, channels, c.bn_eps, c.bn_momentum)
+}
+
+/// 3×3/2 max-pool with symmetric padding 1.
+pub(super) fn max_pool(x: &Tensor) -> Tensor {
+    x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false)
+}
+
+/// ResNet-v2 trunk of bottlenecks.
+///
+/// # Shapes
+/// (N, 3, R, R) to (N, 2048·width, R/32, R/32), after the last BN and ReLU.
+///
+/// # Source
+/// Paper §3.1 names it; strides and padding after Kolesnikov et al. 2019.
+#[derive(Debug)]
+pub(super) struct ResNet {
+    root: Conv,
+    units: Vec<Bottleneck>,
+    end: BatchNorm,
+}
+
+impl ResNet {
+    pub(super) fn new(s: &Scope<'_>, c: EncoderConfig) -> Self {
+        let stages = stages(c.depth).expect("a checked config has depth 50 or 101");
+        let mut units = vec![];
+        let mut cin = 64 * c.width;
+        for (stage, count) in stages.into_iter().enumerate() {
+            let mid = (64 * c.width) << stage;
+            for unit in 0..count {
+                let stride = if stage > 0 && unit == 0 { 2 } else { 1 };
+                let s = s.sub(format!("stage{}", stage + 1)).sub(unit);
+                units.push(Bottleneck::new(&s, (cin, mid), stride, &c));
+                cin = 4 * mid;
+            }
+        }
+        Self {
+            root: conv(&s.sub("root"), 3, 64 * c.width, 7, 2),
+            units,
+            end: norm(&s.sub("end"), cin, &c),
+        }
+    }
+
+    pub(super) fn forward(&self, x: &Tensor, statistics: Statistics) -> Tensor {
+        let mut x = max_pool(&self.root.forward(x));
+        for unit in &self.units {
+            x = unit.forward(&x, statistics);
+        }
+        self.end.forward(&x, statistics).relu()
+    }
+}
+
+/// h = ReLU(BN(x)); 1×1, BN, ReLU, 3×3 (strided), BN, ReLU, 1×1; the shortcut is x, or a projection
+/// of h where channels or stride change.
+#[derive(Debug)]
+struct Bottleneck {
+    norms: [BatchNorm; 3],
+    convs: [Conv; 3],
+    projection: Option<Conv>,
+}
+
+impl Bottleneck {
+    fn new(s: &Scope<'_>, (cin, mid): (i64, i64), stride: i64, c: &EncoderConfig) -> Self {
+        let out = 4 * mid;
+        Self {
+            norms: [
+                norm(&s.sub("norm1"), cin, c),
+                norm(&s.sub("norm2"), mid, c),
+                norm(&s.sub("norm3"), mid, c),
+            ],
+            convs: [
+                conv(&s.sub("conv1"), cin, mid, 1, 1),
+                conv(&s.sub("conv2"), mid, mid, 3, stride),
+                conv(&s.sub("conv3"), mid, out, 1, 1),
+            ],
+            projection: (cin != out || stride != 1)
+                .then(|| conv(&s.sub("projection"), cin, out, 1, stride)),
+        }
+    }
+
+    fn forward(&self, x: &Tensor, statistics: Statistics) -> Tensor {
+        let h = self.norms[0].forward(x, statistics).relu();
+        let shortcut = match &self.projection {
+            Some(projection) => projection.forward(&h),
+            None => x.shallow_clone(),
+        };
+        let mut body = self.convs[0].forward(&h);
+        for (norm, conv) in self.norms[1..].iter().zip(&self.convs[1..]) {
+            body = conv.forward(&norm.forward(&body, statistics).relu());
+        }
+        body + shortcut
+    }
+}

@@ -1,0 +1,18 @@
+//! Layers. Building a layer (from a [`Scope`]) stands apart from running it; running changes nothing
+//! but batch-norm statistics.
+
+mod attention;
+mod batch_norm;
+mod conv;
+mod linear;
+mod mlp;
+mod params;
+mod spectral_norm;
+
+pub use attention::Attention;
+pub use batch_norm::{BatchNorm, ConditionalBatchNorm, Statistics};
+pub use conv::{Conv, ConvShape};
+pub use linear::Linear;
+pub use mlp::{Mlp, MlpConfig};
+pub use params::{Fill, Init, Kinds, Params, Scope, Weights};
+pub use spectral_norm::SpectralNorm;

@@ -1,0 +1,404 @@
+use std::cell::RefCell;
+
+use rand_distr::{Distribution, StandardNormal};
+use tch::{Device, Kind, Tensor, no_grad};
+
+use super::SpectralNorm;
+use crate::random::{Key, Purpose};
+
+/// Where the first values of a network come from.
+#[derive(Debug, Clone, Copy)]
+pub enum Fill {
+    /// Drawn, keyed by this seed and by the number of the parameter within its network.
+    Seed {
+        /// `train.seed`.
+        seed: u64,
+        /// Tells the networks of one run apart.
+        network: u32,
+    },
+    /// Memory as it comes: for counting parameters, or to be loaded over.
+    Unset,
+}
+
+/// How one parameter starts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Init {
+    /// All equal to this.
+    Constant(f64),
+    /// Rows or columns of the (out, rest) matrix orthonormal.
+    Orthogonal,
+    /// Normal with this standard deviation.
+    Normal(f64),
+}
+
+/// Kind and device of a network's tensors.
+pub type Kinds = (Kind, Device);
+
+#[derive(Debug)]
+struct Parameter {
+    name: String,
+    raw: Tensor,
+    /// What layers read: `raw` itself, or W/σ of it.
+    weight: Tensor,
+    norm: Option<SpectralNorm>,
+}
+
+/// All tensors of one network: parameters, singular vectors, batch-norm buffers, by name.
+///
+/// After [`Params::finish`] the parameters are views of one flat tensor, so that Adam, averages and
+/// all-reduce are a handful of operators whatever the number of layers.
+#[derive(Debug)]
+pub struct Params {
+    parameters: Vec<Parameter>,
+    buffers: Vec<(String, Tensor)>,
+    flat: Tensor,
+    flat_scaled: Tensor,
+    kinds: Kinds,
+}
+
+/// Which form of the weights a pass reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weights {
+    /// Gradients with respect to the weights are wanted.
+    Train,
+    /// The weights are constants.
+    Freeze,
+}
+
+impl Params {
+    /// Builds a network: `build` asks the scope for its tensors, then they are laid out flat and the
+    /// spectral norms run `POWER_ITERATIONS` times.
+    pub fn build<N>(kinds: Kinds, fill: Fill, build: impl FnOnce(&Scope<'_>) -> N) -> (N, Self) {
+        let cell = RefCell::new(Builder { fill, kinds, parameters: vec![], buffers: vec![] });
+        let net = build(&Scope { builder: &cell, prefix: String::new() });
+        let Builder { parameters, buffers, .. } = cell.into_inner();
+        let empty = || Tensor::empty([0], kinds);
+        let mut params = Self { parameters, buffers, flat: empty(), flat_scaled: empty(), kinds };
+        params.finish(matches!(fill, Fill::Seed { .. }));
+        (net, params)
+    }
+
+    /// Power iterations before the first step. Ours: the vectors then start close to converged.
+    pub const POWER_ITERATIONS: usize = 15;
+
+    fn finish(&mut self, filled: bool) {
+        let total = self.parameters.iter().map(|p| p.raw.numel() as i64).sum::<i64>();
+        let scaled = self.normed().map(|p| p.raw.numel() as i64).sum::<i64>();
+        self.flat = Tensor::empty([total], self.kinds);
+        self.flat_scaled = Tensor::empty([scaled], self.kinds);
+        let (mut at, mut at_scaled) = (0, 0);
+        for p in &mut self.parameters {
+            let length = p.raw.numel() as i64;
+            let view = self.flat.narrow(0, at, length).view_as(&p.raw);
+            at += length;
+            if filled {
+                no_grad(|| view.shallow_clone().copy_(&p.raw));
+            }
+            p.raw.set_data(&view);
+            if p.norm.is_some() {
+                let view = self.flat_scaled.narrow(0, at_scaled, length).view_as(&p.raw);
+                at_scaled += length;
+                p.weight.set_data(&view);
+            }
+        }
+        if filled {
+            self.converge_norms();
+        }
+    }
+
+    /// Runs the power iteration to (near) convergence and rescales: at the start, and for weights
+    /// that came without vectors of their own, as averages do.
+    pub fn converge_norms(&mut self) {
+        for _ in 0..Self::POWER_ITERATIONS {
+            self.iterate();
+        }
+        self.rescale();
+    }
+
+    /// One power iteration for every spectral norm, then W/σ afresh: to be called right after each
+    /// update of this network, and at no other time.
+    pub fn advance_norms(&mut self) {
+        self.iterate();
+        self.rescale();
+    }
+
+    fn iterate(&mut self) {
+        for p in &mut self.parameters {
+            if let Some(norm) = &mut p.norm {
+                norm.advance(&p.raw);
+            }
+        }
+    }
+
+    /// Computes W/σ from the weights and vectors as they are: after a load.
+    pub fn rescale(&mut self) {
+        for p in &mut self.parameters {
+            if let Some(norm) = &mut p.norm {
+                norm.scale(&p.raw, &mut p.weight);
+            }
+        }
+    }
+
+    /// Says whether the coming passes need gradients with respect to the weights.
+    pub fn use_weights(&self, weights: Weights) {
+        for p in &self.parameters {
+            let _ = p.weight.set_requires_grad(weights == Weights::Train);
+        }
+    }
+
+    /// The gradient of the scalar `loss` with respect to all parameters, flat, (total). Parameters
+    /// that the loss does not reach get zeros. Singular vectors count as constants.
+    #[must_use]
+    pub fn gradient(&self, loss: &Tensor) -> Tensor {
+        self.gradients(loss, &[]).0
+    }
+
+    /// As [`Params::gradient`], for two networks through one backward pass.
+    #[must_use]
+    pub fn gradient_with(&self, other: &Params, loss: &Tensor) -> (Tensor, Tensor) {
+        let (own, rest) = self.gradients(loss, &other.weights());
+        (own, other.pull_back(rest))
+    }
+
+    fn weights(&self) -> Vec<Tensor> {
+        self.parameters.iter().map(|p| p.weight.shallow_clone()).collect()
+    }
+
+    fn gradients(&self, loss: &Tensor, others: &[Tensor]) -> (Tensor, Vec<Tensor>) {
+        let mut inputs = self.weights();
+        let own = inputs.len();
+        inputs.extend(others.iter().map(Tensor::shallow_clone));
+        let mut grads = Tensor::run_backward(&[loss], &inputs, false, false);
+        let rest = grads.split_off(own);
+        (self.pull_back(grads), rest)
+    }
+
+    fn pull_back(&self, grads: Vec<Tensor>) -> Tensor {
+        let one = |(p, g): (&Parameter, Tensor)| match (&p.norm, g.defined()) {
+            (_, false) => p.raw.zeros_like().flatten(0, -1),
+            (None, true) => g.reshape([-1]),
+            (Some(norm), true) => norm.pull_back(&g, &p.weight).reshape([-1]),
+        };
+        let parts: Vec<_> = self.parameters.iter().zip(grads).map(one).collect();
+        Tensor::cat(&parts, 0)
+    }
+
+    /// All parameters, raw, as one tensor (total). Whoever writes to it calls
+    /// [`Params::advance_norms`] or [`Params::rescale`] afterwards.
+    #[must_use]
+    pub fn flat(&self) -> &Tensor {
+        &self.flat
+    }
+
+    /// Number of trainable values.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.flat.numel()
+    }
+
+    /// Names and raw tensors of the parameters, in order of creation.
+    pub fn parameters(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.parameters.iter().map(|p| (p.name.as_str(), &p.raw))
+    }
+
+    /// Cuts a flat tensor laid out like [`Params::flat`] into named pieces (views).
+    #[must_use]
+    pub fn unflatten(&self, flat: &Tensor) -> Vec<(String, Tensor)> {
+        let mut at = 0;
+        let cut = |p: &Parameter| {
+            let length = p.raw.numel() as i64;
+            let piece = flat.narrow(0, at, length).view_as(&p.raw);
+            at += length;
+            (p.name.clone(), piece)
+        };
+        self.parameters.iter().map(cut).collect()
+    }
+
+    /// Every tensor that a step can change, by name: parameters, `NAME.u` and `NAME.v` of spectral
+    /// norms, buffers. Writing to these tensors writes to the network.
+    #[must_use]
+    pub fn state(&self) -> Vec<(String, Tensor)> {
+        let mut all: Vec<_> =
+            self.parameters.iter().map(|p| (p.name.clone(), p.raw.detach())).collect();
+        for p in self.normed() {
+            let norm = p.norm.as_ref().expect("normed() yields these only");
+            all.push((format!("{}.u", p.name), norm.u.shallow_clone()));
+            all.push((format!("{}.v", p.name), norm.v.shallow_clone()));
+        }
+        all.extend(self.buffers());
+        all
+    }
+
+    /// Batch-norm statistics, by name.
+    #[must_use]
+    pub fn buffers(&self) -> Vec<(String, Tensor)> {
+        self.buffers.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect()
+    }
+
+    /// Name, spectral norm and scaled weight of every normalised parameter.
+    pub fn norms(&self) -> impl Iterator<Item = (&str, &SpectralNorm, &Tensor)> {
+        self.normed().filter_map(|p| Some((p.name.as_str(), p.norm.as_ref()?, &p.weight)))
+    }
+
+    fn normed(&self) -> impl Iterator<Item = &Parameter> {
+        self.parameters.iter().filter(|p| p.norm.is_some())
+    }
+
+    /// Kind and device.
+    #[must_use]
+    pub fn kinds(&self) -> Kinds {
+        self.kinds
+    }
+
+    /// Copies weights from `flat` and everything else from `live`, a network of the same shape, then
+    /// lets the spectral norms converge: how an average becomes a network.
+    pub fn adopt(&mut self, flat: &Tensor, live: &Params) {
+        no_grad(|| {
+            for ((_, mine), (_, theirs)) in self.state().iter_mut().zip(live.state()) {
+                mine.copy_(&theirs);
+            }
+            self.flat.copy_(flat);
+        });
+        self.converge_norms();
+    }
+}
+
+#[derive(Debug)]
+struct Builder {
+    fill: Fill,
+    kinds: Kinds,
+    parameters: Vec<Parameter>,
+    buffers: Vec<(String, Tensor)>,
+}
+
+/// A place in a network under construction: names follow the code.
+#[derive(Debug, Clone)]
+pub struct Scope<'a> {
+    builder: &'a RefCell<Builder>,
+    prefix: String,
+}
+
+impl Scope<'_> {
+    /// The place `name` below this one.
+    #[must_use]
+    pub fn sub(&self, name: impl std::fmt::Display) -> Self {
+        Self { builder: self.builder, prefix: format!("{}{name}.", self.prefix) }
+    }
+
+    /// A trainable tensor.
+    #[must_use]
+    pub fn parameter(&self, name: &str, shape: &[i64], init: Init) -> Tensor {
+        self.add(name, shape, init, None)
+    }
+
+    /// A trainable tensor whose spectral norm is held at 1: layers get W/σ.
+    #[must_use]
+    pub fn normed(&self, name: &str, shape: &[i64], init: Init, eps: f64) -> Tensor {
+        self.add(name, shape, init, Some(eps))
+    }
+
+    /// A tensor that is saved but not trained.
+    #[must_use]
+    pub fn buffer(&self, name: &str, shape: &[i64], value: f64) -> Tensor {
+        let mut builder = self.builder.borrow_mut();
+        let tensor = Tensor::full(shape, value, builder.kinds);
+        builder.buffers.push((format!("{}{name}", self.prefix), tensor.shallow_clone()));
+        tensor
+    }
+
+    fn add(&self, name: &str, shape: &[i64], init: Init, sn_eps: Option<f64>) -> Tensor {
+        let mut builder = self.builder.borrow_mut();
+        let number = builder.parameters.len() as u64;
+        let raw = builder.fresh(shape, init, number);
+        let norm = sn_eps.map(|eps| {
+            let rest = shape[1..].iter().product::<i64>();
+            let mut u = builder.fresh(&[shape[0]], Init::Normal(1.0), number | 1 << 32);
+            let _ = u.divide_(&u.norm().clamp_min(eps));
+            SpectralNorm::new(u, Tensor::zeros([rest], builder.kinds), eps)
+        });
+        let weight = match norm {
+            Some(_) => Tensor::empty(shape, builder.kinds),
+            None => raw.shallow_clone(),
+        };
+        let handle = weight.shallow_clone();
+        let name = format!("{}{name}", self.prefix);
+        builder.parameters.push(Parameter { name, raw, weight, norm });
+        handle
+    }
+}
+
+impl Builder {
+    fn fresh(&self, shape: &[i64], init: Init, number: u64) -> Tensor {
+        match (init, self.fill) {
+            (_, Fill::Unset) => Tensor::empty(shape, self.kinds),
+            (Init::Constant(value), _) => Tensor::full(shape, value, self.kinds),
+            (Init::Normal(std), Fill::Seed { seed, network }) => {
+                let key = Key { seed, purpose: Purpose::Init, step: 0, update: network };
+                (normal(shape, key, number) * std).to_device(self.kinds.1).to_kind(self.kinds.0)
+            }
+            (Init::Orthogonal, Fill::Seed { seed, network }) => {
+                let key = Key { seed, purpose: Purpose::Init, step: 0, update: network };
+                orthogonal(shape, key, number).to_device(self.kinds.1).to_kind(self.kinds.0)
+            }
+        }
+    }
+}
+
+fn normal(shape: &[i64], key: Key, number: u64) -> Tensor {
+    let mut stream = key.stream(number);
+    let count = shape.iter().product::<i64>();
+    let values: Vec<f32> = (0..count).map(|_| StandardNormal.sample(&mut stream)).collect();
+    Tensor::from_slice(&values).view(shape)
+}
+
+/// Q of a normal matrix, signs fixed by R's diagonal, so that the law is uniform (Haar).
+///
+/// # Source
+/// Saxe et al. 2013; Brock et al. 2018, appendix C.
+fn orthogonal(shape: &[i64], key: Key, number: u64) -> Tensor {
+    let out = shape[0];
+    let rest = shape[1..].iter().product::<i64>();
+    let (long, short) = (out.max(rest), out.min(rest));
+    let (q, r) = Tensor::linalg_qr(&normal(&[long, short], key, number), "reduced");
+    let q = q * r.diagonal(0, 0, 1).sign();
+    let q = if out < rest { q.tr() } else { q };
+    q.contiguous().view(shape)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orthogonal_weights_keep_their_shape_and_are_orthonormal() {
+        let fill = Fill::Seed { seed: 1, network: 0 };
+        for shape in [[4i64, 3, 3, 3], [40, 3, 3, 1]] {
+            let ((), params) = Params::build((Kind::Float, Device::Cpu), fill, |s| {
+                let _ = s.parameter("w", &shape, Init::Orthogonal);
+            });
+            let (_, w) = params.parameters().next().unwrap();
+            assert_eq!(w.size(), shape);
+            let m = w.flatten(1, -1);
+            let gram = if shape[0] < 27 && m.size()[0] < m.size()[1] {
+                m.matmul(&m.tr())
+            } else {
+                m.tr().matmul(&m)
+            };
+            let eye = Tensor::eye(gram.size()[0], (Kind::Float, Device::Cpu));
+            assert!((gram - eye).abs().max().double_value(&[]) < 1e-5);
+        }
+    }
+
+    #[test]
+    fn layers_see_what_is_written_to_the_flat_tensor() {
+        let fill = Fill::Seed { seed: 1, network: 0 };
+        let (weight, mut params) = Params::build((Kind::Float, Device::Cpu), fill, |s| {
+            let _ = s.parameter("b", &[3], Init::Constant(0.0));
+            s.normed("w", &[2, 2], Init::Orthogonal, 1e-12)
+        });
+        no_grad(|| params.flat().narrow(0, 3, 4).copy_(&Tensor::from_slice(&[3f32, 0., 0., 1.])));
+        params.converge_norms();
+        assert!((weight.double_value(&[0, 0]) - 1.0).abs() < 1e-4);
+        assert!((weight.double_value(&[1, 1]) - 1.0 / 3.0).abs() < 1e-4);
+    }
+}

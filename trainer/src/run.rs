@@ -1,0 +1,389 @@
+//! The run: a folder, a loader, a state, and the loop over steps with its chores.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use pipeline::{Cursor, Dataset, Loader};
+use serde::Serialize;
+use tch::{Device, Tensor};
+
+use crate::checkpoint;
+use crate::config::Config;
+use crate::device::{self, Images};
+use crate::error::{Error, Result};
+use crate::eval::linear::{Features, ProbeResult, probe};
+use crate::eval::{Model, loader_config, pictures};
+use crate::log::{Lines, Progress, StatsLine};
+use crate::state::TrainState;
+use crate::step::{Losses, train_step};
+
+/// What a run did, for its last words.
+#[derive(Debug, Clone)]
+pub struct Summary {
+    /// The run folder.
+    pub out: PathBuf,
+    /// Steps done, all sessions together.
+    pub steps: u64,
+    /// Means over this session and the last losses; `None` if no step was done.
+    pub stats: Option<StatsLine>,
+    /// Why it ended.
+    pub ended: Ended,
+    /// The linear probe on E's averaged weights and on its initial weights.
+    pub probe: Option<(ProbeResult, ProbeResult)>,
+}
+
+/// Why a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// `train.steps` are done.
+    Steps,
+    /// `train.max_minutes` are over.
+    Time,
+    /// A signal asked it to; everything is saved.
+    Signal,
+}
+
+/// A line of `metrics.jsonl`.
+#[derive(Debug, Serialize)]
+struct Metric<'a> {
+    metric: &'a str,
+    step: u64,
+    weights: &'a str,
+    split: &'a str,
+    crop: pipeline::Mode,
+    #[serde(flatten)]
+    result: &'a ProbeResult,
+}
+
+/// Starts a new run in `out`, which must not exist or be empty. `stop` is polled between steps.
+///
+/// # Errors
+/// Any [`Error`]. Wrong input is found before anything is written.
+pub fn start(config: Config, out: &Path, stop: &AtomicBool) -> Result<Summary> {
+    let device = device::parse(&config.train.device)?;
+    let data = open_data(&config, "train")?;
+    let occupied = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
+    if out.is_file() || occupied {
+        let reason = "it is not empty; name a new folder, or go on with --resume";
+        return Err(Error::Output { path: out.to_owned(), reason: reason.into() });
+    }
+    let mut feed = Feed::start(&config, &data, Cursor::default(), device)?;
+    feed.prime()?;
+    let writable = |source: std::io::Error| {
+        let reason = format!("{source}; name a folder that can be written to");
+        Error::Output { path: out.to_owned(), reason }
+    };
+    fs::create_dir_all(out).map_err(writable)?;
+    let folder = out.join("config.toml");
+    fs::write(&folder, config.to_toml()).map_err(writable)?;
+    let state = TrainState::new(&config, device, true);
+    Run::new(config, out, data, feed, state)?.run(stop)
+}
+
+/// Goes on with the run in `out` from its newest sound checkpoint. A finished run stays as it is.
+///
+/// # Errors
+/// Any [`Error`].
+pub fn resume(out: &Path, stop: &AtomicBool) -> Result<Summary> {
+    let config = read_config(out)?;
+    let device = device::parse(&config.train.device)?;
+    let data = open_data(&config, "train")?;
+    let path = checkpoint::newest(&out.join("checkpoints"))?;
+    if checkpoint::read_manifest(&path)?.step >= config.train.steps {
+        let steps = config.train.steps;
+        let (stats, probe) = (None, None);
+        return Ok(Summary { out: out.to_owned(), steps, stats, ended: Ended::Steps, probe });
+    }
+    let state = checkpoint::load(&path, &config, device, data.fingerprint())?;
+    let feed = Feed::start(&config, &data, state.cursor, device)?;
+    Run::new(config, out, data, feed, state)?.run(stop)
+}
+
+/// The resolved configuration of a run.
+///
+/// # Errors
+/// [`Error::Output`] if `out` is not a run folder; [`Error::Config`] if its configuration is not one.
+pub fn read_config(out: &Path) -> Result<Config> {
+    let text = fs::read_to_string(out.join("config.toml")).map_err(|e| Error::Output {
+        path: out.to_owned(),
+        reason: format!("no config.toml in it ({e}): not the folder of a run"),
+    })?;
+    Config::parse(&text)
+}
+
+/// A split of a configuration's data folder.
+///
+/// # Errors
+/// [`Error::Data`]; [`Error::Config`] if no folder is named.
+pub fn open_data(config: &Config, split: &str) -> Result<Arc<Dataset>> {
+    if config.data.dir.is_empty() {
+        let problem = "no data folder: give --data DIR (made by shard-imagenet)";
+        return Err(Error::Config { problems: vec![problem.into()] });
+    }
+    Ok(Arc::new(Dataset::open(Path::new(&config.data.dir), split)?))
+}
+
+/// Batches on the device, and how long the step waited for them.
+#[derive(Debug)]
+struct Feed {
+    loader: Loader,
+    first: Option<pipeline::Batch>,
+    sides: (i64, i64),
+    device: Device,
+    waited: Duration,
+    cursor: Cursor,
+}
+
+impl Feed {
+    fn start(config: &Config, data: &Arc<Dataset>, at: Cursor, device: Device) -> Result<Self> {
+        let memory = Arc::new(pipeline::Heap);
+        let loader_config = loader_config(config);
+        let sides = (loader_config.large as i64, loader_config.small as i64);
+        let loader = Loader::start(data.clone(), loader_config, at, memory)?;
+        Ok(Self { loader, first: None, sides, device, waited: Duration::ZERO, cursor: at })
+    }
+
+    /// Waits for the first batch, so that data that cannot be read stops a run before it begins.
+    fn prime(&mut self) -> Result<()> {
+        self.first = Some(self.take()?);
+        Ok(())
+    }
+
+    fn take(&mut self) -> Result<pipeline::Batch> {
+        if let Some(batch) = self.first.take() {
+            return Ok(batch);
+        }
+        Ok(self.loader.next().expect("the training loader is endless")?)
+    }
+
+    fn next(&mut self) -> Result<Images> {
+        let asked = Instant::now();
+        let batch = self.take()?;
+        self.waited += asked.elapsed();
+        self.cursor = batch.cursor();
+        Ok(Images::upload(&batch, self.sides.0, self.sides.1, self.device))
+    }
+}
+
+/// A run in progress.
+#[derive(Debug)]
+struct Run {
+    config: Config,
+    out: PathBuf,
+    data: Arc<Dataset>,
+    feed: Feed,
+    state: TrainState,
+    stats: Lines,
+    metrics: Lines,
+    progress: Progress,
+    /// Held as long as the run lives: a second writer is refused, a dead one does not block.
+    _lock: File,
+}
+
+/// Since when, from which step, and how long the feed had then been waited for.
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    time: Instant,
+    step: u64,
+    waited: Duration,
+}
+
+impl Run {
+    fn new(
+        config: Config,
+        out: &Path,
+        data: Arc<Dataset>,
+        feed: Feed,
+        state: TrainState,
+    ) -> Result<Self> {
+        let lock = lock(out)?;
+        for name in ["images", "checkpoints"] {
+            let folder = out.join(name);
+            fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+        }
+        let stats = Lines::open(&out.join("stats.jsonl"), state.step)?;
+        let metrics = Lines::open(&out.join("metrics.jsonl"), state.step)?;
+        let progress = Progress::new(state.step, config.train.steps);
+        let out = out.to_owned();
+        Ok(Self { config, out, data, feed, state, stats, metrics, progress, _lock: lock })
+    }
+
+    fn run(mut self, stop: &AtomicBool) -> Result<Summary> {
+        let begun = self.mark();
+        let limit = Duration::from_secs_f64(60.0 * self.config.train.max_minutes);
+        let mut tick = begun;
+        let mut last = None;
+        let ended = loop {
+            if self.state.step >= self.config.train.steps {
+                break Ended::Steps;
+            }
+            if stop.load(Ordering::Relaxed) {
+                break Ended::Signal;
+            }
+            if !limit.is_zero() && begun.time.elapsed() >= limit {
+                break Ended::Time;
+            }
+            let feed = &mut self.feed;
+            let losses = train_step(&self.config, &mut self.state, || feed.next())?;
+            self.state.cursor = self.feed.cursor;
+            self.progress.step(self.state.step);
+            if self.due(self.config.log.every) {
+                let line = self.line(tick, &losses)?;
+                self.stats.write(&line)?;
+                self.progress.show(&line);
+                tick = self.mark();
+            }
+            last = Some(losses);
+            self.chores()?;
+        };
+        let stats = last.map(|losses| self.line(begun, &losses)).transpose()?;
+        self.save()?;
+        let probe = if ended == Ended::Signal { None } else { self.evaluate()? };
+        self.progress.finish();
+        Ok(Summary { out: self.out, steps: self.state.step, stats, ended, probe })
+    }
+
+    /// Checkpoints and pictures between the first and the last step.
+    fn chores(&mut self) -> Result<()> {
+        if self.state.step >= self.config.train.steps {
+            return Ok(());
+        }
+        if self.due(self.config.checkpoint.every) {
+            self.save()?;
+        }
+        if self.due(self.config.images.every) {
+            let model = Model::averaged(&self.config, &self.state, Some(&self.data))?;
+            self.pictures(&model, &format!("-{:08}", self.state.step))?;
+        }
+        Ok(())
+    }
+
+    fn due(&self, every: u64) -> bool {
+        every > 0 && self.state.step.is_multiple_of(every)
+    }
+
+    fn save(&self) -> Result<()> {
+        let folder = self.out.join("checkpoints");
+        let keep = self.config.checkpoint.keep;
+        checkpoint::save(&folder, &self.state, self.data.fingerprint(), keep).map(|_| ())
+    }
+
+    /// The last pictures and, where asked for, the probe.
+    fn evaluate(&mut self) -> Result<Option<(ProbeResult, ProbeResult)>> {
+        let model = Model::averaged(&self.config, &self.state, Some(&self.data))?;
+        self.pictures(&model, "")?;
+        let c = &self.config;
+        if c.eval.probe_images == 0 || !c.loss.encode() {
+            return Ok(None);
+        }
+        self.progress.say("probing the encoder's features with a linear classifier …");
+        let untrained = Model::untrained(c, model.device(), &self.data)?;
+        let test = open_data(c, &c.eval.split)?;
+        let classes = self.data.classes().len() as i64;
+        let mut results = vec![];
+        for (model, weights) in [(&model, "average"), (&untrained, "initial")] {
+            let train = Features::of(model, &self.data, c.eval.probe_images)?;
+            let test = Features::of(model, &test, usize::MAX)?;
+            let result = probe(&train, &test, classes, c.eval.probe_steps, c.train.seed);
+            let (step, split, crop) = (self.state.step, c.eval.split.as_str(), c.eval.mode);
+            let metric = "linear_probe_bn_crelu";
+            self.metrics.write(&Metric { metric, step, weights, split, crop, result: &result })?;
+            results.push(result);
+        }
+        let initial = results.pop();
+        Ok(results.pop().zip(initial))
+    }
+
+    fn pictures(&self, model: &Model, suffix: &str) -> Result<()> {
+        let c = &self.config;
+        let columns = c.images.columns as u32;
+        let folder = self.out.join("images");
+        let samples = model.generate(&model.latents(0, c.images.columns * c.images.rows));
+        let path = folder.join(format!("samples{suffix}.png"));
+        pictures::save(&pictures::grid(&samples, columns), &path)?;
+        if c.loss.encode() {
+            let split = self.evaluation_split()?;
+            let picture = reconstructions(model, &split)?;
+            pictures::save(&picture, &folder.join(format!("reconstructions{suffix}.png")))?;
+        }
+        Ok(())
+    }
+
+    /// `eval.split`, or the training split where the folder has no such split.
+    fn evaluation_split(&self) -> Result<Arc<Dataset>> {
+        let split = &self.config.eval.split;
+        if self.data.index().splits().iter().any(|s| &s.name == split) {
+            open_data(&self.config, split)
+        } else {
+            self.progress.say(&format!(
+                "no split {split:?} in {}: reconstructions show training images",
+                self.config.data.dir
+            ));
+            Ok(self.data.clone())
+        }
+    }
+
+    fn mark(&self) -> Mark {
+        Mark { time: Instant::now(), step: self.state.step, waited: self.feed.waited }
+    }
+
+    /// Reads the losses back (the only wait for the device) and the clock since `from`.
+    fn line(&self, from: Mark, losses: &Losses) -> Result<StatsLine> {
+        let step = self.state.step;
+        let read = |network, loss: &Tensor| {
+            let value = loss.double_value(&[]);
+            if value.is_finite() { Ok(value) } else { Err(Error::Diverged { network, value, step }) }
+        };
+        let loss_d = read("d", &losses.d)?;
+        let loss_g = read("g", &losses.g)?;
+        let loss_e = losses.e.as_ref().map(|e| read("e", e)).transpose()?;
+        let seconds = from.time.elapsed().as_secs_f64();
+        let step_seconds = seconds / (step - from.step) as f64;
+        let images_per_s = self.config.train.batch as f64 / step_seconds;
+        let waited = (self.feed.waited - from.waited).as_secs_f64();
+        Ok(StatsLine {
+            step,
+            loss_d,
+            loss_g,
+            loss_e,
+            images_per_s,
+            images_read_per_s: images_per_s * f64::from(self.config.train.d_steps + 1),
+            data_wait_percent: 100.0 * waited / seconds,
+            step_seconds,
+            epoch: self.state.cursor.epoch,
+        })
+    }
+}
+
+/// Pairs x | G(μ(x)) of the first images of a split, in the grid of `images`.
+///
+/// # Errors
+/// [`Error::Data`], or [`Error::Config`] without an encoder.
+pub fn reconstructions(model: &Model, split: &Arc<Dataset>) -> Result<image::RgbImage> {
+    let c = model.config().images;
+    let columns = (c.columns / 2).max(1);
+    let (mut left, mut right) = (vec![], vec![]);
+    for images in model.images(split, model.config().eval.mode, columns * c.rows)? {
+        let images = images?;
+        right.push(model.reconstruct(&images)?);
+        left.push(images.small);
+    }
+    let (left, right) = (Tensor::cat(&left, 0), Tensor::cat(&right, 0));
+    Ok(pictures::grid(&pictures::pairs(&left, &right), columns as u32))
+}
+
+fn lock(out: &Path) -> Result<File> {
+    let path = out.join("lock");
+    let file = File::create(&path).map_err(Error::io("create", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => {
+            let reason = "another trainer is writing to it; wait for it or stop it";
+            Err(Error::Output { path: out.to_owned(), reason: reason.into() })
+        }
+        Err(fs::TryLockError::Error(e)) => Err(Error::io("lock", &path)(e)),
+    }
+}

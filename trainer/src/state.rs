@@ -1,0 +1,104 @@
+//! Everything that training changes.
+
+use pipeline::Cursor;
+use tch::{Device, Kind, Tensor};
+
+use crate::config::Config;
+use crate::model::{Discriminator, Encoder, Generator};
+use crate::nn::{Fill, Kinds, Params, Scope};
+use crate::optim::Adam;
+
+/// A network, its tensors and its optimiser.
+#[derive(Debug)]
+pub struct Player<N> {
+    /// The network; it holds handles to tensors of `params`.
+    pub net: N,
+    /// Its tensors.
+    pub params: Params,
+    /// Its optimiser.
+    pub adam: Adam,
+}
+
+impl<N> Player<N> {
+    fn new(
+        config: &Config,
+        rate: f64,
+        kinds: Kinds,
+        fill: Fill,
+        build: impl FnOnce(&Scope<'_>) -> N,
+    ) -> Self {
+        let (net, params) = Params::build(kinds, fill, build);
+        let adam = Adam::new(config.adam(rate), params.flat());
+        Self { net, params, adam }
+    }
+
+    /// One Adam update by a flat gradient, after which the spectral norms advance once.
+    pub fn update(&mut self, gradient: &Tensor) {
+        self.adam.step(self.params.flat(), gradient);
+        self.params.advance_norms();
+    }
+}
+
+/// A player whose weights are also averaged.
+#[derive(Debug)]
+pub struct Averaged<N> {
+    /// The live network.
+    pub live: Player<N>,
+    /// The average of its weights, flat.
+    pub average: Tensor,
+}
+
+impl<N> Averaged<N> {
+    fn new(live: Player<N>) -> Self {
+        let average = live.params.flat().copy();
+        Self { live, average }
+    }
+}
+
+/// All that a step changes; a checkpoint holds exactly this.
+#[derive(Debug)]
+pub struct TrainState {
+    /// The generator.
+    pub g: Averaged<Generator>,
+    /// The encoder, where the loss has a term for it.
+    pub e: Option<Averaged<Encoder>>,
+    /// The discriminator.
+    pub d: Player<Discriminator>,
+    /// G/E updates done.
+    pub step: u64,
+    /// Where the next image comes from.
+    pub cursor: Cursor,
+}
+
+/// Numbers that tell the networks' initial weights apart.
+const NETWORKS: [u32; 3] = [0, 1, 2];
+
+impl TrainState {
+    /// The state before step 1. With `fresh` false the tensors are allocated but not filled: for
+    /// counting, or for a checkpoint to fill.
+    #[must_use]
+    pub fn new(config: &Config, device: Device, fresh: bool) -> Self {
+        Self::with_kinds(config, (Kind::Float, device), fresh)
+    }
+
+    /// As [`TrainState::new`] in another precision (parity tests use double).
+    #[must_use]
+    pub fn with_kinds(config: &Config, kinds: Kinds, fresh: bool) -> Self {
+        let seed = config.train.seed;
+        let fill = |network| if fresh { Fill::Seed { seed, network } } else { Fill::Unset };
+        let o = &config.opt;
+        let g = Player::new(config, o.lr_g, kinds, fill(NETWORKS[0]), |s| {
+            Generator::new(s, config.g, config.latent)
+        });
+        let e = config.loss.encode().then(|| {
+            let rate = o.lr_g * o.e_lr_mult;
+            Averaged::new(Player::new(config, rate, kinds, fill(NETWORKS[1]), |s| {
+                Encoder::new(s, config.e, config.latent)
+            }))
+        });
+        let d = Player::new(config, o.lr_d, kinds, fill(NETWORKS[2]), |s| {
+            Discriminator::new(s, config.discriminator(), config.latent)
+        });
+        Self { g: Averaged::new(g), e, d, step: 0, cursor: Cursor::default() }
+    }
+}

@@ -1,0 +1,351 @@
+//! One training step: `d_steps` updates of D, then one joint update of G and E.
+//!
+//! Gradients flow as the paper says: D's update sees x̂ = G(z) and ẑ = E(x) as constants; E learns
+//! through s_z(ẑ) and s_xz(x, ẑ), G through s_x(x̂) and s_xz(x̂, z), with D's weights constant.
+//!
+//! # Source
+//! Paper §2 and App. A.
+
+use tch::{Device, Kind, Tensor, no_grad};
+
+use crate::config::Config;
+use crate::device::Images;
+use crate::loss;
+use crate::model::Pair;
+use crate::nn::{Statistics, Weights};
+use crate::random::{Key, Purpose};
+use crate::state::{Averaged, TrainState};
+
+/// Losses of one update; scalars, still on the device.
+#[derive(Debug)]
+pub struct Losses {
+    /// L_D.
+    pub d: Tensor,
+    /// G's part of L_EG.
+    pub g: Tensor,
+    /// E's part of L_EG; absent without an encoder.
+    pub e: Option<Tensor>,
+}
+
+/// Latents and encoder noise of one update, each (rows, Z), for rows of the global batch.
+#[derive(Debug)]
+struct Draws {
+    prior: Tensor,
+    noise: Tensor,
+}
+
+impl Draws {
+    fn new(config: &Config, step: u64, update: u32, rows: (i64, i64), to: (Kind, Device)) -> Self {
+        let key = |purpose| Key { seed: config.train.seed, purpose, step, update };
+        let (first, count) = rows;
+        let z = config.latent;
+        let prior = key(Purpose::Prior).latents(z.prior, first, count, z.dim, to.1);
+        let noise = key(Purpose::Posterior).normal(first, count, z.dim, to.1);
+        Self { prior: prior.to_kind(to.0), noise: noise.to_kind(to.0) }
+    }
+}
+
+/// One whole step. `next` gives a fresh batch of `train.batch` images for every update.
+///
+/// # Errors
+/// Whatever `next` reports; the state is then as after the last whole update.
+pub fn train_step<E>(
+    config: &Config,
+    state: &mut TrainState,
+    mut next: impl FnMut() -> Result<Images, E>,
+) -> Result<Losses, E> {
+    let mut d = None;
+    for update in 0..config.train.d_steps {
+        d = Some(discriminator_step(config, state, &next()?, update));
+    }
+    let (g, e) = encoder_generator_step(config, state, &next()?);
+    state.step += 1;
+    Ok(Losses { d: d.expect("a checked config has d_steps > 0"), g, e })
+}
+
+/// One update of D, number `update` of the step. G and E are only read (their batch statistics
+/// move). Returns L_D.
+pub fn discriminator_step(
+    config: &Config,
+    state: &mut TrainState,
+    images: &Images,
+    update: u32,
+) -> Tensor {
+    state.d.params.use_weights(Weights::Train);
+    let mut sum = Sum::default();
+    for (first, rows) in micro_batches(config, images) {
+        let images = images.rows(first, rows);
+        let draws =
+            Draws::new(config, state.step, update, (first, rows), state.d.params.kinds());
+        let pairs = no_grad(|| joint_pairs(state, &images, &draws));
+        let scores = state.d.net.scores(&pairs);
+        let part = loss::discriminator(&scores.rows(0, rows), &scores.rows(rows, rows))
+            * share(config, rows);
+        sum.add(&[part.detach()], &[state.d.params.gradient(&part)]);
+    }
+    state.d.update(&sum.gradients[0]);
+    sum.losses.swap_remove(0)
+}
+
+/// (x, E(x)) above (G(z), z), as one batch of 2N: D has no batch norm, so one pass over both gives
+/// the same scores as two.
+fn joint_pairs(state: &TrainState, images: &Images, draws: &Draws) -> Pair {
+    let generated = state.g.live.net.forward(&draws.prior, Statistics::Batch);
+    let latent = state.e.as_ref().map(|e| {
+        let code = e.live.net.forward(&images.large, Statistics::Batch).code;
+        Tensor::cat(&[&code.sample(&draws.noise), &draws.prior], 0)
+    });
+    Pair { image: Tensor::cat(&[&images.small, &generated], 0), latent }
+}
+
+/// One joint update of G and E, then of their averages. D is only read. Returns G's and E's part of
+/// L_EG.
+pub fn encoder_generator_step(
+    config: &Config,
+    state: &mut TrainState,
+    images: &Images,
+) -> (Tensor, Option<Tensor>) {
+    state.d.params.use_weights(Weights::Freeze);
+    state.g.live.params.use_weights(Weights::Train);
+    if let Some(e) = &state.e {
+        e.live.params.use_weights(Weights::Train);
+    }
+    let mut sum = Sum::default();
+    for (first, rows) in micro_batches(config, images) {
+        let images = images.rows(first, rows);
+        let kinds = state.d.params.kinds();
+        let draws =
+            Draws::new(config, state.step, config.train.d_steps, (first, rows), kinds);
+        let share = share(config, rows);
+        let loss_g = generator_loss(state, &draws) * share;
+        match &state.e {
+            None => sum.add(&[loss_g.detach()], &[state.g.live.params.gradient(&loss_g)]),
+            Some(e) => {
+                let loss_e = encoder_loss(state, e, &images, &draws) * share;
+                let (grad_g, grad_e) =
+                    state.g.live.params.gradient_with(&e.live.params, &(&loss_g + &loss_e));
+                sum.add(&[loss_g.detach(), loss_e.detach()], &[grad_g, grad_e]);
+            }
+        }
+    }
+    advance(config, state.step, &mut state.g, &sum.gradients[0]);
+    if let Some(e) = &mut state.e {
+        advance(config, state.step, e, &sum.gradients[1]);
+    }
+    let mut losses = sum.losses.into_iter();
+    (losses.next().expect("a batch has at least one micro-batch"), losses.next())
+}
+
+fn generator_loss(state: &TrainState, draws: &Draws) -> Tensor {
+    let generated = state.g.live.net.forward(&draws.prior, Statistics::Batch);
+    let pair = Pair { image: generated, latent: state.e.as_ref().map(|_| draws.prior.detach()) };
+    loss::generator(&state.d.net.scores(&pair))
+}
+
+/// f = F(x) does not depend on E, so it is computed without a graph and nothing runs backward
+/// through F on the real side.
+fn encoder_loss(
+    state: &TrainState,
+    e: &Averaged<crate::model::Encoder>,
+    images: &Images,
+    draws: &Draws,
+) -> Tensor {
+    let f = no_grad(|| state.d.net.image_features(&images.small));
+    let code = e.live.net.forward(&images.large, Statistics::Batch).code;
+    loss::encoder(&state.d.net.scores_of(&f, Some(&code.sample(&draws.noise))))
+}
+
+fn advance<N>(config: &Config, step: u64, player: &mut Averaged<N>, gradient: &Tensor) {
+    player.live.update(gradient);
+    config.average().update(&mut player.average, player.live.params.flat(), step);
+}
+
+/// First row and number of rows of every micro-batch.
+fn micro_batches(config: &Config, images: &Images) -> impl Iterator<Item = (i64, i64)> + use<> {
+    let (batch, micro) = (images.len(), config.micro_batch());
+    (0..batch).step_by(micro as usize).map(move |first| (first, micro.min(batch - first)))
+}
+
+/// What a micro-batch's mean counts for in the batch's mean.
+fn share(config: &Config, rows: i64) -> f64 {
+    rows as f64 / config.train.batch as f64
+}
+
+/// Sums over micro-batches.
+#[derive(Debug, Default)]
+struct Sum {
+    losses: Vec<Tensor>,
+    gradients: Vec<Tensor>,
+}
+
+impl Sum {
+    fn add(&mut self, losses: &[Tensor], gradients: &[Tensor]) {
+        let into = |sums: &mut Vec<Tensor>, parts: &[Tensor]| {
+            if sums.is_empty() {
+                sums.extend(parts.iter().map(Tensor::shallow_clone));
+            } else {
+                sums.iter_mut().zip(parts).for_each(|(sum, part)| *sum += part);
+            }
+        };
+        into(&mut self.losses, losses);
+        into(&mut self.gradients, gradients);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Origin;
+    use crate::loss;
+    use crate::model::Scores;
+
+    fn tiny(overrides: &[&str]) -> Config {
+        let small = [
+            "g.ch=4", "f.ch=4", "h.width=16", "j.width=16", "e.depth=8", "e.mlp_width=16",
+            "train.batch=4",
+        ];
+        let all: Vec<_> = small.iter().chain(overrides).map(|s| (*s).to_owned()).collect();
+        Config::resolve(&Origin::Preset("demo"), &all).unwrap()
+    }
+
+    fn images(seed: u64) -> Images {
+        let key = Key { seed, purpose: Purpose::Evaluate, step: 0, update: 0 };
+        let large = key.normal(0, 4, 3 * 32 * 32, Device::Cpu).view([4, 3, 32, 32]).tanh();
+        let small = large.avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None::<i64>);
+        Images { large, small }
+    }
+
+    fn new(config: &Config) -> TrainState {
+        TrainState::new(config, Device::Cpu, true)
+    }
+
+    fn weights(state: &TrainState) -> [Tensor; 3] {
+        let e = state.e.as_ref().unwrap();
+        [&state.g.live.params, &e.live.params, &state.d.params].map(|p| p.flat().copy())
+    }
+
+    #[test]
+    fn the_constant_terms_leave_every_gradient_of_e_and_g_bit_equal() {
+        let config = tiny(&[]);
+        let state = new(&config);
+        let e = state.e.as_ref().unwrap();
+        let kinds = state.d.params.kinds();
+        let draws = Draws::new(&config, 0, 2, (0, 4), kinds);
+        let images = images(1);
+        state.d.params.use_weights(Weights::Freeze);
+        for params in [&state.g.live.params, &e.live.params] {
+            params.use_weights(Weights::Train);
+        }
+        let whole = generator_loss(&state, &draws) + encoder_loss(&state, e, &images, &draws);
+
+        let code = e.live.net.forward(&images.large, Statistics::Batch).code;
+        let f = state.d.net.image_features(&images.small);
+        let real = state.d.net.scores_of(&f, Some(&code.sample(&draws.noise)));
+        let x = state.g.live.net.forward(&draws.prior, Statistics::Batch);
+        let pair = Pair { image: x, latent: Some(draws.prior.shallow_clone()) };
+        let fake = state.d.net.scores(&pair);
+        let dropped = loss::encoder(&Scores { sx: None, ..real })
+            + loss::generator(&Scores { sz: None, ..fake });
+
+        let one = state.g.live.params.gradient_with(&e.live.params, &whole);
+        let two = state.g.live.params.gradient_with(&e.live.params, &dropped);
+        assert_eq!(one, two);
+        assert!(one.0.abs().max().double_value(&[]) > 0.0);
+        assert!(one.1.abs().max().double_value(&[]) > 0.0);
+    }
+
+    #[test]
+    fn each_update_changes_its_own_networks_only() {
+        let config = tiny(&[]);
+        let mut state = new(&config);
+        let before = weights(&state);
+        let _ = discriminator_step(&config, &mut state, &images(1), 0);
+        let after_d = weights(&state);
+        assert_eq!(before[..2], after_d[..2]);
+        assert_ne!(before[2], after_d[2]);
+        let u = |state: &TrainState| {
+            state.d.params.norms().map(|(_, n, _)| n.u.copy()).collect::<Vec<_>>()
+        };
+        let d_vectors = u(&state);
+        let _ = encoder_generator_step(&config, &mut state, &images(2));
+        let after_eg = weights(&state);
+        assert_ne!(after_d[0], after_eg[0]);
+        assert_ne!(after_d[1], after_eg[1]);
+        assert_eq!(after_d[2], after_eg[2]);
+        assert_eq!(d_vectors, u(&state));
+    }
+
+    #[test]
+    fn the_image_and_latent_parts_learn_through_the_joint_term_alone() {
+        let config = tiny(&["loss.sx=false", "loss.sz=false"]);
+        let mut state = new(&config);
+        let _ = discriminator_step(&config, &mut state, &images(1), 0);
+        // β₁ = 0, so Adam's first moment is the gradient.
+        let mut parts = std::collections::BTreeMap::new();
+        for (name, gradient) in state.d.params.unflatten(&state.d.adam.m) {
+            let part = name.split('.').next().unwrap().to_owned();
+            let largest = gradient.abs().max().double_value(&[]);
+            let entry = parts.entry(part).or_insert(0f64);
+            *entry = entry.max(largest);
+        }
+        let names: Vec<_> = parts.keys().map(String::as_str).collect();
+        assert_eq!(names, ["f", "h", "j", "theta_xz"]);
+        assert!(parts.values().all(|largest| *largest > 0.0), "{parts:?}");
+    }
+
+    #[test]
+    fn after_n_steps_d_has_made_twice_as_many_updates_as_g_and_e() {
+        let config = tiny(&[]);
+        let mut state = new(&config);
+        for _ in 0..3 {
+            let losses = train_step(&config, &mut state, || Ok::<_, ()>(images(1))).unwrap();
+            assert!(losses.d.double_value(&[]).is_finite());
+        }
+        let e = state.e.as_ref().unwrap();
+        let updates = [state.g.live.adam.steps, e.live.adam.steps, state.d.adam.steps];
+        assert_eq!((updates, state.step), ([3, 3, 6], 3));
+    }
+
+    #[test]
+    fn a_plain_gan_trains_without_an_encoder() {
+        let config = tiny(&["loss.sxz=false", "loss.sz=false"]);
+        let mut state = new(&config);
+        let before = state.g.live.params.flat().copy();
+        let losses = train_step(&config, &mut state, || Ok::<_, ()>(images(1))).unwrap();
+        assert!(losses.e.is_none() && state.e.is_none());
+        assert_ne!(&before, state.g.live.params.flat());
+    }
+
+    #[test]
+    fn micro_batches_average_to_the_gradient_of_the_batch() {
+        let config = tiny(&["train.micro_batch=2"]);
+        let mut state = new(&config);
+        let images = images(1);
+        state.d.params.use_weights(Weights::Train);
+        let half = |first| {
+            let draws = Draws::new(&config, 0, 0, (first, 2), state.d.params.kinds());
+            let pairs = no_grad(|| joint_pairs(&state, &images.rows(first, 2), &draws));
+            let scores = state.d.net.scores(&pairs);
+            let loss = loss::discriminator(&scores.rows(0, 2), &scores.rows(2, 2));
+            (state.d.params.gradient(&loss), loss.detach())
+        };
+        let ((g1, l1), (g2, l2)) = (half(0), half(2));
+        let loss = discriminator_step(&config, &mut state, &images, 0);
+        let close = |a: Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]) < 1e-5;
+        assert!(close((l1 + l2) / 2.0, &loss));
+        assert!(close((g1 + g2) / 2.0, &state.d.adam.m));
+    }
+
+    #[test]
+    fn the_same_state_and_images_give_the_same_step() {
+        let config = tiny(&[]);
+        let run = || {
+            let mut state = new(&config);
+            for seed in 0..2 {
+                let _ = train_step(&config, &mut state, || Ok::<_, ()>(images(seed)));
+            }
+            weights(&state)
+        };
+        assert_eq!(run(), run());
+    }
+}
