@@ -7,6 +7,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use crate::SampleId;
 use crate::error::{Error, Fault};
 use crate::index::{CLASSES_FILE, Classes, Index, Record, SplitRecord};
+use crate::scan;
 use crate::shard::Shard;
 
 /// One split of a data folder.
@@ -19,14 +20,15 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Opens the folder, checks its index, and maps every shard of the split after checking that
+    /// Opens the folder, checks its index (made now, where the shards came without one), and maps every shard of the split after checking that
     /// it is there and has the length the index was made for.
     ///
     /// # Errors
     /// [`Error::NoFolder`], [`Error::EmptyFolder`], [`Error::NoSplit`], [`Error::ShardLength`],
-    /// [`Error::Format`], [`Error::Json`] or [`Error::Io`].
+    /// [`Error::ShardTruncated`], [`Error::DuplicateKey`], [`Error::Format`], [`Error::Json`] or
+    /// [`Error::Io`].
     pub fn open(dir: &Path, split: &str) -> Result<Self, Error> {
-        let index = Index::open(dir)?;
+        let index = scan::open_or_scan(dir)?;
         let split = index.split(split)?.clone();
         let open = |number: usize| {
             let shard = Shard::map(&index.shard_path(number))?;

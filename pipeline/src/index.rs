@@ -7,7 +7,8 @@
 //! # Layout of `index.bin`
 //! Little-endian, no padding between the parts; all offsets follow from the counts in the header.
 //! ```text
-//! header     64 bytes  magic "BBGINDEX", version u32, splits u32, shards u32, zero u32,
+//! header     64 bytes  magic "BBGINDEX", version u32, splits u32, shards u32,
+//!                      origin u32 (0 = written with the shards, 1 = made by scanning them),
 //!                      samples u64, name bytes u64, key bytes u64, zero to the end
 //! splits     40 each   name [16] zero-filled, first sample u64, samples u64,
 //!                      first shard u32, shards u32
@@ -87,7 +88,7 @@ pub struct ShardRecord {
     pub name: String,
     /// Size of the file.
     pub bytes: u64,
-    /// XXH3-64 of the file.
+    /// XXH3-64 of the file, 0 where it is not known.
     pub xxh3: u64,
     /// Its samples, as positions in the index.
     pub samples: std::ops::Range<usize>,
@@ -132,7 +133,12 @@ impl Index {
         if !path.exists() {
             return Err(Error::EmptyFolder { dir: dir.to_path_buf() });
         }
-        Self::parse(dir, Shard::map(&path)?)
+        Self::open_at(dir, &path)
+    }
+
+    /// The same for an index that lies elsewhere than its shards.
+    pub(crate) fn open_at(dir: &Path, path: &Path) -> Result<Self, Error> {
+        Self::parse(dir, Shard::map(path)?)
     }
 
     fn parse(dir: &Path, file: Shard) -> Result<Self, Error> {
@@ -198,6 +204,11 @@ impl Index {
             }
         }
         Ok(())
+    }
+
+    /// Whether the index was made by scanning shards that came without one.
+    pub(crate) fn is_scanned(&self) -> bool {
+        u32_at(self.file.as_bytes(), 20) == 1
     }
 
     /// The folder.
@@ -342,6 +353,7 @@ pub struct IndexWriter {
     samples: Vec<u8>,
     keys: Vec<u8>,
     key_ends: Vec<usize>,
+    origin: u32,
 }
 
 impl IndexWriter {
@@ -429,12 +441,16 @@ impl IndexWriter {
         write_atomically(&dir.join(INDEX_FILE), &self.to_bytes())
     }
 
-    /// The same for shards that lie elsewhere: `DIR` names them in errors, `path` is the index.
+    /// Marks the index as made from shards that came without one.
+    pub(crate) fn scanned(self) -> Self {
+        Self { origin: 1, ..self }
+    }
+
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let names: Vec<u8> = self.shards.iter().flat_map(|s| s.name.bytes()).collect();
         let mut out = Vec::with_capacity(HEADER + self.samples.len() + self.keys.len() + 4096);
         out.extend_from_slice(MAGIC);
-        for value in [VERSION, self.splits.len() as u32, self.shards.len() as u32, 0] {
+        for value in [VERSION, self.splits.len() as u32, self.shards.len() as u32, self.origin] {
             out.extend_from_slice(&value.to_le_bytes());
         }
         for value in [self.key_ends.len(), names.len(), self.keys.len(), 0, 0] {

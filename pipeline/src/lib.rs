@@ -35,6 +35,7 @@ pub mod index;
 mod jpeg;
 mod loader;
 mod sampler;
+mod scan;
 pub mod shard;
 mod slab;
 mod stats;

@@ -537,3 +537,18 @@ fn decode_sample(
     data.release(sample);
     Ok(result.map_err(|fault| data.fault(sample, fault)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_in_a_stage_becomes_an_error_that_names_it() {
+        let (send, messages) = channel::bounded(1);
+        let thread = spawn("decode", send, || panic!("row {}", 7)).unwrap();
+        let Ok(Message::Broken(error)) = messages.recv() else { panic!("no message") };
+        assert_eq!(error.to_string(), "the decode thread panicked: row 7");
+        assert!(!error.is_input());
+        thread.join().unwrap();
+    }
+}

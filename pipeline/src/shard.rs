@@ -161,7 +161,8 @@ pub(crate) fn temporary_beside(path: &Path) -> PathBuf {
 
 /// Writes a whole file so that a reader sees all of it or none: aside, sync, rename.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let temporary = temporary_beside(path);
+    // Two processes may write the same file at once, each a whole one.
+    let temporary = temporary_beside(&path.with_extension(std::process::id().to_string()));
     let write = || -> std::io::Result<()> {
         let mut file = File::create(&temporary)?;
         file.write_all(bytes)?;
