@@ -1,1 +1,163 @@
-//! Stories across the crates.
+//! Parts that the stories under `tests/` share: the built programs and small data folders.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+use tempfile::TempDir;
+
+/// What a program printed and how it ended.
+#[derive(Debug)]
+pub struct Said {
+    /// Exit code.
+    pub code: i32,
+    /// Standard output.
+    pub out: String,
+    /// Standard error.
+    pub err: String,
+}
+
+/// Runs `trainer` with these arguments.
+///
+/// # Panics
+/// If it cannot be started or is killed by a signal.
+#[must_use]
+pub fn trainer(args: &[&str]) -> Said {
+    run("trainer", args)
+}
+
+/// Runs `shard-imagenet` with these arguments.
+///
+/// # Panics
+/// As [`trainer`].
+#[must_use]
+pub fn shard_imagenet(args: &[&str]) -> Said {
+    run("shard-imagenet", args)
+}
+
+fn run(name: &str, args: &[&str]) -> Said {
+    let Output { status, stdout, stderr } =
+        Command::new(program(name)).args(args).output().expect("the program starts");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("programs print UTF-8");
+    let code = status.code().expect("no program of ours dies of a signal");
+    Said { code, out: text(stdout), err: text(stderr) }
+}
+
+/// Path of a program of this workspace, built in the profile of the running test.
+///
+/// # Panics
+/// If cargo cannot build it.
+#[must_use]
+pub fn program(name: &str) -> PathBuf {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| {
+        let test = std::env::current_exe().expect("a test knows its path");
+        let folder = test.parent().and_then(Path::parent).expect("target/PROFILE/deps").to_owned();
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+        cargo.args(["build", "--quiet", "-p", "tools", "-p", "trainer", "--bins"]);
+        if folder.file_name().is_some_and(|name| name == "release") {
+            cargo.arg("--release");
+        }
+        let built = cargo.current_dir(repository()).status().expect("cargo starts");
+        assert!(built.success(), "cargo build failed");
+        folder
+    });
+    folder.join(name)
+}
+
+/// The repository's root.
+///
+/// # Panics
+/// Never.
+#[must_use]
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the repository")
+}
+
+/// A folder of 40 procedural training and a few validation images of 32 px in 4 classes, made once a
+/// test process.
+///
+/// # Panics
+/// If it cannot be made.
+#[must_use]
+pub fn data() -> &'static Path {
+    static DATA: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    let (_, path) = DATA.get_or_init(|| {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("data");
+        let said = shard_imagenet(&[
+            "synth",
+            "--output",
+            &text(&path),
+            "--images",
+            "40",
+            "--classes",
+            "4",
+            "--size",
+            "32",
+        ]);
+        assert_eq!(said.code, 0, "{}", said.err);
+        (folder, path)
+    });
+    path
+}
+
+/// Overrides that make the demo preset a matter of seconds.
+pub const TINY: [&str; 12] = [
+    "g.ch=4",
+    "f.ch=4",
+    "h.width=16",
+    "j.width=16",
+    "e.depth=8",
+    "e.mlp_width=16",
+    "train.batch=8",
+    "train.steps=4",
+    "log.every=1",
+    "images.standing_images=16",
+    "eval.probe_images=32",
+    "eval.probe_steps=5",
+];
+
+/// Arguments of a tiny run of `data` into `out`, with more overrides.
+#[must_use]
+pub fn tiny_run(data: &Path, out: &Path, overrides: &[&str]) -> Vec<String> {
+    let mut args: Vec<String> =
+        ["run", "--preset", "demo", "--device", "cpu"].map(str::to_owned).into();
+    args.extend(["--data".into(), text(data), "--out".into(), text(out)]);
+    for change in TINY.iter().chain(overrides) {
+        args.extend(["--set".into(), (*change).to_owned()]);
+    }
+    args
+}
+
+/// A path as text.
+///
+/// # Panics
+/// If it is not UTF-8.
+#[must_use]
+pub fn text(path: &Path) -> String {
+    path.to_str().expect("temporary folders have plain names").to_owned()
+}
+
+/// Borrows owned arguments.
+#[must_use]
+pub fn borrowed(args: &[String]) -> Vec<&str> {
+    args.iter().map(String::as_str).collect()
+}
+
+/// Copies a folder of plain files and folders.
+///
+/// # Panics
+/// If a file cannot be copied.
+pub fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder can be made");
+    for entry in std::fs::read_dir(from).expect("a folder can be read") {
+        let from = entry.expect("an entry can be read").path();
+        let to = to.join(from.file_name().expect("an entry has a name"));
+        if from.is_dir() {
+            copy_folder(&from, &to);
+        } else {
+            std::fs::copy(&from, &to).expect("a file can be copied");
+        }
+    }
+}

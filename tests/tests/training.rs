@@ -1,0 +1,231 @@
+//! From shards to a trained model, its pictures and its checkpoint.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use integration::{borrowed, copy_folder, data, shard_imagenet, text, tiny_run, trainer};
+use serde_json::Value;
+
+fn lines(path: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(path).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn manifest(checkpoint: &Path) -> Value {
+    serde_json::from_str(&fs::read_to_string(checkpoint.join("manifest.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn a_run_leaves_pictures_statistics_metrics_and_a_checkpoint_that_can_be_drawn_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let said = trainer(&borrowed(&tiny_run(data(), &run, &["images.every=2"])));
+    assert_eq!(said.code, 0, "{}", said.err);
+    for word in ["samples.png", "reconstructions.png", "data wait", "loss E", "linear probe"] {
+        assert!(said.out.contains(word), "{word} is not in {}", said.out);
+    }
+    let stats = lines(&run.join("stats.jsonl"));
+    let steps: Vec<_> = stats.iter().map(|line| line["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, [1, 2, 3, 4]);
+    for line in &stats {
+        let line = line.as_object().unwrap();
+        assert!(line.values().all(Value::is_number), "{line:?}");
+        for key in ["loss_d", "loss_g", "loss_e", "images_per_s", "images_read_per_s"] {
+            assert!(line.contains_key(key), "{key}");
+        }
+        let read = line["images_read_per_s"].as_f64().unwrap();
+        let ratio = read / line["images_per_s"].as_f64().unwrap();
+        assert!((ratio - 3.0).abs() < 1e-9, "three batches are read a step, not {ratio}");
+        let wait = line["data_wait_percent"].as_f64().unwrap();
+        assert!((0.0..=100.0).contains(&wait));
+    }
+    let metrics = lines(&run.join("metrics.jsonl"));
+    assert_eq!(metrics.len(), 2);
+    assert_eq!(
+        (&metrics[0]["weights"], &metrics[1]["weights"]),
+        (&"average".into(), &"initial".into())
+    );
+
+    // 64 px tiles with 4 px gaps: 8 x 8 samples; 4 x 8 pairs, which the split cannot fill.
+    let size = |name: &str| image::open(run.join("images").join(name)).unwrap().to_rgb8();
+    assert_eq!(size("samples.png").dimensions(), (8 * 68 + 4, 8 * 68 + 4));
+    assert_eq!(size("samples-00000002.png").dimensions(), (8 * 68 + 4, 8 * 68 + 4));
+    assert_eq!(size("reconstructions.png").width(), 4 * 132 + 4);
+
+    let drawn = folder.path().join("drawn.png");
+    let said =
+        trainer(&["sample", "--run", &text(&run), "--out", &text(&drawn), "--device", "cpu"]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert_eq!(image::open(&drawn).unwrap().to_rgb8(), size("samples.png"));
+
+    let said =
+        trainer(&["reconstruct", "--run", &text(&run), "--out", &text(&drawn), "--device", "cpu"]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert_eq!(image::open(&drawn).unwrap().to_rgb8(), size("reconstructions.png"));
+
+    let said = trainer(&["inspect", "--run", &text(&run), "--json"]);
+    let counts: Value = serde_json::from_str(&said.out).unwrap();
+    assert!(counts["all"].as_u64().unwrap() > 1000);
+}
+
+#[test]
+fn a_resumed_run_ends_bit_equal_to_one_that_was_never_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    for micro in ["train.micro_batch=0", "train.micro_batch=4"] {
+        let straight = folder.path().join(micro);
+        let said = trainer(&borrowed(&tiny_run(
+            data(),
+            &straight,
+            &["checkpoint.every=1", "checkpoint.keep=9", micro],
+        )));
+        assert_eq!(said.code, 0, "{}", said.err);
+        let end = manifest(&straight.join("checkpoints/step-00000004"));
+        for cut in 1..4 {
+            let resumed = folder.path().join(format!("{micro}-{cut}"));
+            copy_folder(&straight, &resumed);
+            for later in cut + 1..=4 {
+                fs::remove_dir_all(resumed.join(format!("checkpoints/step-0000000{later}")))
+                    .unwrap();
+            }
+            let said = trainer(&["run", "--resume", "--out", &text(&resumed)]);
+            assert_eq!(said.code, 0, "{}", said.err);
+            assert_eq!(manifest(&resumed.join("checkpoints/step-00000004")), end, "cut at {cut}");
+            let losses = |run: &Path| -> Vec<_> {
+                let pick = |line: &Value| {
+                    ["step", "loss_d", "loss_g", "loss_e", "epoch"].map(|k| line[k].clone())
+                };
+                lines(&run.join("stats.jsonl")).iter().map(pick).collect()
+            };
+            assert_eq!(losses(&resumed), losses(&straight));
+        }
+    }
+}
+
+#[test]
+fn a_finished_run_is_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    assert_eq!(trainer(&borrowed(&tiny_run(data(), &run, &["train.steps=1"]))).code, 0);
+    let files = |path: &Path| -> BTreeMap<_, _> {
+        let mut all = BTreeMap::new();
+        for name in [
+            "stats.jsonl",
+            "metrics.jsonl",
+            "images/samples.png",
+            "checkpoints/step-00000001/manifest.json",
+        ] {
+            all.insert(name, fs::read(path.join(name)).unwrap());
+        }
+        all
+    };
+    let before = files(&run);
+    let said = trainer(&["run", "--resume", "--out", &text(&run)]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert!(said.out.contains("finished"), "{}", said.out);
+    assert_eq!(files(&run), before);
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let args = tiny_run(data(), &run, &["checkpoint.every=2"]);
+    assert_eq!(trainer(&borrowed(&args)).code, 0);
+    let file = run.join("checkpoints/step-00000004/generator.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&file, &bytes).unwrap();
+    let drawn = folder.path().join("drawn.png");
+    let said =
+        trainer(&["sample", "--run", &text(&run), "--out", &text(&drawn), "--device", "cpu"]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert!(said.err.contains("SHA-256") && said.err.contains("step-00000004"), "{}", said.err);
+    fs::remove_dir_all(run.join("checkpoints/step-00000002")).unwrap();
+    let said =
+        trainer(&["sample", "--run", &text(&run), "--out", &text(&drawn), "--device", "cpu"]);
+    assert_eq!(said.code, 2, "{}", said.err);
+}
+
+#[test]
+fn a_run_stopped_by_sigterm_saves_and_can_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let args = tiny_run(data(), &run, &["train.steps=100000"]);
+    let mut child = std::process::Command::new(integration::program("trainer"))
+        .args(&args)
+        .stderr(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let begun = std::time::Instant::now();
+    while !run.join("stats.jsonl").exists() || lines(&run.join("stats.jsonl")).is_empty() {
+        assert!(begun.elapsed().as_secs() < 60, "no step in a minute");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    // A second trainer is refused while the first writes.
+    let second = trainer(&["run", "--resume", "--out", &text(&run)]);
+    assert_eq!(second.code, 2, "{}", second.err);
+    let kill = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
+    assert!(kill.unwrap().success());
+    assert!(child.wait().unwrap().success());
+    let steps = lines(&run.join("stats.jsonl")).last().unwrap()["step"].as_u64().unwrap();
+    let newest = run.join(format!("checkpoints/step-{steps:08}/manifest.json"));
+    assert!(newest.exists(), "{}", newest.display());
+}
+
+#[test]
+fn the_paper_s_model_is_described_without_being_built() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = text(data());
+    let out = folder.path().join("run");
+    let said =
+        trainer(&["run", "--preset", "base", "--dry-run", "--data", &dir, "--out", &text(&out)]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    for text in ["70,306,116", "91,608,880", "160,375,076", "batch = 2048", "beta2 = 0.999"] {
+        assert!(said.out.contains(text), "{text} is not in {}", said.out);
+    }
+    assert!(!out.exists());
+}
+
+#[test]
+fn doctor_reports_libtorch_and_the_data_folder() {
+    let said = trainer(&["doctor", "--data", &text(data())]);
+    assert_eq!(said.code, 0, "{}", said.out);
+    for word in ["2.11.0", "CUDA", "cores", "memory", "40 train"] {
+        assert!(said.out.contains(word), "{word} is not in {}", said.out);
+    }
+    assert_eq!(trainer(&["doctor", "--data", "no/such/folder"]).code, 2);
+}
+
+#[test]
+fn an_imagefolder_can_be_sharded_and_trained_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = folder.path().join("images");
+    for (class, shade) in [("cat", 40), ("dog", 200)] {
+        fs::create_dir_all(images.join(class)).unwrap();
+        for i in 0..12u8 {
+            let picture = image::RgbImage::from_fn(40, 36, |x, y| {
+                image::Rgb([shade, (x * 5) as u8, (y * 5) as u8 ^ i])
+            });
+            picture.save(images.join(class).join(format!("{i}.jpg"))).unwrap();
+        }
+    }
+    let shards = folder.path().join("shards");
+    let said = shard_imagenet(&[
+        "build",
+        "--layout",
+        "imagefolder",
+        "--input",
+        &text(&images),
+        "--output",
+        &text(&shards),
+    ]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    let run = folder.path().join("run");
+    let said =
+        trainer(&borrowed(&tiny_run(&shards, &run, &["train.steps=1", "eval.probe_images=0"])));
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert!(run.join("images/reconstructions.png").exists());
+}
