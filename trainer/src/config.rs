@@ -305,7 +305,10 @@ impl Config {
         }
         require(f.blocks().is_some(), format!("f.res = {} is not {sides}", f.res));
         require(f.res == g.res, format!("f.res = {} is not g.res = {}", f.res, g.res));
-        require(g.ch > 0 && f.ch > 0, format!("g.ch = {} and f.ch = {} must be above 0", g.ch, f.ch));
+        require(
+            g.ch > 0 && f.ch > 0,
+            format!("g.ch = {} and f.ch = {} must be above 0", g.ch, f.ch),
+        );
         for (key, mlp) in [("h", h), ("j", j)] {
             require(
                 mlp.layers > 0 && mlp.layers % 2 == 0 && mlp.width > 0,
@@ -383,8 +386,9 @@ fn extend(text: &str, name: &str, problems: &mut Vec<String>) -> Result<Table> {
 }
 
 fn parse(text: &str, name: &str) -> Result<Table> {
-    text.parse::<Table>()
-        .map_err(|e| Error::Config { problems: vec![format!("{name}: {}", one_line(&e.to_string()))] })
+    text.parse::<Table>().map_err(|e| Error::Config {
+        problems: vec![format!("{name}: {}", one_line(&e.to_string()))],
+    })
 }
 
 fn one_line(text: &str) -> String {
@@ -487,8 +491,7 @@ mod tests {
     #[test]
     fn an_override_changes_its_key_alone() {
         let base = Config::resolve(&Origin::Preset("demo"), &[]).unwrap();
-        let changed =
-            Config::resolve(&Origin::Preset("demo"), &["opt.lr_d=1".to_owned()]).unwrap();
+        let changed = Config::resolve(&Origin::Preset("demo"), &["opt.lr_d=1".to_owned()]).unwrap();
         assert_eq!(changed.opt.lr_d, 1.0);
         assert_eq!(Config { opt: base.opt, ..changed }, base);
     }

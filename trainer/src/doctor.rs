@@ -84,15 +84,19 @@ fn examine_data(dir: &Path) -> Finding {
     match open("train") {
         Err(e) => Finding { what, found: e.to_string(), fine: false },
         Ok(train) => {
-            let count = |split: &SplitRecord| open(&split.name).map(|d| format!("{} {}", d.len(), split.name));
+            let count = |split: &SplitRecord| {
+                open(&split.name).map(|d| format!("{} {}", d.len(), split.name))
+            };
             let counts: Result<Vec<_>, _> = train.index().splits().iter().map(count).collect();
             match counts {
                 Err(e) => Finding { what, found: e.to_string(), fine: false },
                 Ok(counts) => {
                     let classes = train.classes().len();
-                    let found = format!("{} images, {classes} classes; index and shard lengths \
+                    let found = format!(
+                        "{} images, {classes} classes; index and shard lengths \
                                          agree (shard-imagenet verify checks every byte)",
-                                        counts.join(", "));
+                        counts.join(", ")
+                    );
                     Finding { what, found, fine: true }
                 }
             }

@@ -50,8 +50,10 @@ pub enum Error {
         reason: String,
     },
     /// A loss is no longer a number.
-    #[error("loss_{network} is {value} at step {step}: the run has diverged; lower opt.lr_d and \
-             opt.lr_g, or resume from an earlier checkpoint")]
+    #[error(
+        "loss_{network} is {value} at step {step}: the run has diverged; lower opt.lr_d and \
+             opt.lr_g, or resume from an earlier checkpoint"
+    )]
     Diverged {
         /// d, g or e.
         network: &'static str,

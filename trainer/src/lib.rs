@@ -1,18 +1,18 @@
 //! BigBiGAN: networks, losses, step, run.
 
-pub mod model;
-pub mod nn;
-pub mod random;
+pub mod checkpoint;
 pub mod config;
 pub mod device;
-pub mod error;
-pub mod loss;
-pub mod optim;
-pub mod state;
-pub mod step;
-pub mod checkpoint;
 pub mod doctor;
+pub mod error;
 pub mod eval;
 pub mod inspect;
 pub mod log;
+pub mod loss;
+pub mod model;
+pub mod nn;
+pub mod optim;
+pub mod random;
 pub mod run;
+pub mod state;
+pub mod step;

@@ -94,8 +94,8 @@ impl Progress {
     #[must_use]
     pub fn new(from: u64, steps: u64) -> Self {
         let template = "{wide_bar} {pos}/{len} steps  {msg}  {eta} left";
-        let style = ProgressStyle::with_template(template)
-            .unwrap_or_else(|_| ProgressStyle::default_bar());
+        let style =
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(steps).with_style(style).with_position(from);
             bar.reset_eta();

@@ -17,7 +17,10 @@ use trainer::{checkpoint, device, doctor, run};
 
 /// Trains BigBiGAN: a generator, an encoder and a discriminator, with no labels.
 #[derive(Debug, Parser)]
-#[command(version, after_help = "Example: trainer run --preset demo --data demo/data --out runs/first")]
+#[command(
+    version,
+    after_help = "Example: trainer run --preset demo --data demo/data --out runs/first"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -173,7 +176,8 @@ fn run_command(args: &RunArgs) -> Result<()> {
         let out = args.out.as_ref().ok_or_else(|| usage("--resume needs --out DIR"))?;
         return finish(&run::resume(out, stop_flag()?)?);
     }
-    let origin = args.source.origin().ok_or_else(|| usage("give --preset NAME or --config FILE"))?;
+    let origin =
+        args.source.origin().ok_or_else(|| usage("give --preset NAME or --config FILE"))?;
     let mut config = Config::resolve(&origin, &args.source.set)?;
     if let Some(device) = &args.device {
         config.train.device.clone_from(device);
@@ -227,7 +231,14 @@ fn finish(summary: &Summary) -> Result<()> {
     };
     let at = |name: &str| summary.out.join(name).display().to_string();
     let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY).set_header(["steps", "images/s", "data wait", "loss D", "loss G", "loss E"]);
+    table.load_style(UTF8_HORIZONTAL_ONLY).set_header([
+        "steps",
+        "images/s",
+        "data wait",
+        "loss D",
+        "loss G",
+        "loss E",
+    ]);
     table.add_row([
         summary.steps.to_string(),
         format!("{:.0}", s.images_per_s),
@@ -257,12 +268,7 @@ fn finish(summary: &Summary) -> Result<()> {
 }
 
 /// The averaged networks of a run's newest checkpoint.
-fn load(
-    out: &std::path::Path,
-    config: &Config,
-    device: Device,
-    with_data: bool,
-) -> Result<Model> {
+fn load(out: &std::path::Path, config: &Config, device: Device, with_data: bool) -> Result<Model> {
     let path = checkpoint::newest(&out.join("checkpoints"))?;
     let train = with_data.then(|| run::open_data(config, "train")).transpose()?;
     Model::load(&path, config, device, train.as_ref())

@@ -335,7 +335,11 @@ impl Run {
         let step = self.state.step;
         let read = |network, loss: &Tensor| {
             let value = loss.double_value(&[]);
-            if value.is_finite() { Ok(value) } else { Err(Error::Diverged { network, value, step }) }
+            if value.is_finite() {
+                Ok(value)
+            } else {
+                Err(Error::Diverged { network, value, step })
+            }
         };
         let loss_d = read("d", &losses.d)?;
         let loss_g = read("g", &losses.g)?;

@@ -75,8 +75,7 @@ pub fn discriminator_step(
     let mut sum = Sum::default();
     for (first, rows) in micro_batches(config, images) {
         let images = images.rows(first, rows);
-        let draws =
-            Draws::new(config, state.step, update, (first, rows), state.d.params.kinds());
+        let draws = Draws::new(config, state.step, update, (first, rows), state.d.params.kinds());
         let pairs = no_grad(|| joint_pairs(state, &images, &draws));
         let scores = state.d.net.scores(&pairs);
         let part = loss::discriminator(&scores.rows(0, rows), &scores.rows(rows, rows))
@@ -114,8 +113,7 @@ pub fn encoder_generator_step(
     for (first, rows) in micro_batches(config, images) {
         let images = images.rows(first, rows);
         let kinds = state.d.params.kinds();
-        let draws =
-            Draws::new(config, state.step, config.train.d_steps, (first, rows), kinds);
+        let draws = Draws::new(config, state.step, config.train.d_steps, (first, rows), kinds);
         let share = share(config, rows);
         let loss_g = generator_loss(state, &draws) * share;
         match &state.e {
@@ -201,7 +199,12 @@ mod tests {
 
     fn tiny(overrides: &[&str]) -> Config {
         let small = [
-            "g.ch=4", "f.ch=4", "h.width=16", "j.width=16", "e.depth=8", "e.mlp_width=16",
+            "g.ch=4",
+            "f.ch=4",
+            "h.width=16",
+            "j.width=16",
+            "e.depth=8",
+            "e.mlp_width=16",
             "train.batch=4",
         ];
         let all: Vec<_> = small.iter().chain(overrides).map(|s| (*s).to_owned()).collect();

@@ -74,7 +74,13 @@ impl Features {
 /// feature [ReLU(h), ReLU(−h)], zero initial classifier, Adam at 0.01, averaged classifier weights
 /// (decay 0.9999 there, here ramped up to 0.999 for short probes).
 #[must_use]
-pub fn probe(train: &Features, test: &Features, classes: i64, steps: u64, seed: u64) -> ProbeResult {
+pub fn probe(
+    train: &Features,
+    test: &Features,
+    classes: i64,
+    steps: u64,
+    seed: u64,
+) -> ProbeResult {
     let dims = [0i64];
     let mean = train.x.mean_dim(dims.as_slice(), true, Kind::Float);
     let var = train.x.var_dim(dims.as_slice(), false, true);
@@ -134,8 +140,7 @@ impl Order {
     fn next_batch(&mut self) -> Tensor {
         let size = (BATCH as usize).min(self.rows.len());
         if self.at + size > self.rows.len() {
-            let key =
-                Key { seed: self.seed, purpose: Purpose::Probe, step: self.epoch, update: 0 };
+            let key = Key { seed: self.seed, purpose: Purpose::Probe, step: self.epoch, update: 0 };
             self.rows.shuffle(&mut key.stream(0));
             self.epoch += 1;
             self.at = 0;

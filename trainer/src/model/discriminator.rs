@@ -142,16 +142,13 @@ impl Discriminator {
     pub fn new(s: &Scope<'_>, c: DiscriminatorConfig, latent: LatentConfig) -> Self {
         let sn = c.f.sn_eps;
         let width = c.f.features().expect("a checked config has a supported side");
-        let theta = |name, on: bool, width| on.then(|| Linear::new(&s.sub(name), width, 1, Some(sn)));
+        let theta =
+            |name, on: bool, width| on.then(|| Linear::new(&s.sub(name), width, 1, Some(sn)));
         Self {
             terms: c.terms,
             f: ImagePart::new(&s.sub("f"), c.f),
-            h: c.terms
-                .encode()
-                .then(|| Mlp::discriminating(&s.sub("h"), latent.dim, c.h, sn)),
-            j: c.terms
-                .sxz
-                .then(|| Mlp::discriminating(&s.sub("j"), width + c.h.width, c.j, sn)),
+            h: c.terms.encode().then(|| Mlp::discriminating(&s.sub("h"), latent.dim, c.h, sn)),
+            j: c.terms.sxz.then(|| Mlp::discriminating(&s.sub("j"), width + c.h.width, c.j, sn)),
             theta_x: theta("theta_x", c.terms.sx, width),
             theta_z: theta("theta_z", c.terms.sz, c.h.width),
             theta_xz: theta("theta_xz", c.terms.sxz, c.j.width),

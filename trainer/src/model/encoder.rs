@@ -208,8 +208,7 @@ mod tests {
             assert!((got - expected).abs() < 1e-6);
         }
         let (mean, stdev) = (Tensor::full([100_000, 1], 2.0, FLOAT), 0.5);
-        let code =
-            Code::Gaussian { stdev: mean.full_like(stdev), mean: mean.shallow_clone() };
+        let code = Code::Gaussian { stdev: mean.full_like(stdev), mean: mean.shallow_clone() };
         let z = code.sample(&Tensor::randn([100_000, 1], FLOAT));
         assert!((z.mean(Kind::Double).double_value(&[]) - 2.0).abs() < 0.02);
         assert!((z.std(true).double_value(&[]) - stdev).abs() < 0.005);

@@ -102,7 +102,8 @@ impl Generator {
             let s = s.sub(format!("block{i}"));
             let (cin, cout) = (m[i] * config.ch, m[i + 1] * config.ch);
             let attends = BOTTOM << (i + 1) == config.attn_res;
-            let attention = attends.then(|| Attention::new(&s.sub("attention"), cout, config.sn_eps));
+            let attention =
+                attends.then(|| Attention::new(&s.sub("attention"), cout, config.sn_eps));
             (Block::new(&s, cin, cout, condition, &config), attention)
         };
         Self {
@@ -176,14 +177,8 @@ mod tests {
     use crate::nn::{Fill, Params};
 
     const LATENT: LatentConfig = LatentConfig { dim: 60, chunk: 20, prior: Prior::Normal };
-    const CONFIG: GeneratorConfig = GeneratorConfig {
-        ch: 8,
-        res: 16,
-        attn_res: 16,
-        shared_dim: 8,
-        bn_eps: 1e-4,
-        sn_eps: 1e-4,
-    };
+    const CONFIG: GeneratorConfig =
+        GeneratorConfig { ch: 8, res: 16, attn_res: 16, shared_dim: 8, bn_eps: 1e-4, sn_eps: 1e-4 };
 
     /// Activations entering each block, then the image.
     fn activations(g: &Generator, z: &Tensor) -> Vec<Tensor> {

@@ -9,5 +9,5 @@ mod revnet;
 mod small;
 
 pub use discriminator::{Discriminator, DiscriminatorConfig, ImageConfig, Pair, Scores, Terms};
-pub use encoder::{Code, Encoder, EncoderConfig, Encoded, Family};
+pub use encoder::{Code, Encoded, Encoder, EncoderConfig, Family};
 pub use generator::{Generator, GeneratorConfig, LatentConfig};
