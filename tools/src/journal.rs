@@ -94,7 +94,7 @@ impl Workplace {
                 let mend = "choose another folder, or give --overwrite";
                 return Err(Error::input(output, "is there and is not empty", mend));
             }
-            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            Err(_) if output.is_file() => {
                 return Err(Error::input(output, "is a file", "choose another name"));
             }
             _ => {}

@@ -16,6 +16,7 @@ pub mod jpeg;
 pub mod order;
 mod progress;
 pub mod recode;
+pub mod sheet;
 pub mod source;
 pub mod synth;
 mod transform;

@@ -1,6 +1,6 @@
 //! A procedural labelled set: shapes, textures and colours, for trying things without a data set.
 //!
-//! The decimal digits of a class decide what its pictures show (see [`Look`]); position, size, angle,
+//! The decimal digits of a class decide what its pictures show; position, size, angle,
 //! light and background vary within it. Ten classes already differ in shape, texture and hue at once.
 
 use rand::{Rng, SeedableRng};

@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use tools::build::{MaxRejected, Plan, Report, Run, build};
 use tools::order::{Order, arrange, hold_out};
 use tools::recode::{Check, Coding, Restart};
+use tools::sheet;
 use tools::source::{ImageNetLists, Input, Layout, scan};
 use tools::synth::Synth;
 use tools::verify::{Depth, verify};
@@ -31,6 +32,7 @@ enum Job {
     Synth(SynthArgs),
     Verify(VerifyArgs),
     Inspect(InspectArgs),
+    Cat(CatArgs),
 }
 
 /// Build a data folder from images.
@@ -162,6 +164,28 @@ struct InspectArgs {
     /// Print JSON instead of tables
     #[arg(long)]
     json: bool,
+    /// Also write up to 64 images of each split to a PNG file
+    #[arg(long, value_name = "FILE")]
+    grid: Option<PathBuf>,
+    /// Make --grid show N pairs of views of the train split as training would see them
+    #[arg(long, value_name = "N", requires = "grid", value_parser = clap::value_parser!(u8).range(1..=64))]
+    views: Option<u8>,
+    /// Pixels a side of the larger view of a pair
+    #[arg(long, value_name = "PIXELS", requires = "views", default_value_t = 128, value_parser = clap::value_parser!(u16).range(8..=512))]
+    view_size: u16,
+}
+
+/// Write one image of a data folder to standard output, or as PNG to a file.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  shard-imagenet cat data/cifar10 train_00000 --png frog.png")]
+struct CatArgs {
+    /// The data folder
+    dir: PathBuf,
+    /// The image's key: its member's name without the extension
+    key: String,
+    /// Decode the image and write it here
+    #[arg(long, value_name = "FILE")]
+    png: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -170,6 +194,7 @@ fn main() -> ExitCode {
         Job::Synth(args) => run_synth(args),
         Job::Verify(args) => run_verify(args),
         Job::Inspect(args) => run_inspect(args),
+        Job::Cat(args) => run_cat(args),
     };
     let Err(error) = result else { return ExitCode::SUCCESS };
     // One line, whatever a cause says.
@@ -248,7 +273,7 @@ fn finish(
     };
     let started = std::time::Instant::now();
     let report = build(&plan, &run)?;
-    print(&sentence(&report, started.elapsed(), &output))
+    print(sentence(&report, started.elapsed(), &output).as_bytes())
 }
 
 fn sentence(report: &Report, took: std::time::Duration, output: &std::path::Path) -> String {
@@ -284,28 +309,47 @@ fn run_verify(args: VerifyArgs) -> anyhow::Result<()> {
         eprintln!("problem: {problem}");
     }
     for (copy, original) in verdict.duplicates.iter().take(20) {
-        print(&format!("duplicate: {copy} is {original}\n"))?;
+        print(format!("duplicate: {copy} is {original}\n").as_bytes())?;
     }
     verdict.sound(&dir)?;
     let (images, shards) = (verdict.images, verdict.shards);
     let (checked, same) = (if deep { ", all decoded" } else { "" }, verdict.duplicates.len());
-    print(&format!(
-        "{}: {images} images in {shards} shards are sound{checked}; {same} duplicates\n",
-        dir.display()
-    ))
+    print(
+        format!(
+            "{}: {images} images in {shards} shards are sound{checked}; {same} duplicates\n",
+            dir.display()
+        )
+        .as_bytes(),
+    )
 }
 
 fn run_inspect(args: InspectArgs) -> anyhow::Result<()> {
-    let summary = tools::inspect::inspect(&args.dir)?;
-    match args.json {
-        true => print(&(serde_json::to_string_pretty(&summary)? + "\n")),
-        false => print(&summary.table()),
+    let InspectArgs { dir, json, grid, views, view_size } = args;
+    let summary = tools::inspect::inspect(&dir)?;
+    if let Some(path) = grid {
+        let side = usize::from(view_size) / 2 * 2;
+        let sheet = match views {
+            Some(count) => sheet::views(&dir, "train", count.into(), side)?,
+            None => sheet::grid(&dir)?,
+        };
+        sheet.save(&path)?;
+    }
+    match json {
+        true => print((serde_json::to_string_pretty(&summary)? + "\n").as_bytes()),
+        false => print(summary.table().as_bytes()),
     }
 }
 
+fn run_cat(args: CatArgs) -> anyhow::Result<()> {
+    let image = sheet::member(&args.dir, &args.key)?;
+    let Some(path) = args.png else { return print(&image) };
+    let (pixels, width, height) = sheet::decode(&args.key, &image)?;
+    Ok(sheet::save_png(&path, &pixels, width, height)?)
+}
+
 /// Writes to standard output; a reader that has gone away ends the program quietly.
-fn print(text: &str) -> anyhow::Result<()> {
-    match std::io::stdout().write_all(text.as_bytes()) {
+fn print(bytes: &[u8]) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(bytes) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => other.context("cannot write to standard output"),
     }

@@ -1,0 +1,145 @@
+//! What is stored: lossless rewrites, conversions, and files left alone.
+
+use std::path::Path;
+
+use tempfile::tempdir;
+use turbojpeg::Subsamp;
+
+use crate::support::{
+    Sample, build, cmyk, decode, jpeg, jpeg_of, pixels, png, png_of, report, samples, write,
+};
+
+/// Builds a flat folder of the files and returns what is stored, by key.
+fn stored(files: &[(&str, Vec<u8>)], more: &[&str]) -> Vec<Sample> {
+    let dir = tempdir().expect("a folder");
+    stored_in(dir.path(), files, more)
+}
+
+fn stored_in(dir: &Path, files: &[(&str, Vec<u8>)], more: &[&str]) -> Vec<Sample> {
+    for (name, bytes) in files {
+        write(dir.join("in").join(name), bytes);
+    }
+    build("flat", &dir.join("in"), &dir.join("out"), more).ok();
+    let mut all = samples(&dir.join("out"));
+    all.sort_by(|a, b| a.key.cmp(&b.key));
+    all
+}
+
+/// The marker codes of a JPEG before its image data, and the restart interval.
+fn markers(jpeg: &[u8]) -> (Vec<u8>, u16) {
+    let (mut at, mut codes, mut interval) = (2, Vec::new(), 0);
+    while jpeg[at + 1] != 0xDA {
+        codes.push(jpeg[at + 1]);
+        if jpeg[at + 1] == 0xDD {
+            interval = u16::from_be_bytes([jpeg[at + 4], jpeg[at + 5]]);
+        }
+        at += 2 + usize::from(u16::from_be_bytes([jpeg[at + 2], jpeg[at + 3]]));
+    }
+    (codes, interval)
+}
+
+#[test]
+fn a_rewrite_keeps_every_pixel_and_adds_restart_markers_that_divide_the_row() {
+    use Subsamp::{Gray, None, Sub1x2, Sub2x1, Sub2x2, Sub4x1};
+    let mut sources = Vec::new();
+    for (at, subsamp) in [None, Sub2x2, Sub2x1, Sub1x2, Sub4x1, Gray].into_iter().enumerate() {
+        for progressive in [false, true] {
+            // Odd sizes, so that the last units are partial.
+            let name = format!("{at}{}.jpg", u8::from(progressive));
+            sources.push((name, jpeg_of(333 + at, 201, at, subsamp, progressive)));
+        }
+    }
+    let files: Vec<_> =
+        sources.iter().map(|(name, bytes)| (name.as_str(), bytes.clone())).collect();
+    let all = stored(&files, &[]);
+    assert_eq!(all.len(), 12);
+    for (sample, (name, source)) in all.iter().zip(&sources) {
+        assert_eq!(decode(&sample.image), decode(source), "{name}");
+        let (codes, interval) = markers(&sample.image);
+        assert!(codes.contains(&0xC0) && !codes.contains(&0xC2), "{name} is not baseline");
+        let unit = [8, 16, 16, 8, 32, 8][usize::from(name.as_bytes()[0] - b'0')];
+        let row = (333 + usize::from(name.as_bytes()[0] - b'0')).div_ceil(unit);
+        assert!(interval > 0 && row.is_multiple_of(interval.into()), "{name}: {interval} of {row}");
+    }
+}
+
+#[test]
+fn restart_off_and_keep_leave_the_bytes_of_a_jpeg_alone() {
+    let photo = jpeg(200, 180, 3);
+    for more in [&["--restart", "off"][..], &["--keep"], &["--restart", "off", "--check", "off"]] {
+        let all = stored(&[("a.jpg", photo.clone())], more);
+        assert_eq!(all[0].image, photo, "{more:?}");
+    }
+    let picture = png(40, 40, 1);
+    let all = stored(&[("a.png", picture.clone()), ("b.jpg", cmyk(30, 30, 2))], &["--keep"]);
+    assert_eq!((&all[0].image, all[0].extension.as_str()), (&picture, "png"));
+    assert_eq!(all[1].image, cmyk(30, 30, 2));
+}
+
+#[test]
+fn a_png_becomes_a_close_jpeg_or_stays_exact_with_png() {
+    let dir = tempdir().expect("a folder");
+    let source = pixels(150, 140, 4);
+    let files = [("a.jpg", png_of(&source, 150, 140))];
+    let all = stored_in(dir.path(), &files, &[]);
+    assert_eq!(all[0].extension, "jpg");
+    let decoded = decode(&all[0].image);
+    let worst = decoded.iter().zip(&source).map(|(a, b)| a.abs_diff(*b)).max();
+    assert!(worst.is_some_and(|worst| worst < 24), "{worst:?}");
+    assert!(report(&dir.path().join("out"), "odd.jsonl")[0].1.contains("PNG"));
+
+    let all = stored(&files, &["--png"]);
+    assert_eq!(all[0].extension, "png");
+    let decoded = image::load_from_memory(&all[0].image).expect("a PNG").into_rgb8();
+    assert_eq!(decoded.into_raw(), source);
+}
+
+#[test]
+fn cmyk_becomes_the_rgb_that_its_inks_mean() {
+    let all = stored(&[("a.jpg", cmyk(64, 64, 5))], &[]);
+    let inks = pixels(64, 64, 5);
+    for (got, ink) in decode(&all[0].image).iter().zip(inks) {
+        // Inverted inks, 255 for none: what is left of the light after black, 230 of 255.
+        let expected = u32::from(ink) * 230 / 255;
+        assert!(u32::from(*got).abs_diff(expected) < 28, "{got} for {expected}");
+    }
+}
+
+#[test]
+fn max_side_scales_only_what_is_larger_and_keeps_the_aspect() {
+    let files = [("a.jpg", jpeg(400, 100, 1)), ("b.jpg", jpeg(150, 200, 2))];
+    let all = stored(&files, &["--max-side", "200", "--quality", "95"]);
+    let size = |at: usize| {
+        let header = turbojpeg::read_header(&all[at].image).expect("a header");
+        (header.width, header.height)
+    };
+    assert_eq!([size(0), size(1)], [(200, 50), (150, 200)]);
+    assert_eq!(decode(&all[1].image), decode(&files[1].1));
+}
+
+#[test]
+fn junk_that_harms_no_pixel_is_noted_and_damage_is_not_stored() {
+    let dir = tempdir().expect("a folder");
+    let whole = jpeg(200, 160, 6);
+    let mut junk = whole.clone();
+    let end = junk.len() - 2;
+    junk.splice(end..end, [1; 40]);
+    let mut damaged = whole.clone();
+    let middle = damaged.len() / 2;
+    damaged[middle..middle + 40].fill(0xFF);
+    let cut = |share: usize| whole[..whole.len() * share / 1000].to_vec();
+    let files = [
+        ("a.jpg", junk),
+        ("b.jpg", damaged),
+        ("c.jpg", cut(999)),
+        ("d.jpg", cut(900)),
+        ("e.jpg", cut(500)),
+        ("f.jpg", cut(10)),
+    ];
+    let all = stored_in(dir.path(), &files, &["--check", "off"]);
+    let keys: Vec<&str> = all.iter().map(|sample| sample.key.as_str()).collect();
+    assert_eq!(keys, ["a"]);
+    assert_eq!(decode(&all[0].image), decode(&whole));
+    assert!(report(&dir.path().join("out"), "odd.jsonl")[0].1.contains("extraneous bytes"));
+    assert_eq!(report(&dir.path().join("out"), "rejected.jsonl").len(), 5);
+}

@@ -1,0 +1,10 @@
+//! Stories of `shard-imagenet`, told through its command line on data that each builds itself.
+#![allow(missing_docs, reason = "tests")]
+
+mod archives;
+mod cifar;
+mod coding;
+mod folders;
+mod interruption;
+mod reading;
+mod support;
