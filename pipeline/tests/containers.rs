@@ -1,5 +1,7 @@
 //! Shards by other hands, odd tar files, and files that are not what they should be.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot make its data should stop there")]
+
 mod support;
 
 use std::path::{Path, PathBuf};
