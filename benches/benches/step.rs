@@ -1,2 +1,101 @@
-//! Benchmark.
-fn main() {}
+//! Seconds of a D update, of a G/E update and of a whole step, on random images.
+//!
+//! `cargo bench -p benches --bench step -- --preset demo [--batch N] [--steps N] [--device D]`.
+//! The last line is one JSON object.
+
+use std::time::Instant;
+
+use anyhow::Context;
+use clap::Parser;
+use serde_json::json;
+use tch::{Device, Kind, Tensor};
+use trainer::config::{Config, Origin};
+use trainer::device::{self, Images};
+use trainer::state::TrainState;
+use trainer::step::{discriminator_step, encoder_generator_step};
+
+#[derive(Debug, Parser)]
+struct Args {
+    /// Preset to time
+    #[arg(long, default_value = "demo")]
+    preset: String,
+    /// Images an update [default: the preset's]
+    #[arg(long)]
+    batch: Option<i64>,
+    /// Steps to time, after a tenth of it (at least one) to warm up
+    #[arg(long, default_value_t = 30)]
+    steps: usize,
+    /// cpu, cuda, cuda:N or auto
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Passed by cargo
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    anyhow::ensure!(args.steps > 0, "--steps 0 times nothing");
+    let mut overrides = vec!["train.micro_batch=0".to_owned()];
+    overrides.extend(args.batch.map(|batch| format!("train.batch={batch}")));
+    let config = Config::resolve(&Origin::Preset(&args.preset), &overrides)?;
+    let device = device::parse(&args.device)?;
+    let mut state = TrainState::new(&config, device, true);
+    let images = random_images(&config, device);
+    let warm_up = (args.steps / 10).max(1);
+    let (mut d, mut eg, mut whole) = (vec![], vec![], vec![]);
+    for step in 0..warm_up + args.steps {
+        let begun = Instant::now();
+        for update in 0..config.train.d_steps {
+            let update_begun = Instant::now();
+            let loss = discriminator_step(&config, &mut state, &images, update);
+            wait_for(device, &loss).context("the loss of D")?;
+            d.push(update_begun.elapsed().as_secs_f64());
+        }
+        let update_begun = Instant::now();
+        let (loss, _) = encoder_generator_step(&config, &mut state, &images);
+        wait_for(device, &loss).context("the loss of G")?;
+        eg.push(update_begun.elapsed().as_secs_f64());
+        state.step += 1;
+        whole.push(begun.elapsed().as_secs_f64());
+        if step + 1 == warm_up {
+            (d, eg, whole) = (vec![], vec![], vec![]);
+        }
+    }
+    let (d, eg, whole) = (median(d), median(eg), median(whole));
+    let batch = config.train.batch;
+    let images_per_s = batch as f64 / whole;
+    println!("{} on {device:?}, batch {batch}, medians of {} steps", args.preset, args.steps);
+    println!("D update    {d:>9.4} s");
+    println!("G/E update  {eg:>9.4} s");
+    println!("whole step  {whole:>9.4} s   {images_per_s:.1} images/s");
+    let line = json!({
+        "bench": "step", "preset": args.preset, "device": format!("{device:?}"), "batch": batch,
+        "threads": tch::get_num_threads(), "d_seconds": d, "eg_seconds": eg,
+        "step_seconds": whole, "images_per_s": images_per_s,
+    });
+    println!("{line}");
+    Ok(())
+}
+
+fn random_images(config: &Config, device: Device) -> Images {
+    let draw = |side| {
+        let shape = [config.train.batch, 3, side, side];
+        Tensor::rand(shape, (Kind::Float, device)) * 2.0 - 1.0
+    };
+    Images { large: draw(config.e.res), small: draw(config.g.res) }
+}
+
+fn wait_for(device: Device, loss: &Tensor) -> anyhow::Result<()> {
+    if let Device::Cuda(index) = device {
+        tch::Cuda::synchronize(index as i64);
+    }
+    let value = loss.double_value(&[]);
+    anyhow::ensure!(value.is_finite(), "is {value}");
+    Ok(())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
