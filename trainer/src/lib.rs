@@ -6,6 +6,8 @@ pub mod device;
 pub mod doctor;
 pub mod error;
 pub mod eval;
+#[cfg(test)]
+mod golden;
 pub mod inspect;
 pub mod log;
 pub mod loss;

@@ -6,7 +6,7 @@
 //! # Source
 //! Paper §2 and App. A.
 
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Tensor, no_grad};
 
 use crate::config::Config;
 use crate::device::Images;
@@ -35,13 +35,18 @@ struct Draws {
 }
 
 impl Draws {
-    fn new(config: &Config, step: u64, update: u32, rows: (i64, i64), to: (Kind, Device)) -> Self {
-        let key = |purpose| Key { seed: config.train.seed, purpose, step, update };
-        let (first, count) = rows;
-        let z = config.latent;
-        let prior = key(Purpose::Prior).latents(z.prior, first, count, z.dim, to.1);
-        let noise = key(Purpose::Posterior).normal(first, count, z.dim, to.1);
-        Self { prior: prior.to_kind(to.0), noise: noise.to_kind(to.0) }
+    /// For update number `update` of the coming step, the whole batch.
+    fn new(config: &Config, state: &TrainState, update: u32) -> Self {
+        let (kind, device) = state.d.params.kinds();
+        let key = |purpose| Key { seed: config.train.seed, purpose, step: state.step, update };
+        let (z, batch) = (config.latent, config.train.batch);
+        let prior = key(Purpose::Prior).latents(z.prior, 0, batch, z.dim, device);
+        let noise = key(Purpose::Posterior).normal(0, batch, z.dim, device);
+        Self { prior: prior.to_kind(kind), noise: noise.to_kind(kind) }
+    }
+
+    fn rows(&self, first: i64, rows: i64) -> Self {
+        Self { prior: self.prior.narrow(0, first, rows), noise: self.noise.narrow(0, first, rows) }
     }
 }
 
@@ -71,11 +76,20 @@ pub fn discriminator_step(
     images: &Images,
     update: u32,
 ) -> Tensor {
+    let draws = Draws::new(config, state, update);
+    update_discriminator(config, state, images, &draws)
+}
+
+fn update_discriminator(
+    config: &Config,
+    state: &mut TrainState,
+    images: &Images,
+    draws: &Draws,
+) -> Tensor {
     state.d.params.use_weights(Weights::Train);
     let mut sum = Sum::default();
     for (first, rows) in micro_batches(config, images) {
-        let images = images.rows(first, rows);
-        let draws = Draws::new(config, state.step, update, (first, rows), state.d.params.kinds());
+        let (images, draws) = (images.rows(first, rows), draws.rows(first, rows));
         let pairs = no_grad(|| joint_pairs(state, &images, &draws));
         let scores = state.d.net.scores(&pairs);
         let part = loss::discriminator(&scores.rows(0, rows), &scores.rows(rows, rows))
@@ -104,6 +118,16 @@ pub fn encoder_generator_step(
     state: &mut TrainState,
     images: &Images,
 ) -> (Tensor, Option<Tensor>) {
+    let draws = Draws::new(config, state, config.train.d_steps);
+    update_encoder_generator(config, state, images, &draws)
+}
+
+fn update_encoder_generator(
+    config: &Config,
+    state: &mut TrainState,
+    images: &Images,
+    draws: &Draws,
+) -> (Tensor, Option<Tensor>) {
     state.d.params.use_weights(Weights::Freeze);
     state.g.live.params.use_weights(Weights::Train);
     if let Some(e) = &state.e {
@@ -111,9 +135,7 @@ pub fn encoder_generator_step(
     }
     let mut sum = Sum::default();
     for (first, rows) in micro_batches(config, images) {
-        let images = images.rows(first, rows);
-        let kinds = state.d.params.kinds();
-        let draws = Draws::new(config, state.step, config.train.d_steps, (first, rows), kinds);
+        let (images, draws) = (images.rows(first, rows), draws.rows(first, rows));
         let share = share(config, rows);
         let loss_g = generator_loss(state, &draws) * share;
         match &state.e {
@@ -192,6 +214,8 @@ impl Sum {
 
 #[cfg(test)]
 mod tests {
+    use tch::Device;
+
     use super::*;
     use crate::config::Origin;
     use crate::loss;
@@ -232,8 +256,7 @@ mod tests {
         let config = tiny(&[]);
         let state = new(&config);
         let e = state.e.as_ref().unwrap();
-        let kinds = state.d.params.kinds();
-        let draws = Draws::new(&config, 0, 2, (0, 4), kinds);
+        let draws = Draws::new(&config, &state, 2);
         let images = images(1);
         state.d.params.use_weights(Weights::Freeze);
         for params in [&state.g.live.params, &e.live.params] {
@@ -326,7 +349,7 @@ mod tests {
         let images = images(1);
         state.d.params.use_weights(Weights::Train);
         let half = |first| {
-            let draws = Draws::new(&config, 0, 0, (first, 2), state.d.params.kinds());
+            let draws = Draws::new(&config, &state, 0).rows(first, 2);
             let pairs = no_grad(|| joint_pairs(&state, &images.rows(first, 2), &draws));
             let scores = state.d.net.scores(&pairs);
             let loss = loss::discriminator(&scores.rows(0, 2), &scores.rows(2, 2));
@@ -350,5 +373,70 @@ mod tests {
             weights(&state)
         };
         assert_eq!(run(), run());
+    }
+
+    #[test]
+    fn a_whole_step_agrees_with_pytorch() {
+        use std::collections::BTreeMap;
+
+        use tch::Kind;
+
+        use crate::golden::{close, fill, hashed, sketch};
+
+        #[derive(serde::Deserialize)]
+        struct Golden {
+            losses: BTreeMap<String, f64>,
+            weights: BTreeMap<String, BTreeMap<String, Vec<f64>>>,
+        }
+        let text = include_str!("../../tests/golden/step.json");
+        let golden: Golden = serde_json::from_str(text).unwrap();
+        let config = tiny(&["f.ch=8", "f.attn_res=8"]);
+        for (kind, tolerance) in [(Kind::Double, 1e-10f64), (Kind::Float, 1e-4)] {
+            let mut state = TrainState::with_kinds(&config, (kind, Device::Cpu), false);
+            let e = state.e.as_mut().unwrap();
+            for params in [&mut state.g.live.params, &mut e.live.params, &mut state.d.params] {
+                fill(params);
+            }
+            let draw = |what: &str, update: u32, shape: &[i64]| {
+                hashed(&format!("{what}.{update}"), shape).to_kind(kind)
+            };
+            let mut losses = BTreeMap::new();
+            for update in 0..3 {
+                let large = (draw("images", update, &[4, 3, 32, 32]) * 2.0).tanh();
+                let small = large.avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None::<i64>);
+                let images = Images { large, small };
+                let prior = draw("prior", update, &[4, 60]);
+                let draws = Draws { prior, noise: draw("noise", update, &[4, 60]) * 2.0 };
+                if update < 2 {
+                    let loss = update_discriminator(&config, &mut state, &images, &draws);
+                    losses.insert(format!("d{update}"), loss);
+                } else {
+                    let (g, e) = update_encoder_generator(&config, &mut state, &images, &draws);
+                    losses.insert("g".to_owned(), g);
+                    losses.insert("e".to_owned(), e.unwrap());
+                }
+            }
+            for (name, loss) in &losses {
+                let what = format!("{kind:?} loss {name}");
+                let expected = golden.losses[name];
+                close(&what, &[loss.double_value(&[])], &[expected], tolerance.min(1e-5), 0.0);
+            }
+            let e = state.e.as_ref().unwrap();
+            let nets = [("g", &state.g.live.params), ("e", &e.live.params), ("d", &state.d.params)];
+            for (net, params) in nets {
+                for (name, weight) in params.parameters() {
+                    if fed_into_batch_norm(net, name) {
+                        continue;
+                    }
+                    let what = format!("{kind:?} {net} {name}");
+                    close(&what, &sketch(weight), &golden.weights[net][name], tolerance, 0.0);
+                }
+            }
+        }
+    }
+
+    /// A bias that feeds a batch norm has no true gradient: Adam steps on rounding noise.
+    fn fed_into_batch_norm(net: &str, name: &str) -> bool {
+        net == "g" && name.ends_with("bias") && name != "last.bias"
     }
 }

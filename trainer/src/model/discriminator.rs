@@ -331,4 +331,20 @@ mod tests {
             assert!(whole.terms().all(|s| s.size() == [4]));
         });
     }
+
+    #[test]
+    fn blocks_agree_with_pytorch() {
+        for (case, shape, kind) in [
+            ("d_block_first", [2, 3, 8, 8], (true, true)),
+            ("d_block", [2, 4, 8, 8], (false, true)),
+            ("d_block_last", [2, 8, 4, 4], (false, false)),
+        ] {
+            crate::golden::check(
+                case,
+                &[("x", &shape)],
+                |s| Block::new(s, shape[1], 8, kind, 1e-4),
+                |block, x| block.forward(&x[0]),
+            );
+        }
+    }
 }

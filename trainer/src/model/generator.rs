@@ -222,4 +222,21 @@ mod tests {
         let high = block.shortcut.forward(&upsample(&x));
         assert!((low - high).abs().max().double_value(&[]) < 1e-12);
     }
+
+    #[test]
+    fn blocks_and_the_whole_agree_with_pytorch() {
+        crate::golden::check(
+            "g_block",
+            &[("x", &[3, 8, 4, 4]), ("c", &[3, 5])],
+            |s| Block::new(s, 8, 4, 5, &CONFIG),
+            |block, x| block.forward(&x[0], &x[1], Statistics::Batch),
+        );
+        let config = GeneratorConfig { shared_dim: 6, ..CONFIG };
+        crate::golden::check(
+            "generator",
+            &[("z", &[3, 60])],
+            |s| Generator::new(s, config, LATENT),
+            |g, x| g.forward(&x[0], Statistics::Batch),
+        );
+    }
 }

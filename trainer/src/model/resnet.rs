@@ -112,3 +112,33 @@ impl Bottleneck {
         body + shortcut
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Family;
+
+    const CONFIG: EncoderConfig = EncoderConfig {
+        family: Family::ResnetV2,
+        depth: 50,
+        width: 1,
+        res: 32,
+        stochastic: true,
+        mlp_layers: 2,
+        mlp_width: 8,
+        bn_eps: 1e-3,
+        bn_momentum: 0.01,
+    };
+
+    #[test]
+    fn bottlenecks_agree_with_pytorch() {
+        for (case, mid, stride) in [("bottleneck", 4, 1), ("bottleneck_strided", 8, 2)] {
+            crate::golden::check(
+                case,
+                &[("x", &[3, 16, 6, 6])],
+                |s| Bottleneck::new(s, (16, mid), stride, &CONFIG),
+                |unit, x| unit.forward(&x[0], Statistics::Batch),
+            );
+        }
+    }
+}

@@ -102,23 +102,24 @@ mod tests {
     use crate::model::Family;
     use crate::nn::{Fill, Params};
 
+    const CONFIG: EncoderConfig = EncoderConfig {
+        family: Family::Revnet,
+        depth: 50,
+        width: 1,
+        res: 32,
+        stochastic: true,
+        mlp_layers: 2,
+        mlp_width: 8,
+        bn_eps: 1e-3,
+        bn_momentum: 0.01,
+    };
+
     #[test]
     fn a_unit_is_inverted_from_its_outputs_and_two_units_change_both_halves() {
         let kinds = (Kind::Double, Device::Cpu);
         let fill = Fill::Seed { seed: 2, network: 0 };
-        let c = EncoderConfig {
-            family: Family::Revnet,
-            depth: 50,
-            width: 1,
-            res: 32,
-            stochastic: true,
-            mlp_layers: 2,
-            mlp_width: 8,
-            bn_eps: 1e-3,
-            bn_momentum: 0.01,
-        };
         let (units, _params) = Params::build(kinds, fill, |s| {
-            [Unit::new(&s.sub(0), 16, &c), Unit::new(&s.sub(1), 16, &c)]
+            [Unit::new(&s.sub(0), 16, &CONFIG), Unit::new(&s.sub(1), 16, &CONFIG)]
         });
         let x = Tensor::randn([4, 16, 6, 6], kinds);
         let y = units[0].forward(&x, Statistics::Batch);
@@ -131,5 +132,15 @@ mod tests {
         for (before, after) in x.chunk(2, 1).iter().zip(twice.chunk(2, 1)) {
             assert!((before - after).abs().max().double_value(&[]) > 1e-3);
         }
+    }
+
+    #[test]
+    fn a_unit_agrees_with_pytorch() {
+        crate::golden::check(
+            "reversible",
+            &[("x", &[3, 16, 5, 5])],
+            |s| Unit::new(s, 16, &CONFIG),
+            |unit, x| unit.forward(&x[0], Statistics::Batch),
+        );
     }
 }

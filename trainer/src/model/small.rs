@@ -79,3 +79,31 @@ impl Basic {
         self.convs[1].forward(&body) + shortcut
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Family;
+
+    const CONFIG: EncoderConfig = EncoderConfig {
+        family: Family::Small,
+        depth: 50,
+        width: 1,
+        res: 32,
+        stochastic: true,
+        mlp_layers: 2,
+        mlp_width: 8,
+        bn_eps: 1e-3,
+        bn_momentum: 0.01,
+    };
+
+    #[test]
+    fn a_basic_block_agrees_with_pytorch() {
+        crate::golden::check(
+            "basic",
+            &[("x", &[3, 8, 6, 6])],
+            |s| Basic::new(s, (8, 12), 2, &CONFIG),
+            |block, x| block.forward(&x[0], Statistics::Batch),
+        );
+    }
+}

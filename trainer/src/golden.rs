@@ -1,0 +1,185 @@
+//! Parity with PyTorch: pieces of the model, filled by a hash of their parameters' names, against the
+//! golden files that `tests/golden/make.py` makes the textbook way.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use tch::{Device, Kind, Tensor, no_grad};
+
+use crate::nn::{Fill, Params, Scope};
+
+const SKETCH: usize = 32;
+const ITERATIONS: usize = 3;
+
+#[derive(Debug, Deserialize)]
+struct Case {
+    out: Vec<f64>,
+    inputs: BTreeMap<String, Vec<f64>>,
+    parameters: BTreeMap<String, Vec<f64>>,
+}
+
+fn splitmix(x: u64) -> u64 {
+    let x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
+}
+
+fn fnv(name: &str) -> u64 {
+    name.bytes().fold(0xCBF2_9CE4_8422_2325, |h, byte| {
+        (h ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
+    })
+}
+
+/// Values in [-1, 1) that depend on name and position alone.
+pub(crate) fn hashed(name: &str, shape: &[i64]) -> Tensor {
+    let (seed, count) = (fnv(name), shape.iter().product::<i64>() as u64);
+    let value = |i| (splitmix(seed ^ i) >> 11) as f64 * 2f64.powi(-52) - 1.0;
+    Tensor::from_slice(&(0..count).map(value).collect::<Vec<_>>()).view(shape)
+}
+
+fn parameter_value(name: &str, shape: &[i64]) -> Tensor {
+    let h = hashed(name, shape);
+    if name.ends_with("weight") {
+        h * (3.0 / shape[1..].iter().product::<i64>() as f64).sqrt()
+    } else if name.ends_with("gain") {
+        h * 0.2 + 1.0
+    } else {
+        h * 0.2
+    }
+}
+
+/// Fills a network as the golden script does.
+pub(crate) fn fill(params: &mut Params) {
+    no_grad(|| {
+        for (name, tensor) in params.parameters() {
+            tensor.shallow_clone().copy_(&parameter_value(name, &tensor.size()));
+        }
+        for (name, norm, _) in params.norms() {
+            let u = hashed(&format!("{name}.u"), &norm.u.size());
+            norm.u.shallow_clone().copy_(&(&u / u.norm()));
+        }
+    });
+    for _ in 0..ITERATIONS {
+        params.advance_norms();
+    }
+}
+
+/// Signed sums into `SKETCH` buckets: the norm of a difference survives.
+pub(crate) fn sketch(tensor: &Tensor) -> Vec<f64> {
+    let flat = tensor.detach().to_kind(Kind::Double).reshape([-1]);
+    let values = Vec::<f64>::try_from(flat).expect("a flat tensor of doubles");
+    if values.len() <= SKETCH {
+        return values;
+    }
+    let mut out = vec![0.0; SKETCH];
+    for (i, value) in values.into_iter().enumerate() {
+        let r = splitmix(i as u64);
+        out[(r % SKETCH as u64) as usize] += if r >> 63 == 1 { value } else { -value };
+    }
+    out
+}
+
+fn norm(values: &[f64]) -> f64 {
+    values.iter().map(|v| v * v).sum::<f64>().sqrt()
+}
+
+/// ‖got − expected‖ ≤ tolerance · (‖expected‖ + floor).
+pub(crate) fn close(what: &str, got: &[f64], expected: &[f64], tolerance: f64, floor: f64) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    let difference: Vec<_> = got.iter().zip(expected).map(|(a, b)| a - b).collect();
+    let (off, size) = (norm(&difference), norm(expected));
+    assert!(off <= tolerance * (size + floor), "{what}: off by {off:e} where {size:e} is expected");
+}
+
+/// Compares one piece with its golden case, in double and single precision: its output and the
+/// gradients of every input and parameter.
+pub(crate) fn check<N>(
+    case: &str,
+    inputs: &[(&str, &[i64])],
+    build: impl Fn(&Scope<'_>) -> N,
+    forward: impl Fn(&N, &[Tensor]) -> Tensor,
+) {
+    let text = include_str!("../../tests/golden/blocks.json");
+    let mut cases: BTreeMap<String, Case> = serde_json::from_str(text).expect("a golden file");
+    let golden = cases.remove(case).expect("a golden case");
+    // Outputs to 1e-10 and 1e-5; a gradient in single precision is a sum of rounded terms.
+    for (kind, tolerance, gradients) in [(Kind::Double, 1e-10, 1e-10), (Kind::Float, 1e-5, 1e-4)] {
+        let (net, mut params) = Params::build((kind, Device::Cpu), Fill::Unset, &build);
+        fill(&mut params);
+        params.use_weights(crate::nn::Weights::Train);
+        let draw = |(name, shape): &(&str, &[i64])| {
+            hashed(&format!("input.{name}"), shape).to_kind(kind).set_requires_grad(true)
+        };
+        let x: Vec<_> = inputs.iter().map(draw).collect();
+        let out = forward(&net, &x);
+        let direction = hashed("direction", &out.size()).to_kind(kind);
+        let loss = (&out * direction).sum(kind);
+        close(&format!("{case} {kind:?} out"), &sketch(&out), &golden.out, tolerance, 0.0);
+
+        let of_inputs = Tensor::run_backward(&[&loss], &x, true, false);
+        let of_parameters = params.unflatten(&params.gradient(&loss));
+        let names: Vec<_> = of_parameters.iter().map(|(name, _)| name.clone()).collect();
+        let mut sorted = names.clone();
+        sorted.sort();
+        assert_eq!(sorted, golden.parameters.keys().cloned().collect::<Vec<_>>(), "{case}");
+        // A gradient that is truly zero (a bias before a batch norm) is rounding noise.
+        let floor = golden.parameters.values().map(|g| norm(g)).fold(0.0, f64::max) * 1e-2;
+        for ((name, _), gradient) in inputs.iter().zip(&of_inputs) {
+            let what = format!("{case} {kind:?} gradient of input {name}");
+            close(&what, &sketch(gradient), &golden.inputs[*name], gradients, 0.0);
+        }
+        for (name, gradient) in &of_parameters {
+            let what = format!("{case} {kind:?} gradient of {name}");
+            close(&what, &sketch(gradient), &golden.parameters[name], gradients, floor);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::{Attention, ConditionalBatchNorm, Mlp, MlpConfig, Statistics};
+
+    #[test]
+    fn a_sketch_keeps_the_size_of_a_difference() {
+        let (a, b) = (hashed("a", &[1000]), hashed("b", &[1000]));
+        let whole = (&a - &b).norm().double_value(&[]);
+        let (a, b) = (sketch(&a), sketch(&b));
+        let difference: Vec<_> = a.iter().zip(&b).map(|(a, b)| a - b).collect();
+        assert!((0.5..2.0).contains(&(norm(&difference) / whole)));
+    }
+
+    #[test]
+    fn conditional_batch_norm_agrees_with_pytorch() {
+        check(
+            "conditional_norm",
+            &[("x", &[4, 8, 3, 3]), ("c", &[4, 5])],
+            |s| ConditionalBatchNorm::new(s, 8, 5, (1e-4, 1e-4), 0.1),
+            |net, x| net.forward(&x[0], &x[1], Statistics::Batch),
+        );
+    }
+
+    #[test]
+    fn attention_agrees_with_pytorch() {
+        check(
+            "attention",
+            &[("x", &[2, 16, 8, 8])],
+            |s| Attention::new(s, 16, 1e-4),
+            |net, x| net.forward(&x[0]),
+        );
+    }
+
+    #[test]
+    fn residual_mlps_agree_with_pytorch() {
+        let c = MlpConfig { layers: 4, width: 12 };
+        let inputs = [("x", &[5i64, 7][..])];
+        check(
+            "mlp_discriminating",
+            &inputs,
+            |s| Mlp::discriminating(s, 7, c, 1e-4),
+            |net, x| net.forward(&x[0]),
+        );
+        check("mlp_encoding", &inputs, |s| Mlp::encoding(s, 7, c), |net, x| net.forward(&x[0]));
+    }
+}
