@@ -13,6 +13,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use pipeline::index::{Classes, Format, IndexWriter, Manifest};
@@ -114,7 +115,7 @@ pub struct Report {
     /// Images per split, in the order of writing.
     pub images: Vec<(&'static str, u64)>,
     /// Shards.
-    pub shards: u64,
+    pub shards: usize,
     /// Their bytes.
     pub bytes: u64,
     /// Files that were left out.
@@ -203,6 +204,8 @@ struct Writer<'a> {
     shard: Option<ShardWriter>,
     /// What the shard in work holds so far.
     pending: Finished,
+    /// The shard before it, while it is synced to disk.
+    closing: Option<(JoinHandle<Result<Written, pipeline::Error>>, Finished)>,
     rejected: Vec<Rejected>,
     odd: Vec<Rejected>,
     report: Report,
@@ -230,6 +233,7 @@ impl<'a> Writer<'a> {
             shards_in_split: 0,
             shard: None,
             pending: Finished::empty(),
+            closing: None,
             rejected: plan.catalog.rejected.clone(),
             odd: Vec::new(),
             report: Report::default(),
@@ -238,6 +242,7 @@ impl<'a> Writer<'a> {
         for shard in finished {
             writer.report.resumed += shard.stored.len() as u64;
             writer.enter(plan.catalog.items[shard.stored[0].item].split)?;
+            writer.shards_in_split += 1;
             writer.enlist(shard)?;
         }
         for rejected in writer.rejected.iter().take(REJECTED_SHOWN) {
@@ -274,7 +279,16 @@ impl<'a> Writer<'a> {
             }
             drop((tickets, results));
             // Both ends that the writer holds are dropped with it, which ends the threads.
-            self.write_all(ticket_sender, result_receiver, window)
+            let written = self.write_all(ticket_sender, result_receiver, window);
+            // Whatever happened, the shard that is being closed is whole and is recorded.
+            let settled = self.settle();
+            match written {
+                Err(Error::Interrupted { .. }) => {
+                    settled?;
+                    Err(Error::Interrupted { shards: self.report.shards })
+                }
+                other => other.and(settled),
+            }
         })
     }
 
@@ -308,7 +322,7 @@ impl<'a> Writer<'a> {
                 self.progress.advance(item.length.into());
             }
             if self.run.interrupted.load(Ordering::Relaxed) {
-                return Err(Error::Interrupted { shards: self.report.shards as usize });
+                return Err(Error::Interrupted { shards: self.report.shards });
             }
         }
         self.finish_shard()
@@ -319,7 +333,7 @@ impl<'a> Writer<'a> {
         let coded = match outcome {
             Outcome::Rejected(reason) => {
                 let rejected = Rejected { name: self.plan.catalog.name(item), reason };
-                if self.rejected.len() + self.pending.rejected.len() < REJECTED_SHOWN {
+                if self.all_rejected().count() < REJECTED_SHOWN {
                     let Rejected { name, reason } = &rejected;
                     self.progress.line(&format!("rejected {name}: {reason}"));
                 }
@@ -343,6 +357,7 @@ impl<'a> Writer<'a> {
                 self.progress.on(&name);
                 let shard = ShardWriter::create(&self.workplace.dir.join(&name))?;
                 self.pending.name = name;
+                self.shards_in_split += 1;
                 self.shard.insert(shard)
             }
         };
@@ -362,12 +377,23 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Closes the shard in work, if there is one: file first, then journal, then index.
+    /// Ends the shard in work, if there is one. It is synced on a thread of its own, so that the next
+    /// one grows meanwhile.
     fn finish_shard(&mut self) -> Result<(), Error> {
         let Some(shard) = self.shard.take() else { return Ok(()) };
-        let Written { bytes, xxh3 } = shard.finish()?;
+        self.settle()?;
         let pending = std::mem::replace(&mut self.pending, Finished::empty());
-        let finished = Finished { bytes, xxh3, next: self.next, ..pending };
+        let finished = Finished { next: self.next, ..pending };
+        self.closing = Some((std::thread::spawn(move || shard.finish()), finished));
+        Ok(())
+    }
+
+    /// Waits for the shard that is being closed: file first, then journal, then index.
+    fn settle(&mut self) -> Result<(), Error> {
+        let Some((thread, finished)) = self.closing.take() else { return Ok(()) };
+        let written = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let Written { bytes, xxh3 } = written?;
+        let finished = Finished { bytes, xxh3, ..finished };
         self.workplace.record(&finished)?;
         self.enlist(finished)
     }
@@ -375,6 +401,7 @@ impl<'a> Writer<'a> {
     /// Makes `split` the one that shards belong to.
     fn enter(&mut self, split: Split) -> Result<(), Error> {
         if self.split != Some(split) {
+            self.settle()?;
             self.index.begin_split(split.name())?;
             self.report.images.push((split.name(), 0));
             self.split = Some(split);
@@ -393,7 +420,6 @@ impl<'a> Writer<'a> {
             self.index.sample(key, Entry { offset, length }, *label, format, (width, height));
         }
         self.index.end_shard(&name, Written { bytes, xxh3 })?;
-        self.shards_in_split += 1;
         self.report.shards += 1;
         self.report.bytes += bytes;
         if let Some((_, images)) = self.report.images.last_mut() {
@@ -404,11 +430,17 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
+    /// What was rejected so far, in the order of writing.
+    fn all_rejected(&self) -> impl Iterator<Item = &Rejected> {
+        let closing = self.closing.iter().flat_map(|(_, finished)| &finished.rejected);
+        self.rejected.iter().chain(closing).chain(&self.pending.rejected)
+    }
+
     fn check_rejected(&self) -> Result<(), Error> {
         let files = self.plan.catalog.items.len() + self.plan.catalog.rejected.len();
-        let rejected = || self.rejected.iter().chain(&self.pending.rejected);
-        let (count, allowed) = (rejected().count() as u64, self.run.max_rejected.of(files));
-        match rejected().next() {
+        let (count, allowed) =
+            (self.all_rejected().count() as u64, self.run.max_rejected.of(files));
+        match self.all_rejected().next() {
             Some(Rejected { name, reason }) if count > allowed => Err(Error::input(
                 name,
                 format!("{reason}; {count} of {files} files are unreadable, {allowed} allowed"),
@@ -484,7 +516,7 @@ fn report_of(output: &Path) -> Result<Report, Error> {
         let Some(written) = manifest.splits.get(split) else { continue };
         report.images.push((split, written.samples));
         report.resumed += written.samples;
-        report.shards += written.shards.len() as u64;
+        report.shards += written.shards.len();
         report.bytes += written.shards.iter().map(|shard| shard.bytes).sum::<u64>();
     }
     let count = |name| manifest.options.get(name).and_then(Value::as_u64).unwrap_or(0);

@@ -20,8 +20,11 @@ use tools::{Error, Existing};
 
 /// Turns image archives into tar shards that decode fast, and checks and shows such shards.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version, max_term_width = 100, disable_help_flag = true, disable_help_subcommand = true)]
 struct Command {
+    /// Print help
+    #[arg(short, long, global = true, action = clap::ArgAction::HelpShort)]
+    help: Option<bool>,
     #[command(subcommand)]
     job: Job,
 }
@@ -35,10 +38,7 @@ enum Job {
     Cat(CatArgs),
 }
 
-/// Build a data folder from images.
-///
-/// The same input, options and seed give the same bytes, whatever the number of threads. An
-/// interrupted build leaves `.DIR.partial`; the same command goes on from there.
+/// Build a data folder from images; an interrupted build goes on with the same command
 #[derive(Debug, Args)]
 #[command(after_help = BUILD_EXAMPLES)]
 struct BuildArgs {

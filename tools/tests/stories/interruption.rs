@@ -15,10 +15,14 @@ fn synth(output: &Path) -> Vec<&str> {
     [&["synth", "--output", text(output)], &size[..]].concat()
 }
 
-/// Kills at moments spread over a whole build. `TEST_LONG=1` makes it a hundred.
+/// Kills at moments spread over a whole build. The long tests make it a hundred.
 #[test]
 fn a_build_that_is_killed_goes_on_to_the_same_bytes() {
-    let kills = if std::env::var_os("TEST_LONG").is_some() { 100 } else { 10 };
+    let kills = if std::env::var_os("BIGBIGAN_TESTS").is_some_and(|counts| counts == "long") {
+        100
+    } else {
+        10
+    };
     let dir = tempdir().expect("a folder");
     let whole = dir.path().join("whole");
     let started = std::time::Instant::now();
