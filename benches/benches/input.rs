@@ -18,7 +18,10 @@ use pipeline::{Cursor, Dataset, Filter, Heap, Loader, LoaderConfig, Mode, Scalin
 
 /// Images per second of the input pipeline, and of the loop that bounds it.
 #[derive(Debug, Parser)]
-#[command(name = "input", after_help = "Example: cargo bench --bench input -- --data data/imagenet")]
+#[command(
+    name = "input",
+    after_help = "Example: cargo bench --bench input -- --data data/imagenet"
+)]
 struct Arguments {
     /// Folder of shards; a relative one is sought from where the command was typed.
     #[arg(long, value_name = "DIR")]
@@ -167,8 +170,7 @@ static PEAK_ANON: AtomicU64 = AtomicU64::new(0);
 fn run(data: &Arc<Dataset>, config: &LoaderConfig, epochs: u64) -> Result<Measured> {
     let config = LoaderConfig { epochs: Some(epochs), ..config.clone() };
     let started = Instant::now();
-    let mut loader =
-        Loader::start(Arc::clone(data), config, Cursor::default(), Arc::new(Heap))?;
+    let mut loader = Loader::start(Arc::clone(data), config, Cursor::default(), Arc::new(Heap))?;
     let (mut images, mut first_batch) = (0, None);
     while let Some(batch) = loader.next() {
         images += batch?.rows() as u64;

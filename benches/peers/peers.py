@@ -1,0 +1,231 @@
+"""One other loader on our job: `peers.py NAME SHARDS [--images N] [--threads N]`.
+
+The job: tar shards of JPEGs to batches of 64 uint8 images at 256 x 256, random resized crop (area
+8-100 %, aspect 3/4-4/3), flip, bilinear and antialiased, and the same view at 128 x 128.
+Prints one line, "NAME IMAGES_PER_S", measured after a warm-up of 512 images. Each loader is used as
+its manual shows; nothing is done to slow it down.
+"""
+
+import argparse
+import glob
+import itertools
+import math
+import random
+import time
+
+import numpy
+
+SIDE, HALF, BATCH, WARM_UP = 256, 128, 64, 512
+
+
+def crop(width, height):
+    """torchvision's RandomResizedCrop: left, top, width, height."""
+    for _ in range(10):
+        area = width * height * random.uniform(0.08, 1.0)
+        aspect = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return random.randint(0, width - w), random.randint(0, height - h), w, h
+    side = min(width, height)
+    return (width - side) // 2, (height - side) // 2, side, side
+
+
+def halve(batch):
+    """The mean of each 2 x 2 square of (N, H, W, 3)."""
+    n, h, w, c = batch.shape
+    sums = batch.reshape(n, h // 2, 2, w // 2, 2, c).sum((2, 4), dtype=numpy.uint16)
+    return ((sums + 2) >> 2).astype(numpy.uint8)
+
+
+def pil_view(image):
+    from PIL import Image
+
+    x, y, w, h = crop(*image.size)
+    view = image.convert("RGB").resize((SIDE, SIDE), Image.BILINEAR, box=(x, y, x + w, y + h))
+    if random.random() < 0.5:
+        view = view.transpose(Image.FLIP_LEFT_RIGHT)
+    return numpy.asarray(view), numpy.asarray(view.reduce(2))
+
+
+def torchvision_view(data):
+    import torch
+    from torchvision.io import ImageReadMode, decode_jpeg
+    from torchvision.transforms.v2 import functional
+
+    image = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+    x, y, w, h = crop(image.shape[2], image.shape[1])
+    view = functional.resized_crop(image, y, x, h, w, [SIDE, SIDE], antialias=True)
+    if random.random() < 0.5:
+        view = functional.horizontal_flip(view)
+    return view, functional.resize(view, [HALF, HALF], antialias=True)
+
+
+def webdataset(shards, threads, decode, view):
+    """The PyTorch DataLoader over WebDataset, as its manual has it."""
+    import torch
+    import webdataset as wds
+
+    torch.set_num_threads(1)
+    data = wds.WebDataset(shards, shardshuffle=len(shards), empty_check=False).shuffle(1000)
+    data = data.decode(decode) if decode else data
+    data = data.to_tuple("jpg", "cls").map_tuple(view, int if not decode else lambda label: label)
+    data = data.repeat()
+    for (large, small), labels in torch.utils.data.DataLoader(
+        data.batched(BATCH, collation_fn=torch.utils.data.default_collate),
+        batch_size=None,
+        num_workers=threads,
+    ):
+        yield large, small, labels
+
+
+def pil(shards, threads):
+    return webdataset(shards, threads, "pil", pil_view)
+
+
+def torchvision(shards, threads):
+    return webdataset(shards, threads, None, torchvision_view)
+
+
+def dali(shards, threads):
+    from nvidia.dali import fn, pipeline_def, types
+
+    @pipeline_def(batch_size=BATCH, num_threads=threads, device_id=None, prefetch_queue_depth=2)
+    def pipe():
+        data, labels = fn.readers.webdataset(
+            paths=shards, ext=["jpg", "cls"], random_shuffle=True, missing_component_behavior="error"
+        )
+        images = fn.decoders.image_random_crop(
+            data, random_area=[0.08, 1.0], random_aspect_ratio=[3 / 4, 4 / 3], output_type=types.RGB
+        )
+        large = fn.resize(
+            images, resize_x=SIDE, resize_y=SIDE, interp_type=types.INTERP_LINEAR, antialias=True
+        )
+        large = fn.flip(large, horizontal=fn.random.coin_flip())
+        small = fn.resize(
+            large, resize_x=HALF, resize_y=HALF, interp_type=types.INTERP_LINEAR, antialias=True
+        )
+        return large, small, labels
+
+    running = pipe()
+    running.build()
+    while True:
+        large, small, labels = running.run()
+        yield large.as_array(), small.as_array(), labels
+
+
+def spdl(shards, threads):
+    import io
+    import tarfile
+
+    import spdl.io
+    from spdl.pipeline import PipelineBuilder
+
+    def source():
+        while True:
+            for path in random.sample(shards, len(shards)):
+                with tarfile.open(path) as shard:
+                    for member in shard:
+                        if member.name.endswith(".jpg"):
+                            yield shard.extractfile(member).read()
+
+    def decode(data):
+        packets = spdl.io.demux_image(data)
+        x, y, w, h = crop(packets.codec.width, packets.codec.height)
+        flip = ",hflip" if random.random() < 0.5 else ""
+        return spdl.io.decode_packets(
+            packets,
+            filter_desc=f"crop={w}:{h}:{x}:{y},scale={SIDE}:{SIDE}:flags=bilinear{flip},format=rgb24",
+        )
+
+    def batch(frames):
+        large = spdl.io.to_numpy(spdl.io.convert_frames(frames))
+        return large, halve(large)
+
+    builder = (
+        PipelineBuilder()
+        .add_source(source())
+        .pipe(decode, concurrency=threads)
+        .aggregate(BATCH)
+        .pipe(batch)
+        .add_sink(4)
+    )
+    with builder.build(num_threads=threads + 1).auto_stop() as running:
+        yield from running.get_iterator()
+
+
+def ffcv(shards, threads, quality=90):
+    """FFCV makes one size only, here 256, from its own file of re-encoded JPEGs."""
+    import os
+    import tarfile
+    import tempfile
+
+    import torch
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import RandomHorizontalFlip, ToTensor
+    from ffcv.writer import DatasetWriter
+    from PIL import Image
+
+    class Files(torch.utils.data.Dataset):
+        def __init__(self):
+            self.members = []
+            for path in shards:
+                with tarfile.open(path) as shard:
+                    names = [m.name for m in shard if m.name.endswith(".jpg")]
+                    self.members += [(path, name) for name in names]
+
+        def __len__(self):
+            return len(self.members)
+
+        def __getitem__(self, number):
+            path, name = self.members[number]
+            with tarfile.open(path) as shard:
+                return Image.open(shard.extractfile(name)).convert("RGB"), 0
+
+    folder = tempfile.mkdtemp()
+    path = os.path.join(folder, "data.beton")
+    image = RGBImageField(write_mode="jpg", jpeg_quality=quality)
+    DatasetWriter(path, {"image": image, "label": IntField()}, num_workers=threads).from_indexed_dataset(
+        Files()
+    )
+    loader = Loader(
+        path,
+        batch_size=BATCH,
+        num_workers=threads,
+        order=OrderOption.RANDOM,
+        os_cache=True,
+        drop_last=True,
+        pipelines={
+            "image": [RandomResizedCropRGBImageDecoder((SIDE, SIDE)), RandomHorizontalFlip(), ToTensor()],
+            "label": [IntDecoder(), ToTensor()],
+        },
+    )
+    while True:
+        yield from loader
+
+
+PEERS = {"pil": pil, "torchvision": torchvision, "dali": dali, "spdl": spdl, "ffcv": ffcv}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=PEERS)
+    parser.add_argument("shards", help="folder of SPLIT-*.tar")
+    parser.add_argument("--images", type=int, default=3072)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    shards = sorted(glob.glob(f"{arguments.shards}/train-*.tar"))
+    if not shards:
+        parser.error(f"{arguments.shards} holds no train-*.tar")
+    batches = PEERS[arguments.name](shards, arguments.threads)
+    for _ in itertools.islice(batches, WARM_UP // BATCH):
+        pass
+    start, images = time.perf_counter(), 0
+    for batch in itertools.islice(batches, arguments.images // BATCH):
+        images += len(batch[0])
+    print(arguments.name, f"{images / (time.perf_counter() - start):.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
