@@ -57,7 +57,7 @@ struct BuildArgs {
     /// imagenet: a line per class, the synset and its words
     #[arg(long, value_name = "FILE")]
     synsets: Option<PathBuf>,
-    /// imagenet: the synsets in the order of the devkit's numbers
+    /// imagenet: the devkit's meta.mat, or the synsets in the order of its numbers
     #[arg(long, value_name = "FILE")]
     ids: Option<PathBuf>,
     /// Move N random training images to a split called trainval

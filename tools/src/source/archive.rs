@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use tar::EntryType;
 
+use super::devkit::{self, Synset};
 use crate::Error;
 use crate::catalog::{Catalog, Class, Item, MAX_IMAGE_BYTES, Place, Rejected, Split, key, stem};
 
@@ -26,8 +27,8 @@ pub struct ImageNetLists {
     pub val_labels: Option<PathBuf>,
     /// One line per class: the synset, then its words.
     pub synsets: Option<PathBuf>,
-    /// One synset a line, in the order of the devkit's numbers. Only needed where labels are numbers;
-    /// that order is not the sorted one, so no other list stands in for it.
+    /// The devkit's `meta.mat`, or one synset a line in the order of the devkit's numbers. Only needed
+    /// where labels are numbers; that order is not the sorted one, so no other list stands in for it.
     pub ids: Option<PathBuf>,
 }
 
@@ -63,9 +64,10 @@ pub(super) fn imagenet(input: &Path, lists: &ImageNetLists) -> Result<Catalog, E
         let problem = format!("holds {}.tar twice", pair[0].0);
         return Err(Error::input(train, problem, "fetch the archive again"));
     }
-    let words = match &lists.synsets {
-        Some(path) => read_synsets(path)?,
-        None => Vec::new(),
+    let words = match (&lists.synsets, &lists.ids) {
+        (Some(path), _) => read_synsets(path)?,
+        (None, Some(path)) => read_ids(path)?,
+        (None, None) => Vec::new(),
     };
     for (label, (synset, offset, size)) in tars.iter().enumerate() {
         let of = words.iter().find(|(name, _)| name == synset).and_then(|(_, words)| words.clone());
@@ -176,7 +178,7 @@ impl Catalog {
             let mend = "give --val-labels (the devkit's ground truth, or a synset a line)";
             return Err(Error::input(val, "has no list of labels", mend));
         };
-        let ids = lists.ids.as_deref().map_or(Ok(Vec::new()), read_synsets)?;
+        let ids = lists.ids.as_deref().map_or(Ok(Vec::new()), read_ids)?;
         let labels = read_val_labels(list, &ids)?;
         let archive = self.open(val)?;
         let mut images = BTreeMap::new();
@@ -418,7 +420,7 @@ fn usual_names(input: &Path, lists: &ImageNetLists) -> Result<(PathBuf, ImageNet
                 "ILSVRC2012_validation_ground_truth.txt",
             ],
         ),
-        ids: lists.ids.clone(),
+        ids: or(&lists.ids, &["meta.mat"]),
         synsets: or(&lists.synsets, &["synset_words.txt", "LOC_synset_mapping.txt", "synsets.txt"]),
     };
     Ok((train, found))
@@ -433,7 +435,7 @@ enum ValLabel {
 }
 
 /// A line is a synset; or an image and a synset; or a number, which counts the lines of `ids` from 1. Comma or white space separate; a line that says more, as Kaggle's boxes, is cut.
-fn read_val_labels(path: &Path, ids: &[(String, Option<String>)]) -> Result<Vec<ValLabel>, Error> {
+fn read_val_labels(path: &Path, ids: &[Synset]) -> Result<Vec<ValLabel>, Error> {
     let wrong = |line: usize, problem: &str, mend: &str| {
         Err(Error::input(path, format!("line {}: {problem}", line + 1), mend))
     };
@@ -446,7 +448,7 @@ fn read_val_labels(path: &Path, ids: &[(String, Option<String>)]) -> Result<Vec<
                 let at = label.parse::<usize>().unwrap_or(0);
                 let Some((synset, _)) = at.checked_sub(1).and_then(|at| ids.get(at)) else {
                     let problem = format!("no synset has the number {label}");
-                    let mend = "give --ids, the synset of each number of the devkit, one a line";
+                    let mend = "give --ids, the devkit's meta.mat";
                     return wrong(number, &problem, mend);
                 };
                 labels.push(ValLabel::Next(synset.clone()));
@@ -470,8 +472,17 @@ fn read_val_labels(path: &Path, ids: &[(String, Option<String>)]) -> Result<Vec<
     Ok(labels)
 }
 
+/// The synsets by number: the devkit's own file, or a list of them.
+fn read_ids(path: &Path) -> Result<Vec<Synset>, Error> {
+    let bytes = std::fs::read(path).map_err(Error::open(path))?;
+    match bytes.starts_with(devkit::MAGIC) {
+        true => devkit::read(path, &bytes),
+        false => read_synsets(path),
+    }
+}
+
 /// A synset a line, with words after it or not.
-fn read_synsets(path: &Path) -> Result<Vec<(String, Option<String>)>, Error> {
+fn read_synsets(path: &Path) -> Result<Vec<Synset>, Error> {
     let mut seen = BTreeSet::new();
     let mut synsets = Vec::new();
     for (number, line) in read_lines(path)?.iter().enumerate() {

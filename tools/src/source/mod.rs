@@ -2,6 +2,7 @@
 
 mod archive;
 mod cifar;
+mod devkit;
 mod folder;
 
 use std::path::PathBuf;
