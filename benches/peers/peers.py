@@ -149,7 +149,8 @@ def spdl(shards, threads):
         .pipe(batch)
         .add_sink(4)
     )
-    with builder.build(num_threads=threads + 1).auto_stop() as running:
+    running = builder.build(num_threads=threads + 1)
+    with running.auto_stop():
         yield from running.get_iterator()
 
 

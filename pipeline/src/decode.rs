@@ -869,11 +869,15 @@ mod tests {
         let wanted = decoder.decode(&bytes).unwrap();
         let insert = |at: usize, junk: &[u8]| [&bytes[..at], junk, &bytes[at..]].concat();
         let end = bytes.len();
+        let mut future = bytes.clone();
+        assert_eq!(future[6..12], *b"JFIF\0\x01");
+        future[11] = 7;
         for (what, file) in [
             ("after the end", insert(end, b"trailing \xff\xd8\xff garbage")),
             ("before the end marker", insert(end - 2, &[0, 0, 0, 0])),
             ("between headers", insert(20, b"junk\xff\0junk")),
             ("fill bytes", insert(20, &[0xff; 9])),
+            ("a JFIF version to come", future),
             (
                 "an EXIF block of nonsense",
                 insert(2, b"\xff\xe1\0\x10Exif\0\0II*\0\xff\xff\xff\xff"),

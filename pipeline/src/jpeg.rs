@@ -30,7 +30,7 @@ pub(crate) struct Header {
     scan: usize,
     /// EXIF orientation, 1 to 8; 1 where there is none or it makes no sense.
     pub(crate) orientation: u8,
-    /// True when bytes lie between segments where none should be.
+    /// True when something stands between the segments that would only draw a warning.
     pub(crate) junk: bool,
 }
 
@@ -129,7 +129,11 @@ impl Header {
                 self.needed.push(at..end);
             }
             // JFIF and Adobe decide the colour space.
-            0xe0 if body.starts_with(b"JFIF\0") => self.needed.push(at..end),
+            // A JFIF of a version that does not exist draws a warning and tells nothing.
+            0xe0 if body.starts_with(b"JFIF\0") => match body.get(5) {
+                Some(1) => self.needed.push(at..end),
+                _ => self.junk = true,
+            },
             0xee if body.starts_with(b"Adobe") => self.needed.push(at..end),
             0xe1 if body.starts_with(b"Exif\0\0") => {
                 self.orientation = orientation(&body[6..]).unwrap_or(1);

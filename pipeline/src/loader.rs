@@ -76,7 +76,7 @@ pub struct LoaderConfig {
     pub seed: u64,
     /// Decode threads. The batches do not depend on it.
     pub threads: usize,
-    /// Whether decode thread n is kept on core n.
+    /// Whether each decode thread is kept on one core; an error where the system forbids it.
     pub pin: bool,
     /// This process's number among `world`.
     pub rank: usize,
@@ -208,7 +208,7 @@ pub struct Loader {
     lap: Lap,
     order: Reorder<(Cursor, Result<Filled, Error>)>,
     bad: Vec<(u64, SampleId, Error)>, // not yet counted, by batch
-    bad_this_epoch: u64,
+    bad_this_epoch: (u64, u64),       // epoch, count
     bad_total: u64,
     quarantine: Vec<Quarantined>,
     batches: u64,
@@ -266,7 +266,7 @@ impl Loader {
             lap: Lap::start(),
             order: Reorder::new(),
             bad: Vec::new(),
-            bad_this_epoch: 0,
+            bad_this_epoch: (0, 0),
             bad_total: 0,
             quarantine: Vec::new(),
             batches: 0,
@@ -295,12 +295,15 @@ impl Loader {
         let fetching = move || runtime.block_on(fetch::fetch(shared, span, free, draws));
         let threads = config.threads;
         self.threads.push(spawn("fetch", messages.clone(), fetching)?);
-        for core in 0..threads {
+        for number in 0..threads {
             let (shared, draws) = (Arc::clone(&self.shared), self.draws.clone());
             let send = messages.clone();
             let decoding = move || {
-                if shared.config.pin {
-                    pin(core);
+                let pinned = if shared.config.pin { pin(number) } else { Ok(()) };
+                if let Err(error) = pinned {
+                    // Fails only when the loader is gone, and then nobody asks.
+                    let _ = send.send(Message::Broken(error));
+                    return;
                 }
                 decode_worker(&shared, &draws, &send);
             };
@@ -336,19 +339,20 @@ impl Loader {
 
     /// Counts the bad samples of a batch; too many in an epoch end the run.
     fn count_bad(&mut self, batch: u64, after: Cursor) -> Result<(), Error> {
+        let epoch = if after.batch == 0 { after.epoch - 1 } else { after.epoch };
+        if self.bad_this_epoch.0 != epoch {
+            self.bad_this_epoch = (epoch, 0);
+        }
         let mut last = None;
         for (_, sample, error) in self.bad.extract_if(.., |bad| bad.0 == batch) {
             self.bad_total += 1;
-            self.bad_this_epoch += 1;
+            self.bad_this_epoch.1 += 1;
             if self.quarantine.len() < Stats::QUARANTINE {
                 self.quarantine.push(Quarantined { sample, report: report(&error) });
             }
             last = Some(error);
         }
-        let (bad, drawn) = (self.bad_this_epoch, self.plan.epoch_rows());
-        if after.batch == 0 {
-            self.bad_this_epoch = 0;
-        }
+        let (bad, drawn) = (self.bad_this_epoch.1, self.plan.epoch_rows());
         match (self.shared.config.bad, last) {
             (BadSamples::Skip { max_share }, Some(error))
                 if bad as f64 > max_share * drawn as f64 =>
@@ -454,13 +458,17 @@ fn spawn(
         .map_err(Error::io("start a thread for", stage.as_ref()))
 }
 
-/// Keeps this thread on one core. Without that core, or the right to choose, it runs anywhere.
-fn pin(core: usize) {
-    let mut cores = rustix::thread::CpuSet::new();
-    if core < rustix::thread::CpuSet::MAX_CPU {
-        cores.set(core);
-        let _ = rustix::thread::sched_setaffinity(None, &cores);
-    }
+/// Keeps this thread on one core: the n-th of those this process may use, counted round.
+fn pin(number: usize) -> Result<(), Error> {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+    let refused = |error: rustix::io::Errno| {
+        Error::io("keep a decode thread on one core of", "this machine".as_ref())(error.into())
+    };
+    let allowed = sched_getaffinity(None).map_err(refused)?;
+    let cores: Vec<_> = (0..CpuSet::MAX_CPU).filter(|&core| allowed.is_set(core)).collect();
+    let mut one = CpuSet::new();
+    one.set(cores[number % cores.len().max(1)]);
+    sched_setaffinity(None, &one).map_err(refused)
 }
 
 /// Ends when fetching is done (the receiver closes) or the loader is gone (a send fails).
