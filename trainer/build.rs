@@ -1,18 +1,19 @@
-//! Shared by every crate that links libtorch: writes the library's folder into the binary, so that
-//! it starts with no environment variable, from wherever it is copied to.
+//! Compiles the C++ shim against libtorch and writes libtorch's folder into the binaries.
 
-use std::path::PathBuf;
+#[path = "../scripts/rpath.rs"]
+mod rpath;
 
 fn main() {
-    println!("cargo:rerun-if-env-changed=LIBTORCH");
-    println!("cargo:rerun-if-env-changed=LIBTORCH_LIB");
-    let root = std::env::var_os("LIBTORCH_LIB").or_else(|| std::env::var_os("LIBTORCH"));
-    let library = root.map(|root| PathBuf::from(root).join("lib"));
-    match library.as_ref().and_then(|folder| folder.canonicalize().ok()) {
-        Some(folder) => println!("cargo:rustc-link-arg=-Wl,-rpath,{}", folder.display()),
-        None => println!(
-            "cargo:warning=no libtorch at {library:?}: run `make setup`, or set LIBTORCH to an \
-             unpacked libtorch 2.11.0"
-        ),
-    }
+    let Some(library) = rpath::write() else { return };
+    let include = library.with_file_name("include");
+    println!("cargo:rerun-if-changed=shim/shim.cpp");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        .include(&include)
+        .include(include.join("torch/csrc/api/include"))
+        .warnings(false)
+        .file("shim/shim.cpp")
+        .compile("bigbigan_shim");
 }

@@ -53,6 +53,8 @@ fn imports_go_one_way() {
         "trainer",
         &[
             "error",
+            "shim",
+            "memory",
             "random",
             "nn",
             "model",

@@ -1,30 +1,39 @@
-use tch::Tensor;
+use std::rc::Rc;
+
+use tch::{Tensor, no_grad, with_grad};
 
 use super::EncoderConfig;
 use super::resnet::{conv, max_pool, norm, stages};
-use crate::nn::{BatchNorm, Conv, Scope, Statistics};
+use crate::nn::{BatchNorm, Conv, Scope, Statistics, attach};
 
-/// Reversible trunk, factor 4·width; backward is plain autograd so far.
+/// Reversible trunk, factor 4·width. Backward recomputes: a stage keeps its output alone, and each
+/// unit's input is worked out from its output, so memory does not grow with units per stage.
 ///
 /// # Shapes
 /// (N, 3, R, R) to (N, 2048·width, R/32, R/32), after the last BN and ReLU.
 ///
 /// # Source
-/// Kolesnikov et al. 2019 with `last_relu`; paper §3.1 uses "their" RevNet.
+/// Kolesnikov et al. 2019 with `last_relu`; paper §3.1 uses "their" RevNet. Recomputation: Gomez et
+/// al. 2017.
 #[derive(Debug)]
 pub(super) struct RevNet {
     root: Conv,
-    stages: Vec<Vec<Unit>>,
+    stages: Vec<Stage>,
     end: BatchNorm,
 }
 
 impl RevNet {
     pub(super) fn new(s: &Scope<'_>, c: EncoderConfig) -> Self {
         let counts = stages(c.depth).expect("a checked config has depth 50 or 101");
+        Self::with_units(s, c, counts)
+    }
+
+    fn with_units(s: &Scope<'_>, c: EncoderConfig, counts: [i64; 4]) -> Self {
         let channels = |stage: usize| (256 * c.width) << stage;
         let stage = |(stage, count): (usize, i64)| {
             let s = s.sub(format!("stage{}", stage + 1));
-            (0..count).map(|i| Unit::new(&s.sub(i), channels(stage), &c)).collect()
+            let unit = |i: i64| Unit::new(&s.sub(i), channels(stage), &c);
+            Stage(Rc::new((0..count).map(unit).collect()))
         };
         Self {
             root: conv(&s.sub("root"), 3, channels(0), 7, 2),
@@ -34,17 +43,80 @@ impl RevNet {
     }
 
     pub(super) fn forward(&self, x: &Tensor, statistics: Statistics) -> Tensor {
+        self.forward_by(x, statistics, Stage::forward)
+    }
+
+    fn forward_by(
+        &self,
+        x: &Tensor,
+        statistics: Statistics,
+        stage_forward: impl Fn(&Stage, &Tensor, Statistics) -> Tensor,
+    ) -> Tensor {
         let mut x = max_pool(&self.root.forward(x));
         for (i, stage) in self.stages.iter().enumerate() {
             if i > 0 {
                 x = widen(&x);
             }
-            for unit in stage {
-                x = unit.forward(&x, statistics);
-            }
+            x = stage_forward(stage, &x, statistics);
         }
         self.end.forward(&x, statistics).relu()
     }
+}
+
+/// The units between two changes of width.
+#[derive(Debug)]
+struct Stage(Rc<Vec<Unit>>);
+
+impl Stage {
+    fn forward(&self, x: &Tensor, statistics: Statistics) -> Tensor {
+        if !x.requires_grad() {
+            return self.plain(x, statistics);
+        }
+        let y = no_grad(|| self.plain(x, statistics));
+        let mut inputs = vec![x.shallow_clone()];
+        inputs.extend(self.0.iter().flat_map(Unit::parameters));
+        let (units, kept) = (self.0.clone(), y.shallow_clone());
+        let again = match statistics {
+            Statistics::Stored => Statistics::Stored,
+            _ => Statistics::Repeat,
+        };
+        attach(y, &inputs, move |gradient| backward(&units, &kept, gradient, again))
+    }
+
+    /// Plain autograd.
+    fn plain(&self, x: &Tensor, statistics: Statistics) -> Tensor {
+        let first = x.shallow_clone();
+        self.0.iter().fold(first, |x, unit| unit.forward(&x, statistics))
+    }
+}
+
+/// Gradients of a stage's input and parameters, given its output y and the gradient of it.
+///
+/// With y = (a, b) a unit's input is x₂ = a, x₁ = b − F(a); with (g_a, g_b) that of its output, the
+/// gradient of its input is g₁ = g_b, g₂ = g_a + J_Fᵀ g_b.
+fn backward(units: &[Unit], y: &Tensor, gradient: &Tensor, again: Statistics) -> Vec<Tensor> {
+    let halves = |t: &Tensor| {
+        let parts = t.chunk(2, 1);
+        (parts[0].shallow_clone(), parts[1].shallow_clone())
+    };
+    let ((mut a, mut b), (mut ga, mut gb)) = (halves(y), halves(gradient));
+    let mut of_units = Vec::with_capacity(units.len());
+    for unit in units.iter().rev() {
+        let x2 = a.detach().set_requires_grad(true);
+        let residual = with_grad(|| unit.residual(&x2, again));
+        let x1 = b - residual.detach();
+        let inner = with_grad(|| (residual * &gb).sum(gb.kind()));
+        let mut inputs = vec![x2];
+        inputs.extend(unit.parameters());
+        let mut gradients = Tensor::run_backward(&[inner], &inputs, false, false);
+        let of_x2 = gradients.remove(0);
+        of_units.push(gradients);
+        (a, b) = (x1, inputs.swap_remove(0).detach());
+        (ga, gb) = (gb, ga + of_x2);
+    }
+    let mut all = vec![Tensor::cat(&[ga, gb], 1)];
+    all.extend(of_units.into_iter().rev().flatten());
+    all
 }
 
 /// Between stages: halve the side, double the channels by zeros, C/2 of them on each side.
@@ -85,6 +157,11 @@ impl Unit {
         Tensor::cat(&[&halves[1], &y], 1)
     }
 
+    fn parameters(&self) -> Vec<Tensor> {
+        let norms = self.norms.iter().flat_map(BatchNorm::parameters);
+        norms.chain(self.convs.iter().flat_map(Conv::parameters)).collect()
+    }
+
     fn residual(&self, x: &Tensor, statistics: Statistics) -> Tensor {
         let mut x = x.shallow_clone();
         for (norm, conv) in self.norms.iter().zip(&self.convs) {
@@ -100,7 +177,7 @@ mod tests {
 
     use super::*;
     use crate::model::Family;
-    use crate::nn::{Fill, Params};
+    use crate::nn::{Fill, Params, Weights};
 
     const CONFIG: EncoderConfig = EncoderConfig {
         family: Family::Revnet,
@@ -142,5 +219,69 @@ mod tests {
             |s| Unit::new(s, 16, &CONFIG),
             |unit, x| unit.forward(&x[0], Statistics::Batch),
         );
+    }
+
+    fn trunk(kinds: (Kind, Device), units: [i64; 4]) -> (RevNet, Params) {
+        let fill = Fill::Seed { seed: 3, network: 0 };
+        let (net, params) = Params::build(kinds, fill, |s| RevNet::with_units(s, CONFIG, units));
+        params.use_weights(Weights::Train);
+        (net, params)
+    }
+
+    #[test]
+    fn recomputing_gives_the_gradients_and_statistics_of_plain_autograd() {
+        for (kind, tolerance) in [(Kind::Double, 1e-10), (Kind::Float, 1e-3)] {
+            let kinds = (kind, Device::Cpu);
+            let x = Tensor::randn([3, 3, 64, 64], kinds).set_requires_grad(true);
+            let run = |plain: bool| {
+                let (net, mut params) = trunk(kinds, [2, 2, 3, 1]);
+                // Zero shifts would put the zero-padded channels on the kink of the ReLU.
+                crate::golden::fill(&mut params);
+                let y = if plain {
+                    net.forward_by(&x, Statistics::Batch, Stage::plain)
+                } else {
+                    net.forward(&x, Statistics::Batch)
+                };
+                let loss = (&y * crate::golden::hashed("direction", &y.size())).sum(kind);
+                let of_x = Tensor::run_backward(&[&loss], &[&x], true, false).remove(0);
+                // A second run over the same graph is refused, so the graph is built anew.
+                let y = if plain { y } else { net.forward(&x, Statistics::Repeat) };
+                let loss = (&y * crate::golden::hashed("direction", &y.size())).sum(kind);
+                let buffers = Tensor::cat(
+                    &params.buffers().into_iter().map(|(_, b)| b).collect::<Vec<_>>(),
+                    0,
+                );
+                (of_x, params.gradient(&loss), buffers)
+            };
+            let (plain, recomputed) = (run(true), run(false));
+            let off = |a: &Tensor, b: &Tensor| ((a - b).norm() / b.norm()).double_value(&[]);
+            let off = [off(&recomputed.0, &plain.0), off(&recomputed.1, &plain.1)];
+            assert!(off.iter().all(|off| *off < tolerance), "{kind:?}: {off:?}");
+            assert_eq!(recomputed.2, plain.2);
+        }
+    }
+
+    #[test]
+    fn memory_does_not_grow_with_units_per_stage() {
+        let kinds = (Kind::Float, Device::Cpu);
+        let x = Tensor::randn([4, 3, 64, 64], kinds);
+        // Peak of forward and backward, less the gradients.
+        let peak = |units: [i64; 4], plain: bool| {
+            let (net, params) = trunk(kinds, units);
+            let weights: Vec<_> = params.parameters().map(|(_, w)| w.shallow_clone()).collect();
+            let meter = crate::memory::Meter::start();
+            let y = if plain {
+                net.forward_by(&x, Statistics::Batch, Stage::plain)
+            } else {
+                net.forward(&x, Statistics::Batch)
+            };
+            let loss = y.square().sum(Kind::Float);
+            let gradients = Tensor::run_backward(&[loss], &weights, false, false);
+            drop(gradients);
+            meter.stop() - 4.0 * params.count() as f64
+        };
+        let (one, four) = (peak([1; 4], false), peak([4; 4], false));
+        assert!((four / one - 1.0).abs() < 0.1, "{one} bytes, {four} with four units a stage");
+        assert!(peak([4; 4], true) > 1.5 * peak([1; 4], true));
     }
 }

@@ -7,6 +7,8 @@ use super::{Init, Linear, Scope};
 pub enum Statistics {
     /// The batch's own; the stored ones move towards them by the layer's momentum.
     Batch,
+    /// The batch's own; the stored ones stay: a pass that repeats an earlier one.
+    Repeat,
     /// The batch's own; the stored ones become the mean over batches 0 … `seen`.
     Collect {
         /// Batches collected before this one.
@@ -47,16 +49,24 @@ impl BatchNorm {
         Self { affine: None, mean, var, eps, momentum }
     }
 
+    /// Gain and shift, where there are any.
+    #[must_use]
+    pub fn parameters(&self) -> Vec<Tensor> {
+        self.affine.iter().flat_map(|(g, s)| [g.shallow_clone(), s.shallow_clone()]).collect()
+    }
+
     /// (N, C, …) to the same shape.
     #[must_use]
     pub fn forward(&self, x: &Tensor, statistics: Statistics) -> Tensor {
         let (training, momentum) = match statistics {
             Statistics::Batch => (true, self.momentum),
             Statistics::Collect { seen } => (true, 1.0 / (seen + 1) as f64),
+            Statistics::Repeat => (true, 0.0),
             Statistics::Stored => (false, 0.0),
         };
         let (gain, shift) = self.affine.as_ref().map(|(g, s)| (g, s)).unzip();
-        let (mean, var) = (Some(&self.mean), Some(&self.var));
+        let stored = statistics != Statistics::Repeat;
+        let (mean, var) = (stored.then_some(&self.mean), stored.then_some(&self.var));
         x.batch_norm(gain, shift, mean, var, training, momentum, self.eps, true)
     }
 }

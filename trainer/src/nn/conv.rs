@@ -44,6 +44,16 @@ impl Conv {
         Self { weight, bias, stride: c.stride, padding: c.kernel / 2 }
     }
 
+    /// The tensors that `forward` reads.
+    #[must_use]
+    pub fn parameters(&self) -> Vec<Tensor> {
+        [Some(&self.weight), self.bias.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(Tensor::shallow_clone)
+            .collect()
+    }
+
     /// x * W + b.
     #[must_use]
     pub fn forward(&self, x: &Tensor) -> Tensor {

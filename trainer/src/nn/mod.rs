@@ -7,6 +7,7 @@ mod conv;
 mod linear;
 mod mlp;
 mod params;
+mod recompute;
 mod spectral_norm;
 
 pub use attention::Attention;
@@ -15,4 +16,5 @@ pub use conv::{Conv, ConvShape};
 pub use linear::Linear;
 pub use mlp::{Mlp, MlpConfig};
 pub use params::{Fill, Init, Kinds, Params, Scope, Weights};
+pub use recompute::attach;
 pub use spectral_norm::SpectralNorm;

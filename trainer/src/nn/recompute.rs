@@ -1,0 +1,123 @@
+use std::ffi::{c_char, c_int, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use tch::Tensor;
+
+use crate::shim::outcome;
+
+/// Computes the gradients of a block's inputs from the gradient of its output.
+type Backward = Box<dyn Fn(&Tensor) -> Vec<Tensor>>;
+
+unsafe extern "C" {
+    fn bb_attach(
+        output: *mut c_void,
+        inputs: *const *mut c_void,
+        count: usize,
+        context: *mut c_void,
+        backward: extern "C" fn(*mut c_void, *mut c_void, *mut *mut c_void) -> c_int,
+        drop: extern "C" fn(*mut c_void),
+    ) -> *mut c_char;
+}
+
+struct Context {
+    backward: Backward,
+    count: usize,
+}
+
+/// Makes `output`, computed under `no_grad`, a function of `inputs`: autograd will call `backward` with
+/// the gradient of `output` and take one gradient for each input, in order. This is how a block keeps
+/// nothing of its inside for the backward pass.
+///
+/// `backward` runs while the caller waits inside the backward pass, under `no_grad`, at most once; it is
+/// dropped with the graph. `inputs` must require gradients.
+///
+/// # Panics
+/// If libtorch refuses.
+#[must_use]
+pub fn attach(
+    output: Tensor,
+    inputs: &[Tensor],
+    backward: impl Fn(&Tensor) -> Vec<Tensor> + 'static,
+) -> Tensor {
+    let mut output = output.detach();
+    let mut handles: Vec<Tensor> = inputs.iter().map(Tensor::shallow_clone).collect();
+    let pointers: Vec<*mut c_void> = handles.iter_mut().map(|t| t.as_mut_ptr().cast()).collect();
+    let context = Box::new(Context { backward: Box::new(backward), count: inputs.len() });
+    // SAFETY: all pointers are to live tensors; the shim takes `context` over and gives it back to
+    // `drop_context` exactly once. It may do so, and call `run_backward`, on a thread of autograd's;
+    // the thread that owns the tensors then waits inside the backward pass.
+    let error = unsafe {
+        bb_attach(
+            output.as_mut_ptr().cast(),
+            pointers.as_ptr(),
+            pointers.len(),
+            Box::into_raw(context).cast(),
+            run_backward,
+            drop_context,
+        )
+    };
+    outcome(error).expect("inputs require gradients");
+    output
+}
+
+extern "C" fn run_backward(
+    context: *mut c_void,
+    gradient: *mut c_void,
+    out: *mut *mut c_void,
+) -> c_int {
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        // SAFETY: `context` is the box made in `attach`, still owned by the node that calls.
+        let context = unsafe { &*context.cast::<Context>() };
+        // SAFETY: `gradient` is a live tensor; the clone shares it.
+        let gradient = unsafe { Tensor::clone_from_ptr(gradient.cast()) };
+        let gradients = (context.backward)(&gradient);
+        assert_eq!(gradients.len(), context.count, "one gradient for each input");
+        for (i, mut gradient) in gradients.into_iter().enumerate() {
+            if gradient.defined() {
+                // SAFETY: `out` has room for `count` pointers. The C++ side owns the tensor from here.
+                unsafe { *out.add(i) = gradient.as_mut_ptr().cast() };
+                std::mem::forget(gradient);
+            }
+        }
+    }));
+    c_int::from(outcome.is_err())
+}
+
+extern "C" fn drop_context(context: *mut c_void) {
+    // SAFETY: called exactly once, with the box made in `attach`.
+    drop(unsafe { Box::from_raw(context.cast::<Context>()) });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use tch::{Kind, kind::DOUBLE_CPU, no_grad};
+
+    use super::*;
+
+    #[test]
+    fn the_given_backward_is_part_of_the_graph_and_is_dropped_with_it() {
+        let x = Tensor::randn([5], DOUBLE_CPU).set_requires_grad(true);
+        let inner = &x * 3.0;
+        let alive = Rc::new(());
+        let (saved, token) = (inner.detach(), alive.clone());
+        let square = attach(no_grad(|| inner.square()), &[inner], move |g| {
+            let _ = &token;
+            vec![g * &saved * 2.0]
+        });
+        let loss = square.sum(Kind::Double);
+        let g = Tensor::run_backward(&[loss], &[&x], false, false).remove(0);
+        assert!((g - &x * 18.0).abs().max().double_value(&[]) < 1e-12);
+        drop(square);
+        assert_eq!(Rc::strong_count(&alive), 1);
+    }
+
+    #[test]
+    fn a_panic_in_the_backward_pass_is_an_error_of_libtorch() {
+        let x = Tensor::ones([1], DOUBLE_CPU).set_requires_grad(true);
+        let y = attach(x.detach(), &[x.shallow_clone()], |_| panic!("on purpose"));
+        let outcome = Tensor::f_run_backward(&[y.sum(Kind::Double)], &[&x], false, false);
+        assert!(outcome.unwrap_err().to_string().contains("recomputed block failed"));
+    }
+}
