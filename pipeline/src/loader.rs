@@ -550,6 +550,38 @@ fn decode_sample(
 mod tests {
     use super::*;
 
+    /// A folder of four small pictures.
+    fn data(dir: &std::path::Path) -> Arc<Dataset> {
+        let mut png = std::io::Cursor::new(Vec::new());
+        image::RgbImage::new(9, 9).write_to(&mut png, image::ImageFormat::Png).unwrap();
+        let mut index = crate::index::IndexWriter::new();
+        index.begin_split("train").unwrap();
+        let mut shard = crate::shard::ShardWriter::create(&dir.join("train-000000.tar")).unwrap();
+        for key in ["a", "b", "c", "d"] {
+            let entry = shard.append(key, "png", png.get_ref(), None).unwrap();
+            index.sample(key, entry, None, crate::index::Format::Png, (9, 9));
+        }
+        index.end_shard("train-000000.tar", shard.finish().unwrap()).unwrap();
+        index.write(dir).unwrap();
+        Arc::new(Dataset::open(dir, "train").unwrap())
+    }
+
+    #[test]
+    fn a_decode_thread_that_panics_ends_the_run_with_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = data(dir.path());
+        for threads in [1, 4] {
+            let config = LoaderConfig { batch: 4, threads, ..LoaderConfig::default() };
+            let memory = Arc::new(crate::slab::Trap::new());
+            let mut loader =
+                Loader::start(Arc::clone(&data), config, Cursor::default(), memory).unwrap();
+            let error = loader.next().unwrap().unwrap_err();
+            let Error::Panic { stage: "decode", ref message } = error else { panic!("{error:?}") };
+            assert!(message.contains("the trap shut"), "{message}");
+            assert!(loader.next().is_none());
+        }
+    }
+
     #[test]
     fn a_panic_in_a_stage_becomes_an_error_that_names_it() {
         let (send, messages) = channel::bounded(1);

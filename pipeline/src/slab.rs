@@ -232,6 +232,45 @@ impl Filled {
     }
 }
 
+/// Memory whose use panics on any thread but the one that made it.
+#[cfg(test)]
+#[derive(Debug)]
+pub(crate) struct Trap(std::thread::ThreadId);
+
+#[cfg(test)]
+impl Trap {
+    pub(crate) fn new() -> Self {
+        Self(std::thread::current().id())
+    }
+}
+
+#[cfg(test)]
+impl HostMemory for Trap {
+    fn allocate(&self, bytes: usize) -> Result<Box<dyn HostBlock>, Error> {
+        Ok(Box::new(TrapBlock { block: Heap.allocate(bytes)?, home: self.0 }))
+    }
+}
+
+#[cfg(test)]
+#[derive(Debug)]
+struct TrapBlock {
+    block: Box<dyn HostBlock>,
+    home: std::thread::ThreadId,
+}
+
+// SAFETY: where it returns, it returns what a sound block does.
+#[cfg(test)]
+unsafe impl HostBlock for TrapBlock {
+    fn pointer(&self) -> NonNull<u8> {
+        assert_eq!(std::thread::current().id(), self.home, "the trap shut");
+        self.block.pointer()
+    }
+
+    fn len(&self) -> usize {
+        self.block.len()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,32 @@
+//! The order of the parts: each imports only from those above it, so there are no cycles.
+
+const ORDER: [&str; 16] = [
+    "error", "cursor", "shard", "index", "scan", "dataset", "sampler", "stats", "augment", "jpeg",
+    "decode", "slab", "batch", "collate", "fetch", "loader",
+];
+
+#[test]
+fn each_part_imports_only_from_parts_above_it() -> std::io::Result<()> {
+    let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = 0;
+    for entry in std::fs::read_dir(&source)? {
+        let path = entry?.path();
+        let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
+        if name == "lib" {
+            continue;
+        }
+        files += 1;
+        let place = ORDER.iter().position(|&part| part == name);
+        let place = place.unwrap_or_else(|| panic!("{name} has no place in the order"));
+        for line in std::fs::read_to_string(&path)?.lines() {
+            let Some(used) = line.strip_prefix("use crate::") else { continue };
+            let used = used.split([':', ';']).next().unwrap_or_default();
+            // What starts with a capital letter is a name of the crate's root.
+            if used.starts_with(|first: char| first.is_lowercase()) {
+                assert!(ORDER[..place].contains(&used), "{name}.rs: {line}");
+            }
+        }
+    }
+    assert_eq!(files, ORDER.len());
+    Ok(())
+}
