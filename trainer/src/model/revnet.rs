@@ -264,7 +264,7 @@ mod tests {
     #[test]
     fn memory_does_not_grow_with_units_per_stage() {
         let kinds = (Kind::Float, Device::Cpu);
-        let x = Tensor::randn([4, 3, 64, 64], kinds);
+        let x = Tensor::randn([16, 3, 64, 64], kinds);
         // Peak of forward and backward, less the gradients.
         let peak = |units: [i64; 4], plain: bool| {
             let (net, params) = trunk(kinds, units);
@@ -280,8 +280,8 @@ mod tests {
             drop(gradients);
             meter.stop() - 4.0 * params.count() as f64
         };
-        let (one, four) = (peak([1; 4], false), peak([4; 4], false));
-        assert!((four / one - 1.0).abs() < 0.1, "{one} bytes, {four} with four units a stage");
-        assert!(peak([4; 4], true) > 1.5 * peak([1; 4], true));
+        let (one, four) = (peak([3, 4, 6, 3], false), peak([12, 16, 24, 12], false));
+        assert!((four / one - 1.0).abs() < 0.1, "{one} bytes, {four} with four times the units");
+        assert!(peak([12, 16, 24, 12], true) > 2.0 * peak([3, 4, 6, 3], true));
     }
 }
