@@ -19,6 +19,10 @@ pub struct Summary {
     pub options: BTreeMap<String, serde_json::Value>,
     /// Classes.
     pub classes: usize,
+    /// Files of the source that are not here; `rejected.jsonl` says why.
+    pub rejected: u64,
+    /// Images that were out of the ordinary; `odd.jsonl` lists them.
+    pub odd: u64,
     /// Each split, in the order of its shards.
     pub splits: Vec<SplitSummary>,
 }
@@ -78,7 +82,10 @@ pub fn inspect(dir: &Path) -> Result<Summary, Error> {
     let index = Index::open(dir)?;
     let manifest = Manifest::load(dir)?;
     let classes = Classes::load(dir)?.0.len();
+    let counted = |name: &str| manifest.options.get(name).and_then(|n| n.as_u64()).unwrap_or(0);
     Ok(Summary {
+        rejected: counted("rejected_files"),
+        odd: counted("odd_images"),
         source: manifest.source,
         tool: format!("{} {}", manifest.tool, manifest.version),
         options: manifest.options,
@@ -138,7 +145,10 @@ fn count(bins: &mut [Bin], value: u64) {
 impl Summary {
     /// The summary as tables for people.
     pub fn table(&self) -> String {
-        let mut text = format!("{}, by {}\n", self.source, self.tool);
+        let Self { source, tool, classes, rejected, odd, .. } = self;
+        let mut text = format!(
+            "{source}, by {tool}\n{classes} classes, {rejected} files rejected, {odd} odd images\n\n"
+        );
         let mut table = plain_table();
         table.set_header([
             "split",
@@ -170,7 +180,7 @@ impl Summary {
                 size(split.largest),
             ]);
         }
-        text += &format!("{table}\n");
+        text += &format!("{table}\n\n");
         let kib = |bytes: u64| format!("{} KiB", bytes >> 10);
         text += &self.histogram("file size", |split| &split.file_size, kib);
         text += &self.histogram("shorter side", |split| &split.short_side, |px| format!("{px} px"));
@@ -200,7 +210,7 @@ impl Summary {
             let cells = counts.iter().map(|bin| bin.images.to_string());
             table.add_row([range].into_iter().chain(cells));
         }
-        format!("{table}\n")
+        format!("{table}\n\n")
     }
 }
 

@@ -143,3 +143,41 @@ fn junk_that_harms_no_pixel_is_noted_and_damage_is_not_stored() {
     assert!(report(&dir.path().join("out"), "odd.jsonl")[0].1.contains("extraneous bytes"));
     assert_eq!(report(&dir.path().join("out"), "rejected.jsonl").len(), 5);
 }
+
+#[test]
+fn a_rewrite_keeps_metadata_and_the_colour_space() {
+    let mut compressor = turbojpeg::Compressor::new().expect("a compressor");
+    compressor.set_subsamp(Subsamp::None).expect("subsampling");
+    compressor.set_colorspace(turbojpeg::Colorspace::RGB).expect("colour space");
+    let source = pixels(200, 150, 8);
+    let format = turbojpeg::PixelFormat::RGB;
+    let image =
+        turbojpeg::Image { pixels: &source[..], width: 200, pitch: 600, height: 150, format };
+    let rgb = compressor.compress_to_vec(image).expect("a JPEG");
+    let mut noted = jpeg(200, 150, 9);
+    let exif = b"\xFF\xE1\x00\x0AExif\0\0AB";
+    noted.splice(2..2, exif.iter().copied());
+    let all = stored(&[("a.jpg", rgb.clone()), ("b.jpg", noted.clone())], &[]);
+    assert_eq!(decode(&all[0].image), decode(&rgb));
+    let space = turbojpeg::read_header(&all[0].image).expect("a header").colorspace;
+    assert_eq!(space, turbojpeg::Colorspace::RGB);
+    assert_eq!(decode(&all[1].image), decode(&noted));
+    assert!(all[1].image.windows(exif.len()).any(|part| part == exif));
+}
+
+#[test]
+fn a_header_that_claims_a_giant_is_rejected_before_any_memory_is_taken() {
+    let dir = tempdir().expect("a folder");
+    let mut giant = jpeg(64, 64, 1);
+    let frame = giant.windows(2).position(|w| w == [0xFF, 0xC0]).expect("a frame header");
+    giant[frame + 5..frame + 9].copy_from_slice(&[0xFF, 0xDC, 0xFF, 0xDC]);
+    let mut picture = png(16, 16, 1);
+    picture[16..24].copy_from_slice(&[0, 1, 0, 0, 0, 1, 0, 0]);
+    let files = [("a.jpg", jpeg(64, 64, 2)), ("b.jpg", giant), ("c.png", picture)];
+    for more in [&[][..], &["--keep"], &["--restart", "off"], &["--max-side", "100"]] {
+        let _ = std::fs::remove_dir_all(dir.path().join("out"));
+        let all = stored_in(dir.path(), &files, more);
+        assert_eq!(all.len(), 1, "{more:?}");
+        assert_eq!(report(&dir.path().join("out"), "rejected.jsonl").len(), 2);
+    }
+}
