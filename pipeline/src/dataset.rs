@@ -41,6 +41,7 @@ impl Dataset {
         };
         let shards = split.shards.clone().map(open).collect::<Result<_, _>>()?;
         let mut data = Self { index, split, shards, classes: Vec::new() };
+        data.check_ends()?;
         data.classes = if dir.join(CLASSES_FILE).exists() {
             Classes::load(dir)?.0.into_iter().map(|class| class.name).collect()
         } else {
@@ -49,6 +50,32 @@ impl Dataset {
             (0..labels.max().map_or(0, |most| u64::from(most) + 1)).map(|n| n.to_string()).collect()
         };
         Ok(data)
+    }
+
+    /// Checks that each shard's first and last sample lie where the index says: a shard of the right
+    /// length may still be another one.
+    fn check_ends(&self) -> Result<(), Error> {
+        if self.index.is_scanned() {
+            return Ok(()); // made from these very shards, whose names may need more than a header
+        }
+        for (shard, number) in self.shards.iter().zip(self.split.shards.clone()) {
+            let samples = self.index.shards()[number].samples.clone();
+            for sample in samples.clone().next().into_iter().chain(samples.last()) {
+                let (key, entry) = (self.index.key(sample), self.index.record(sample).entry);
+                match shard.member_at(entry)? {
+                    Some(name) if name == key => {}
+                    found => {
+                        let found = found.unwrap_or_else(|| "none".into());
+                        let what = format!(
+                            "the index has sample {key:?} here, the shard {found:?}: one of them was \
+                             replaced; build the folder again"
+                        );
+                        return Err(Error::format(shard.path(), entry.offset, what));
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Number of samples.

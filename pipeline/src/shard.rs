@@ -69,9 +69,12 @@ impl ShardWriter {
         label: Option<u32>,
     ) -> Result<Entry, Error> {
         let base = key.rsplit('/').next().unwrap_or(key);
-        if base.is_empty() || base.contains('.') || key.split('/').any(|part| part == "..") {
+        if base.is_empty()
+            || base.contains('.')
+            || key.split('/').any(|part| ["", ".", ".."].contains(&part))
+        {
             let problem = format!(
-                "key {key:?}: its last part must be there and hold no dot, as readers end the key at the first one"
+                "key {key:?}: no part may be empty, '.' or '..', and the last must hold no dot, for readers end the key at the first one"
             );
             return Err(Error::Config { problem });
         }
@@ -228,6 +231,16 @@ impl Shard {
             member: format!("the member at byte {}", entry.offset),
             offset: all.len() as u64,
         })
+    }
+
+    /// The key of the member whose bytes are exactly `entry`, as its own header tells it.
+    pub(crate) fn member_at(&self, entry: Entry) -> Result<Option<String>, Error> {
+        let Some(offset) = entry.offset.checked_sub(BLOCK) else { return Ok(None) };
+        let header = self.bytes(Entry { offset, length: BLOCK as u32 })?;
+        let header = tar::Header::from_byte_slice(header);
+        let same = header.entry_size().is_ok_and(|size| size == u64::from(entry.length));
+        let name = String::from_utf8_lossy(&header.path_bytes()).into_owned();
+        Ok(same.then(|| Member { name, entry }.key_and_extension().0.to_string()))
     }
 
     /// Asks the system to read the member's pages now; returns at once.
@@ -411,7 +424,7 @@ mod tests {
     fn keys_that_readers_would_cut_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = ShardWriter::create(&dir.path().join("train-000000.tar")).unwrap();
-        for key in ["", "a.b", "a/", "../a", &"x".repeat(300)] {
+        for key in ["", "a.b", "a/", "../a", "./a", "/a", &"x".repeat(300)] {
             let error = writer.append(key, "jpg", b"x", None).unwrap_err();
             assert!(matches!(error, Error::Config { .. }), "{key}: {error}");
         }

@@ -203,6 +203,14 @@ fn shards_that_changed_under_their_index_are_refused() {
     let error = error_of(dir.path());
     assert!(matches!(error, Error::ShardLength { .. }) && error.is_input(), "{error:?}");
     assert!(words(&error).contains("train-000001.tar"), "{error}");
+    // The same length, but other samples: two shards of equal size that changed places.
+    let other = dir.path().join("train-000002.tar");
+    let mut swapped = std::fs::read(&other).unwrap();
+    swapped.resize(bytes.len(), 0);
+    std::fs::write(&shard, &swapped).unwrap();
+    let error = error_of(dir.path());
+    assert!(matches!(error, Error::Format { .. }), "{error:?}");
+    assert!(words(&error).contains("the index has sample \"s0010\" here"), "{error}");
     std::fs::remove_file(&shard).unwrap();
     let error = error_of(dir.path());
     assert!(matches!(error, Error::Io { .. }) && error.is_input(), "{error:?}");
