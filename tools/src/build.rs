@@ -24,9 +24,8 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::Error;
 use crate::catalog::{Catalog, Item, Place, Rejected, Split};
 use crate::journal::{Existing, Finished, Found, Stored, Workplace};
-use crate::jpeg::Frame;
 use crate::progress::Progress;
-use crate::recode::{Coded, Coding, MAX_PIXELS, Recoder};
+use crate::recode::{Coded, Coding, MAX_PIXELS, Recoder, weight};
 
 /// Source bytes that may be on their way at once.
 const BYTES_IN_FLIGHT: u64 = 64 << 20;
@@ -537,8 +536,7 @@ fn make(
         Ok(raw) => raw,
         Err(reason) => return Ok(Outcome::Rejected(reason)),
     };
-    let pixels = Frame::read(&bytes).map_or(0, |frame| frame.area());
-    let _share = budget.take(pixels);
+    let _share = budget.take(weight(&bytes));
     Ok(match recoder.recode(raw, bytes)? {
         Ok(coded) => Outcome::Stored(coded),
         Err(reason) => Outcome::Rejected(reason),

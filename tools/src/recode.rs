@@ -119,6 +119,12 @@ impl Recoder {
             },
         };
         let png = bytes.starts_with(PNG);
+        if weight(&bytes) > MAX_PIXELS.into() {
+            let half = MAX_PIXELS / 2_000_000;
+            return Ok(Err(format!(
+                "{width}x{height} pixels of 16 bits, more than {half} million"
+            )));
+        }
         if self.coding.keep {
             let extension = if png { "png" } else { "jpg" };
             return Ok(Ok(Coded { bytes, extension, width, height, oddity: None }));
@@ -263,6 +269,19 @@ impl Recoder {
 pub(crate) fn decoder() -> Result<Decoder, Error> {
     let options = DecodeOptions { max_pixels: MAX_PIXELS.into(), ..DecodeOptions::default() };
     Decoder::new(options).map_err(Error::Decoder)
+}
+
+/// What decoding an image takes, counted as pixels of an ordinary one; 0 for what is no image. It is
+/// judged from the header, before any memory is taken.
+pub(crate) fn weight(image: &[u8]) -> u64 {
+    if !image.starts_with(PNG) {
+        return Frame::read(image).map_or(0, |frame| frame.area());
+    }
+    // IHDR: width and height of 4 bytes, then the bits of a sample.
+    let Some(&[w0, w1, w2, w3, h0, h1, h2, h3, depth]) = image.get(16..25) else { return 0 };
+    let [width, height] = [[w0, w1, w2, w3], [h0, h1, h2, h3]].map(u32::from_be_bytes);
+    let double = if depth == 16 { 2 } else { 1 };
+    (u64::from(width) * u64::from(height)).saturating_mul(double)
 }
 
 /// What a PNG file begins with.

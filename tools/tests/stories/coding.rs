@@ -173,11 +173,25 @@ fn a_header_that_claims_a_giant_is_rejected_before_any_memory_is_taken() {
     giant[frame + 5..frame + 9].copy_from_slice(&[0xFF, 0xDC, 0xFF, 0xDC]);
     let mut picture = png(16, 16, 1);
     picture[16..24].copy_from_slice(&[0, 1, 0, 0, 0, 1, 0, 0]);
-    let files = [("a.jpg", jpeg(64, 64, 2)), ("b.jpg", giant), ("c.png", picture)];
+    // Within the limit by its pixels, but not by their 16 bits.
+    let mut deep = png(16, 16, 1);
+    deep[16..25].copy_from_slice(&[0, 0, 0x20, 0, 0, 0, 0x10, 0, 16]);
+    let crc = png_checksum(&deep[12..29]);
+    deep[29..33].copy_from_slice(&crc);
+    let files = [("a.jpg", jpeg(64, 64, 2)), ("b.jpg", giant), ("c.png", picture), ("d.png", deep)];
     for more in [&[][..], &["--keep"], &["--restart", "off"], &["--max-side", "100"]] {
         let _ = std::fs::remove_dir_all(dir.path().join("out"));
         let all = stored_in(dir.path(), &files, more);
         assert_eq!(all.len(), 1, "{more:?}");
-        assert_eq!(report(&dir.path().join("out"), "rejected.jsonl").len(), 2);
+        let rejected = report(&dir.path().join("out"), "rejected.jsonl");
+        assert_eq!(rejected.len(), 3);
+        assert!(rejected[2].1.contains("16 bits"), "{}", rejected[2].1);
     }
+}
+
+/// The CRC-32 of a PNG chunk's type and data.
+fn png_checksum(bytes: &[u8]) -> [u8; 4] {
+    let mut crc = flate2::Crc::new();
+    crc.update(bytes);
+    crc.sum().to_be_bytes()
 }
