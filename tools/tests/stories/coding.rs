@@ -185,7 +185,7 @@ fn a_header_that_claims_a_giant_is_rejected_before_any_memory_is_taken() {
         assert_eq!(all.len(), 1, "{more:?}");
         let rejected = report(&dir.path().join("out"), "rejected.jsonl");
         assert_eq!(rejected.len(), 3);
-        assert!(rejected[2].1.contains("16 bits"), "{}", rejected[2].1);
+        assert!(rejected.iter().any(|(_, reason)| reason.contains("16 bits")), "{rejected:?}");
     }
 }
 
