@@ -1,43 +1,74 @@
-//! How large a configured model is, without building its weights.
+//! How large a configured model is and what a step of it costs.
 
 use comfy_table::{Table, presets::UTF8_HORIZONTAL_ONLY};
-use tch::{Device, Kind};
+use serde_json::{Value, json};
+use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::config::Config;
+use crate::measure::Work;
 use crate::model::{Discriminator, Encoder, Generator};
-use crate::nn::{Fill, Params};
+use crate::nn::{Fill, Params, Statistics};
 
-/// Trainable values of each part. Weights, biases and BN gains and shifts count; singular vectors
-/// and running statistics do not.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One part of the model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Part {
+    /// `g`, `e.trunk`, `e.mlp`, `e.head`, `f`, `h`, `j`, `theta_x`, `theta_z` or `theta_xz`.
+    pub name: String,
+    /// Trainable values: weights, biases, BN gains and shifts; no singular vectors or statistics.
+    pub parameters: usize,
+    /// Whether its weights are spectrally normalised.
+    pub spectral_norm: bool,
+}
+
+/// A network (G, E) or a part of D, run forward on one image or latent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Module {
+    /// `G`, `E`, `F`, `H` or `J`.
+    pub name: &'static str,
+    /// Its output for a batch of one.
+    pub output: Vec<i64>,
+    /// Floating-point operations forward, a multiply-add counting as two.
+    pub flop: f64,
+    /// Bytes of its operators' results forward, in single precision.
+    pub written: f64,
+}
+
+/// The parameters of a configuration.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Counts {
-    /// Part and number of parameters, in the order G, E, F, H, J, θ.
-    pub parts: Vec<(String, usize)>,
-    /// Sum of G.
+    /// Parts, in the order G, E, F, H, J, θ.
+    pub parts: Vec<Part>,
+    /// Sum of G's parameters.
     pub g: usize,
-    /// Sum of E, 0 without an encoder.
+    /// Sum of E's, 0 without an encoder.
     pub e: usize,
-    /// Sum of D.
+    /// Sum of D's.
     pub d: usize,
+    /// Bytes of the tensors in a checkpoint.
+    pub checkpoint_bytes: usize,
 }
 
 impl Counts {
-    /// Counts the model of a configuration. Memory is reserved but never touched.
+    /// Counts the model of a configuration. No weight is allocated.
     #[must_use]
     pub fn of(config: &Config) -> Self {
-        let kinds = (Kind::Float, Device::Cpu);
-        let (_, g) =
-            Params::build(kinds, Fill::Unset, |s| Generator::new(s, config.g, config.latent));
-        let e = config.loss.encode().then(|| {
-            Params::build(kinds, Fill::Unset, |s| Encoder::new(s, config.e, config.latent)).1
-        });
-        let (_, d) = Params::build(kinds, Fill::Unset, |s| {
-            Discriminator::new(s, config.discriminator(), config.latent)
-        });
-        let mut parts = vec![("g".to_owned(), g.count())];
-        parts.extend(e.iter().flat_map(|e| by_head("e.", e)));
-        parts.extend(by_head("", &d));
-        Self { parts, g: g.count(), e: e.map_or(0, |e| e.count()), d: d.count() }
+        let nets = Nets::build(config, Fill::Shape);
+        let mut parts = by_head(Some("g"), &nets.g.1);
+        parts.extend(
+            nets.e
+                .iter()
+                .flat_map(|(_, params)| by_head(None, params))
+                .map(|part| Part { name: format!("e.{}", part.name), ..part }),
+        );
+        parts.extend(by_head(None, &nets.d.1));
+        let e_params = nets.e.as_ref().map(|(_, params)| params);
+        let (g, e, d) = (nets.g.1.count(), e_params.map_or(0, Params::count), nets.d.1.count());
+        let state = [Some(&nets.g.1), e_params, Some(&nets.d.1)];
+        let state = state.into_iter().flatten().flat_map(Params::state);
+        let values: usize = state.map(|(_, tensor)| tensor.numel()).sum();
+        // Moments of all three, averages of G and E.
+        let checkpoint_bytes = 4 * (values + 2 * (g + e + d) + g + e);
+        Self { parts, g, e, d, checkpoint_bytes }
     }
 
     /// All parameters.
@@ -46,37 +77,161 @@ impl Counts {
         self.g + self.e + self.d
     }
 
-    /// One JSON object: each part's count, then the sums `G`, `E`, `D` and `all`, as integers.
-    #[must_use]
-    pub fn json(&self) -> String {
-        let sums = [("G", self.g), ("E", self.e), ("D", self.d), ("all", self.total())];
-        let sums = sums.into_iter().map(|(name, count)| (name.to_owned(), count.into()));
-        let parts = self.parts.iter().map(|(name, count)| (name.clone(), (*count).into()));
-        serde_json::Value::Object(parts.chain(sums).collect()).to_string()
-    }
-
-    /// A table for people.
-    #[must_use]
-    pub fn table(&self) -> String {
-        let mut table = Table::new();
-        table.load_style(UTF8_HORIZONTAL_ONLY).set_header(["part", "parameters"]);
-        let sums = [("G", self.g), ("E", self.e), ("D", self.d), ("all", self.total())];
-        let parts = self.parts.iter().map(|(name, count)| (name.as_str(), *count));
-        for (name, count) in parts.chain(sums) {
-            table.add_row([name.to_owned(), grouped(count)]);
-        }
-        table.to_string()
+    fn sums(&self) -> impl Iterator<Item = (&'static str, usize)> {
+        [("G", self.g), ("E", self.e), ("D", self.d), ("all", self.total())].into_iter()
     }
 }
 
-/// Sums by the first word of the parameters' names, in order of appearance.
-fn by_head(prefix: &str, params: &Params) -> Vec<(String, usize)> {
-    let mut parts: Vec<(String, usize)> = vec![];
-    for (name, tensor) in params.parameters() {
-        let head = format!("{prefix}{}", name.split('.').next().unwrap_or(name));
-        match parts.iter_mut().find(|(part, _)| *part == head) {
-            Some((_, sum)) => *sum += tensor.numel(),
-            None => parts.push((head, tensor.numel())),
+/// What a step of a configuration costs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cost {
+    /// G, E, F, H, J, those that exist.
+    pub modules: Vec<Module>,
+    /// Floating-point operations of a whole step for each image of `train.batch`.
+    pub step_flop: f64,
+    /// A rough upper estimate of device memory for one micro-batch in single precision, in bytes:
+    /// weights, W/σ, gradients (twice while they are gathered), moments, averages and everything that
+    /// operators write in the larger of the two updates.
+    pub memory_bytes: f64,
+}
+
+impl Cost {
+    /// Runs each module forward on the CPU, once, on one image, with weights that are allocated but
+    /// never filled.
+    #[must_use]
+    pub fn of(config: &Config, counts: &Counts) -> Self {
+        let nets = Nets::build(config, Fill::Unset);
+        let modules = modules(config, &nets.g.0, nets.e.as_ref().map(|(e, _)| e), &nets.d.0);
+        let memory_bytes = memory(config, &modules, counts);
+        Self { step_flop: step_flop(config, &modules), memory_bytes, modules }
+    }
+}
+
+/// One JSON object: `parameters` (of each part, then the sums `G`, `E`, `D`, `all`), `modules`,
+/// `step_gflop_per_image`, `checkpoint_bytes`, `memory_bytes`.
+#[must_use]
+pub fn json(counts: &Counts, cost: &Cost) -> String {
+    let parts = counts.parts.iter().map(|part| (part.name.clone(), part.parameters.into()));
+    let sums = counts.sums().map(|(name, count)| (name.to_owned(), count.into()));
+    let parameters: serde_json::Map<String, Value> = parts.chain(sums).collect();
+    let modules = cost
+        .modules
+        .iter()
+        .map(|m| json!({"name": m.name, "output": m.output, "gflop_per_image": m.flop / 1e9}));
+    json!({
+        "parameters": parameters,
+        "modules": modules.collect::<Vec<_>>(),
+        "step_gflop_per_image": cost.step_flop / 1e9,
+        "checkpoint_bytes": counts.checkpoint_bytes,
+        "memory_bytes": cost.memory_bytes.round() as u64,
+    })
+    .to_string()
+}
+
+/// Tables for people.
+#[must_use]
+pub fn table(counts: &Counts, cost: &Cost) -> String {
+    let mut parts = Table::new();
+    parts.load_style(UTF8_HORIZONTAL_ONLY).set_header(["part", "parameters", "spectral norm"]);
+    for part in &counts.parts {
+        let norm = if part.spectral_norm { "yes" } else { "no" };
+        parts.add_row([part.name.clone(), grouped(part.parameters), norm.into()]);
+    }
+    for (name, count) in counts.sums() {
+        parts.add_row([name.to_owned(), grouped(count), String::new()]);
+    }
+    let mut modules = Table::new();
+    modules.load_style(UTF8_HORIZONTAL_ONLY).set_header(["module", "output", "GFLOP an image"]);
+    for m in &cost.modules {
+        let sides: Vec<_> = m.output[1..].iter().map(i64::to_string).collect();
+        let gflop = format!("{:.4}", m.flop / 1e9);
+        modules.add_row([m.name.into(), sides.join(" x "), gflop]);
+    }
+    format!(
+        "{parts}\n{modules}\na step costs {:.2} GFLOP an image of train.batch; a checkpoint takes \
+         {:.2} GB; one micro-batch needs about {:.1} GB (single precision, upper estimate)",
+        cost.step_flop / 1e9,
+        counts.checkpoint_bytes as f64 / 1e9,
+        cost.memory_bytes / 1e9,
+    )
+}
+
+/// The networks of a configuration and their tensors.
+struct Nets {
+    g: (Generator, Params),
+    e: Option<(Encoder, Params)>,
+    d: (Discriminator, Params),
+}
+
+impl Nets {
+    fn build(config: &Config, fill: Fill) -> Self {
+        let kinds = (Kind::Float, Device::Cpu);
+        let latent = config.latent;
+        Self {
+            g: Params::build(kinds, fill, |s| Generator::new(s, config.g, latent)),
+            e: (config.loss.encode())
+                .then(|| Params::build(kinds, fill, |s| Encoder::new(s, config.e, latent))),
+            d: Params::build(kinds, fill, |s| {
+                Discriminator::new(s, config.discriminator(), latent)
+            }),
+        }
+    }
+}
+
+fn modules(c: &Config, g: &Generator, e: Option<&Encoder>, d: &Discriminator) -> Vec<Module> {
+    let mut all = vec![];
+    let mut run = |name, forward: &dyn Fn() -> Option<Tensor>| {
+        let (output, work) = Work::of(|| no_grad(forward));
+        output.inspect(|output| {
+            let (flop, written) = (work.flop, work.written);
+            all.push(Module { name, output: output.size(), flop, written });
+        })
+    };
+    let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));
+    let (z, stored) = (zeros(&[1, c.latent.dim]), Statistics::Stored);
+    let x = run("G", &|| Some(g.forward(&z, stored)));
+    let large = zeros(&[1, 3, c.e.res, c.e.res]);
+    let _ = run("E", &|| e.map(|e| e.forward(&large, stored).code.mean().shallow_clone()));
+    let f = run("F", &|| x.as_ref().map(|x| d.image_features(x)));
+    let h = run("H", &|| d.latent_features(&z));
+    let _ = run("J", &|| f.as_ref().zip(h.as_ref()).and_then(|(f, h)| d.joint_features(f, h)));
+    all
+}
+
+/// Forward is 1, forward and backward 3. A D update: G and E forward, D trained on a real and a
+/// generated image. The joint update: G and E trained; D forward on both, and backward to its input
+/// on the generated side alone.
+fn step_flop(config: &Config, modules: &[Module]) -> f64 {
+    let sum = |names: &[&str]| {
+        modules.iter().filter(|m| names.contains(&m.name)).map(|m| m.flop).sum::<f64>()
+    };
+    let (players, d) = (sum(&["G", "E"]), sum(&["F", "H", "J"]));
+    f64::from(config.train.d_steps) * (players + 6.0 * d) + 3.0 * players + 3.0 * d
+}
+
+fn memory(config: &Config, modules: &[Module], counts: &Counts) -> f64 {
+    let written = |name| modules.iter().find(|m| m.name == name).map_or(0.0, |m| m.written);
+    let of_d = 2.0 * written("F");
+    let of_players = written("G") + written("E") + written("F");
+    let activations = config.micro_batch() as f64 * of_d.max(of_players);
+    (4 * (6 * counts.total() + counts.g + counts.e)) as f64 + activations
+}
+
+/// Sums by the first word of the parameters' names, in order of appearance, or all under `name`.
+fn by_head(name: Option<&str>, params: &Params) -> Vec<Part> {
+    let normed: Vec<_> = params.norms().map(|(name, ..)| name.to_owned()).collect();
+    let mut parts: Vec<Part> = vec![];
+    for (parameter, tensor) in params.parameters() {
+        let head = name.unwrap_or_else(|| parameter.split('.').next().unwrap_or(parameter));
+        let (count, norm) = (tensor.numel(), normed.iter().any(|n| n == parameter));
+        match parts.iter_mut().find(|part| part.name == head) {
+            Some(part) => {
+                part.parameters += count;
+                part.spectral_norm |= norm;
+            }
+            None => {
+                parts.push(Part { name: head.to_owned(), parameters: count, spectral_norm: norm });
+            }
         }
     }
     parts
@@ -107,7 +262,7 @@ mod tests {
     }
 
     fn part(counts: &Counts, name: &str) -> usize {
-        counts.parts.iter().find(|(n, _)| n == name).unwrap().1
+        counts.parts.iter().find(|part| part.name == name).unwrap().parameters
     }
 
     #[test]
@@ -154,8 +309,22 @@ mod tests {
     #[test]
     fn a_plain_gan_has_no_encoder_and_no_latent_parts() {
         let plain = counts("no_e", &[]);
-        let names: Vec<_> = plain.parts.iter().map(|(n, _)| n.as_str()).collect();
+        let names: Vec<_> = plain.parts.iter().map(|part| part.name.as_str()).collect();
         assert_eq!((plain.e, names), (0, vec!["g", "f", "theta_x"]));
+    }
+
+    #[test]
+    fn a_step_of_the_high_resolution_model_costs_what_was_worked_out_by_hand() {
+        let config = Config::resolve(&Origin::Preset("hi_e"), &[]).unwrap();
+        let counts = Counts::of(&config);
+        let hi_e = Cost::of(&config, &counts);
+        let flop = |name| hi_e.modules.iter().find(|m| m.name == name).unwrap().flop / 1e9;
+        // Published counts, whose shortcuts run at the high resolution; ours at the low one.
+        assert!((39.5..42.3).contains(&flop("G")), "{}", flop("G"));
+        assert!((20.5..21.7).contains(&flop("F")), "{}", flop("F"));
+        assert!((10.4..10.9).contains(&flop("E")), "{}", flop("E"));
+        assert!((570.0..595.0).contains(&(hi_e.step_flop / 1e9)), "{}", hi_e.step_flop);
+        assert!((4.3e9..4.6e9).contains(&(counts.checkpoint_bytes as f64)));
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod golden;
 pub mod inspect;
 pub mod log;
 pub mod loss;
-pub mod memory;
+pub mod measure;
 pub mod model;
 pub mod nn;
 pub mod optim;

@@ -11,7 +11,7 @@ use tch::Device;
 use trainer::config::{Config, Origin};
 use trainer::error::{Error, Result};
 use trainer::eval::{Model, pictures};
-use trainer::inspect::Counts;
+use trainer::inspect::{self, Cost, Counts};
 use trainer::run::{Ended, Summary};
 use trainer::{checkpoint, device, doctor, run};
 
@@ -34,7 +34,7 @@ enum Command {
     Sample(SampleArgs),
     /// Show images beside their reconstructions G(E(x))
     Reconstruct(ReconstructArgs),
-    /// Count the parameters of a preset, configuration or run
+    /// Say how large a preset, configuration or run is and what a step costs
     Inspect(InspectArgs),
     /// Say what this machine offers, and whether a data folder is sound
     Doctor(DoctorArgs),
@@ -155,7 +155,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run_command(&args),
         Command::Sample(args) => sample(&args),
         Command::Reconstruct(args) => reconstruct(&args),
-        Command::Inspect(args) => inspect(&args),
+        Command::Inspect(args) => inspect_command(&args),
         Command::Doctor(args) => return examine(&args),
     };
     match outcome {
@@ -195,7 +195,8 @@ fn run_command(args: &RunArgs) -> Result<()> {
 
 fn dry_run(config: &Config) -> Result<()> {
     println!("{}", config.to_toml());
-    println!("{}", Counts::of(config).table());
+    let counts = Counts::of(config);
+    println!("{}", inspect::table(&counts, &Cost::of(config, &counts)));
     if !config.data.dir.is_empty() {
         let images = run::open_data(config, "train")?.len();
         let steps = config.train.steps as f64;
@@ -297,17 +298,18 @@ fn reconstruct(args: &ReconstructArgs) -> Result<()> {
     Ok(())
 }
 
-fn inspect(args: &InspectArgs) -> Result<()> {
+fn inspect_command(args: &InspectArgs) -> Result<()> {
     let config = match (&args.run, args.source.origin()) {
         (Some(run), _) => run::read_config(run)?,
         (None, Some(origin)) => Config::resolve(&origin, &args.source.set)?,
         (None, None) => return Err(usage("give --preset NAME, --config FILE or --run DIR")),
     };
     let counts = Counts::of(&config);
+    let cost = Cost::of(&config, &counts);
     if args.json {
-        println!("{}", counts.json());
+        println!("{}", inspect::json(&counts, &cost));
     } else {
-        println!("{}", counts.table());
+        println!("{}", inspect::table(&counts, &cost));
     }
     Ok(())
 }

@@ -168,11 +168,23 @@ impl Discriminator {
         self.f.forward(x)
     }
 
+    /// h = H(z), (N, H's width), where this D has an H.
+    #[must_use]
+    pub fn latent_features(&self, z: &Tensor) -> Option<Tensor> {
+        self.h.as_ref().map(|h| h.forward(z))
+    }
+
+    /// j = J(f, h), (N, J's width), where this D has a J.
+    #[must_use]
+    pub fn joint_features(&self, f: &Tensor, h: &Tensor) -> Option<Tensor> {
+        self.j.as_ref().map(|j| j.forward(&Tensor::cat(&[f, h], 1)))
+    }
+
     /// Scores from f (N, F) and z (N, Z).
     #[must_use]
     pub fn scores_of(&self, f: &Tensor, z: Option<&Tensor>) -> Scores {
-        let h = self.h.as_ref().zip(z).map(|(h, z)| h.forward(z));
-        let j = self.j.as_ref().zip(h.as_ref()).map(|(j, h)| j.forward(&Tensor::cat(&[f, h], 1)));
+        let h = z.and_then(|z| self.latent_features(z));
+        let j = h.as_ref().and_then(|h| self.joint_features(f, h));
         let score = |theta: &Option<Linear>, x: Option<&Tensor>| {
             theta.as_ref().zip(x).map(|(theta, x)| theta.forward(x).squeeze_dim(1))
         };

@@ -269,7 +269,7 @@ mod tests {
         let peak = |units: [i64; 4], plain: bool| {
             let (net, params) = trunk(kinds, units);
             let weights: Vec<_> = params.parameters().map(|(_, w)| w.shallow_clone()).collect();
-            let meter = crate::memory::Meter::start();
+            let meter = crate::measure::Meter::start();
             let y = if plain {
                 net.forward_by(&x, Statistics::Batch, Stage::plain)
             } else {

@@ -4,6 +4,7 @@ use rand_distr::{Distribution, StandardNormal};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::SpectralNorm;
+use crate::measure::shape_only;
 use crate::random::{Key, Purpose};
 
 /// Where the first values of a network come from.
@@ -16,8 +17,19 @@ pub enum Fill {
         /// Tells the networks of one run apart.
         network: u32,
     },
-    /// Memory as it comes: for counting parameters, or to be loaded over.
+    /// Memory as it comes, to be loaded over.
     Unset,
+    /// No memory at all: for counting parameters.
+    Shape,
+}
+
+impl Fill {
+    fn empty(self, shape: &[i64], kinds: Kinds) -> Tensor {
+        match self {
+            Self::Shape => shape_only(shape),
+            _ => Tensor::empty(shape, kinds),
+        }
+    }
 }
 
 /// How one parameter starts.
@@ -45,7 +57,7 @@ struct Parameter {
 
 /// All tensors of one network: parameters, singular vectors, batch-norm buffers, by name.
 ///
-/// After [`Params::finish`] the parameters are views of one flat tensor, so that Adam, averages and
+/// After [`Params::build`] the parameters are views of one flat tensor, so that Adam, averages and
 /// all-reduce are a handful of operators whatever the number of layers.
 #[derive(Debug)]
 pub struct Params {
@@ -74,18 +86,19 @@ impl Params {
         let Builder { parameters, buffers, .. } = cell.into_inner();
         let empty = || Tensor::empty([0], kinds);
         let mut params = Self { parameters, buffers, flat: empty(), flat_scaled: empty(), kinds };
-        params.finish(matches!(fill, Fill::Seed { .. }));
+        params.lay_flat(fill);
         (net, params)
     }
 
     /// Power iterations before the first step. Ours: the vectors then start close to converged.
     pub const POWER_ITERATIONS: usize = 15;
 
-    fn finish(&mut self, filled: bool) {
+    fn lay_flat(&mut self, fill: Fill) {
         let total = self.parameters.iter().map(|p| p.raw.numel() as i64).sum::<i64>();
         let scaled = self.normed().map(|p| p.raw.numel() as i64).sum::<i64>();
-        self.flat = Tensor::empty([total], self.kinds);
-        self.flat_scaled = Tensor::empty([scaled], self.kinds);
+        self.flat = fill.empty(&[total], self.kinds);
+        self.flat_scaled = fill.empty(&[scaled], self.kinds);
+        let filled = matches!(fill, Fill::Seed { .. });
         let (mut at, mut at_scaled) = (0, 0);
         for p in &mut self.parameters {
             let length = p.raw.numel() as i64;
@@ -301,7 +314,10 @@ impl Scope<'_> {
     #[must_use]
     pub fn buffer(&self, name: &str, shape: &[i64], value: f64) -> Tensor {
         let mut builder = self.builder.borrow_mut();
-        let tensor = Tensor::full(shape, value, builder.kinds);
+        let tensor = match builder.fill {
+            Fill::Shape => shape_only(shape),
+            _ => Tensor::full(shape, value, builder.kinds),
+        };
         builder.buffers.push((format!("{}{name}", self.prefix), tensor.shallow_clone()));
         tensor
     }
@@ -313,11 +329,14 @@ impl Scope<'_> {
         let norm = sn_eps.map(|eps| {
             let rest = shape[1..].iter().product::<i64>();
             let mut u = builder.fresh(&[shape[0]], Init::Normal(1.0), number | 1 << 32);
-            let _ = u.divide_(&u.norm().clamp_min(eps));
-            SpectralNorm::new(u, Tensor::zeros([rest], builder.kinds), eps)
+            if matches!(builder.fill, Fill::Seed { .. }) {
+                let _ = u.divide_(&u.norm().clamp_min(eps));
+            }
+            let v = builder.fill.empty(&[rest], builder.kinds);
+            SpectralNorm::new(u, v, eps)
         });
         let weight = match norm {
-            Some(_) => Tensor::empty(shape, builder.kinds),
+            Some(_) => builder.fill.empty(shape, builder.kinds),
             None => raw.shallow_clone(),
         };
         let handle = weight.shallow_clone();
@@ -330,7 +349,7 @@ impl Scope<'_> {
 impl Builder {
     fn fresh(&self, shape: &[i64], init: Init, number: u64) -> Tensor {
         match (init, self.fill) {
-            (_, Fill::Unset) => Tensor::empty(shape, self.kinds),
+            (_, Fill::Unset | Fill::Shape) => self.fill.empty(shape, self.kinds),
             (Init::Constant(value), _) => Tensor::full(shape, value, self.kinds),
             (Init::Normal(std), Fill::Seed { seed, network }) => {
                 let key = Key { seed, purpose: Purpose::Init, step: 0, update: network };

@@ -1,3 +1,4 @@
+use tch::kind::FLOAT_CPU;
 use tch::{Tensor, no_grad};
 
 /// The singular vectors of one weight, and what divides it.
@@ -23,7 +24,7 @@ impl SpectralNorm {
     /// Vectors that are still to be advanced; `u` is a unit vector or will be loaded.
     #[must_use]
     pub fn new(u: Tensor, v: Tensor, eps: f64) -> Self {
-        let sigma = Tensor::ones([], (u.kind(), u.device()));
+        let sigma = Tensor::ones([], FLOAT_CPU);
         Self { u, v, sigma, eps }
     }
 
