@@ -10,6 +10,7 @@ setup: ## install what building needs (quick when done)
 demo: setup ## import real images, train a small model, show pictures (demo/run)
 	@scripts/demo
 
+test: export OMP_NUM_THREADS ?= 1 # tests run side by side
 test: setup ## run every test
 	cargo build --workspace --bins
 	cargo test --workspace

@@ -6,6 +6,9 @@ use std::sync::OnceLock;
 
 use tempfile::TempDir;
 
+/// Stories run side by side, so each trainer computes on one thread.
+pub const ONE_THREAD: [(&str, &str); 1] = [("OMP_NUM_THREADS", "1")];
+
 /// What a program printed and how it ended.
 #[derive(Debug)]
 pub struct Said {
@@ -36,8 +39,11 @@ pub fn shard_imagenet(args: &[&str]) -> Said {
 }
 
 fn run(name: &str, args: &[&str]) -> Said {
-    let Output { status, stdout, stderr } =
-        Command::new(program(name)).args(args).output().expect("the program starts");
+    let Output { status, stdout, stderr } = Command::new(program(name))
+        .args(args)
+        .envs(ONE_THREAD)
+        .output()
+        .expect("the program starts");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("programs print UTF-8");
     let code = status.code().expect("no program of ours dies of a signal");
     Said { code, out: text(stdout), err: text(stderr) }

@@ -54,7 +54,7 @@ fn imports_go_one_way() {
         &[
             "error",
             "shim",
-            "memory",
+            "measure",
             "random",
             "nn",
             "model",

@@ -66,7 +66,7 @@ fn a_run_leaves_pictures_statistics_metrics_and_a_checkpoint_that_can_be_drawn_f
 
     let said = trainer(&["inspect", "--run", &text(&run), "--json"]);
     let counts: Value = serde_json::from_str(&said.out).unwrap();
-    assert!(counts["all"].as_u64().unwrap() > 1000);
+    assert!(counts["parameters"]["all"].as_u64().unwrap() > 1000);
 }
 
 #[test]
@@ -155,6 +155,7 @@ fn a_run_stopped_by_sigterm_saves_and_can_go_on() {
     let args = tiny_run(data(), &run, &["train.steps=100000"]);
     let mut child = std::process::Command::new(integration::program("trainer"))
         .args(&args)
+        .envs(integration::ONE_THREAD)
         .stderr(std::process::Stdio::null())
         .stdout(std::process::Stdio::null())
         .spawn()

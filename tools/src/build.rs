@@ -33,9 +33,6 @@ const BYTES_IN_FLIGHT: u64 = 64 << 20;
 /// Images that may be on their way at once, per thread.
 const IMAGES_IN_FLIGHT: usize = 32;
 
-/// Files that are listed on standard error as they are rejected; all are in `rejected.jsonl`.
-const REJECTED_SHOWN: usize = 10;
-
 /// How many files may be rejected.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum MaxRejected {
@@ -244,9 +241,6 @@ impl<'a> Writer<'a> {
             writer.shards_in_split += 1;
             writer.enlist(shard)?;
         }
-        for rejected in writer.rejected.iter().take(REJECTED_SHOWN) {
-            writer.progress.line(&format!("rejected {}: {}", rejected.name, rejected.reason));
-        }
         writer.check_rejected()?;
         Ok(writer)
     }
@@ -332,10 +326,6 @@ impl<'a> Writer<'a> {
         let coded = match outcome {
             Outcome::Rejected(reason) => {
                 let rejected = Rejected { name: self.plan.catalog.name(item), reason };
-                if self.all_rejected().count() < REJECTED_SHOWN {
-                    let Rejected { name, reason } = &rejected;
-                    self.progress.line(&format!("rejected {name}: {reason}"));
-                }
                 self.pending.rejected.push(rejected);
                 self.next += 1;
                 return self.check_rejected();
@@ -454,7 +444,12 @@ impl<'a> Writer<'a> {
         self.rejected.append(&mut self.pending.rejected);
         let Self { plan, workplace, .. } = &self;
         if self.index.is_empty() {
-            let problem = format!("no image could be stored from {}", plan.source);
+            let first = self.rejected.first().map(|r| format!(" ({}: {})", r.name, r.reason));
+            let problem = format!(
+                "no image could be stored from {}{}",
+                plan.source,
+                first.unwrap_or_default()
+            );
             let output = self.run.output.to_path_buf();
             self.workplace.discard()?;
             return Err(Error::input(output, problem, "check --layout and --input"));

@@ -79,14 +79,6 @@ impl Progress {
             message.clone_into(&mut state.message);
         }
     }
-
-    /// Writes a line of its own.
-    pub(crate) fn line(&self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
-        }
-    }
 }
 
 impl Drop for Progress {
