@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use benches::median;
 use clap::Parser;
 use pipeline::decode::{DecodeOptions, Decoder};
 use pipeline::{Cursor, Dataset, Filter, Heap, Loader, LoaderConfig, Mode, Scaling, Shuffle};
@@ -172,7 +173,7 @@ fn run(data: &Arc<Dataset>, config: &LoaderConfig, epochs: u64) -> Result<Measur
     let started = Instant::now();
     let mut loader = Loader::start(Arc::clone(data), config, Cursor::default(), Arc::new(Heap))?;
     let (mut images, mut first_batch) = (0, None);
-    while let Some(batch) = loader.next() {
+    for batch in loader.by_ref() {
         images += batch?.rows() as u64;
         first_batch.get_or_insert_with(|| started.elapsed().as_secs_f64());
         PEAK_ANON.fetch_max(memory().anon, Ordering::Relaxed);
@@ -217,11 +218,6 @@ fn limit(data: &Arc<Dataset>, config: &LoaderConfig, images: u64) -> Result<f64>
         joined.collect::<Result<()>>()
     })?;
     Ok(images as f64 / started.elapsed().as_secs_f64())
-}
-
-fn median(mut values: Vec<f64>) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied()
 }
 
 struct Memory {

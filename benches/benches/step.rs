@@ -6,11 +6,14 @@
 use std::time::Instant;
 
 use anyhow::Context;
+use benches::median;
 use clap::Parser;
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 use trainer::config::{Config, Origin};
 use trainer::device::{self, Images};
+use trainer::inspect::{Cost, Counts};
+use trainer::measure::Work;
 use trainer::state::TrainState;
 use trainer::step::{discriminator_step, encoder_generator_step};
 
@@ -62,17 +65,27 @@ fn main() -> anyhow::Result<()> {
             (d, eg, whole) = (vec![], vec![], vec![]);
         }
     }
-    let (d, eg, whole) = (median(d), median(eg), median(whole));
+    let [d, eg, whole] = [d, eg, whole].map(|seconds| median(seconds).unwrap_or(f64::NAN));
     let batch = config.train.batch;
     let images_per_s = batch as f64 / whole;
+    // One more step, counted instead of timed.
+    let ((), work) = Work::of(|| {
+        for update in 0..config.train.d_steps {
+            let _ = discriminator_step(&config, &mut state, &images, update);
+        }
+        let _ = encoder_generator_step(&config, &mut state, &images);
+    });
+    let gflop = Cost::of(&config, &Counts::of(&config)).step_flop / 1e9;
     println!("{} on {device:?}, batch {batch}, medians of {} steps", args.preset, args.steps);
     println!("D update    {d:>9.4} s");
     println!("G/E update  {eg:>9.4} s");
     println!("whole step  {whole:>9.4} s   {images_per_s:.1} images/s");
+    println!("{:.1} GFLOP/s, {} operators a step", gflop * images_per_s, work.operators);
     let line = json!({
         "bench": "step", "preset": args.preset, "device": format!("{device:?}"), "batch": batch,
         "threads": tch::get_num_threads(), "d_seconds": d, "eg_seconds": eg,
-        "step_seconds": whole, "images_per_s": images_per_s,
+        "step_seconds": whole, "images_per_s": images_per_s, "gflop_per_s": gflop * images_per_s,
+        "operators": work.operators, "peak_rss_bytes": peak_rss(),
     });
     println!("{line}");
     Ok(())
@@ -95,7 +108,9 @@ fn wait_for(device: Device, loss: &Tensor) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+/// The most memory this process ever had, from /proc.
+fn peak_rss() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
 }

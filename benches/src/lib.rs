@@ -1,1 +1,19 @@
 //! Shared parts of the benchmarks.
+
+/// The middle value (the upper one of two), `None` of none.
+#[must_use]
+pub fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_ignores_order_and_outliers() {
+        assert_eq!(median(vec![9e9, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(vec![]), None);
+    }
+}

@@ -32,7 +32,7 @@ pub fn trainer(args: &[&str]) -> Said {
 /// Runs `shard-imagenet` with these arguments.
 ///
 /// # Panics
-/// As [`trainer`].
+/// As [`trainer()`].
 #[must_use]
 pub fn shard_imagenet(args: &[&str]) -> Said {
     run("shard-imagenet", args)

@@ -68,6 +68,15 @@ fn a_text_file_named_jpg() {
     bytes[512..528].copy_from_slice(b"this is not JPEG");
     fs::write(&shard, &bytes).unwrap();
     check(&train(&copy, &out, &["train.batch=40"]), &["train-000000.tar"], &out);
+
+    // Where the configuration allows it, another image stands in, and the statistics count it.
+    let allowed =
+        ["train.batch=40", "train.steps=1", "eval.probe_images=0", "data.max_bad_share=0.1"];
+    let said = train(&copy, &out, &allowed);
+    assert_eq!(said.code, 0, "{}", said.err);
+    let stats = fs::read_to_string(out.join("stats.jsonl")).unwrap();
+    let line: serde_json::Value = serde_json::from_str(stats.trim()).unwrap();
+    assert!(line["bad_images"].as_u64().unwrap() >= 1, "{stats}");
 }
 
 #[test]

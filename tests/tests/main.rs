@@ -1,5 +1,7 @@
 //! Stories: what a person does from the command line, and rules about the repository itself.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod bad_input;
 mod determinism;
 mod repository;

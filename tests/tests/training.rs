@@ -22,7 +22,9 @@ fn a_run_leaves_pictures_statistics_metrics_and_a_checkpoint_that_can_be_drawn_f
     let run = folder.path().join("run");
     let said = trainer(&borrowed(&tiny_run(data(), &run, &["images.every=2"])));
     assert_eq!(said.code, 0, "{}", said.err);
-    for word in ["samples.png", "reconstructions.png", "data wait", "loss E", "linear probe"] {
+    for word in
+        ["samples.png", "reconstructions.png", "data wait", "loss E", "linear probe", "input "]
+    {
         assert!(said.out.contains(word), "{word} is not in {}", said.out);
     }
     let stats = lines(&run.join("stats.jsonl"));
@@ -225,8 +227,9 @@ fn an_imagefolder_can_be_sharded_and_trained_on() {
     ]);
     assert_eq!(said.code, 0, "{}", said.err);
     let run = folder.path().join("run");
-    let said =
-        trainer(&borrowed(&tiny_run(&shards, &run, &["train.steps=1", "eval.probe_images=0"])));
+    let said = trainer(&borrowed(&tiny_run(&shards, &run, &["train.steps=1"])));
     assert_eq!(said.code, 0, "{}", said.err);
+    // It has no validation split, which is said, not hidden.
+    assert!(said.err.contains("no probe") && said.err.contains("training images"), "{}", said.err);
     assert!(run.join("images/reconstructions.png").exists());
 }

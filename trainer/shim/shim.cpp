@@ -74,6 +74,18 @@ struct bb_work {
 char *bb_work_start(void **count);
 // Ends that count.
 char *bb_work_stop(void *count, bb_work *work);
+
+// One layer of a spectral norm: weight (out, ...), singular vectors u (out) and v (rest), sigma (), and
+// the weight over sigma.
+struct bb_layer {
+  Variable *weight, *u, *v, *sigma, *scaled;
+};
+// `iterations` times v <- W'u / |W'u|, u <- Wv / |Wv|; then sigma <- |Wv| and scaled <- W / sigma, for all
+// layers together. Norms are kept above `eps`.
+char *bb_spectral_advance(const bb_layer *layers, size_t count, int64_t iterations, double eps);
+// The gradients of the weights, given those of the scaled weights: (g - <g, W/sigma> u v') / sigma.
+// `gradients` are replaced.
+char *bb_spectral_pull_back(const bb_layer *layers, size_t count, Variable *const *gradients);
 }
 
 namespace {
@@ -187,6 +199,65 @@ struct Work {
 };
 
 } // namespace
+
+char *bb_spectral_advance(const bb_layer *layers, size_t count, int64_t iterations, double eps) {
+  return guarded([&] {
+    if (count == 0)
+      return;
+    const at::NoGradGuard no_grad;
+    std::vector<at::Tensor> weights, matrices, us, vs, sigmas, scaled, norms;
+    for (const bb_layer *l = layers; l != layers + count; ++l) {
+      weights.push_back(l->weight->detach());
+      matrices.push_back(weights.back().flatten(1));
+      us.push_back(*l->u);
+      vs.push_back(*l->v);
+      sigmas.push_back(*l->sigma);
+      scaled.push_back(*l->scaled);
+    }
+    // Products of all layers and their norms.
+    const auto products = [&](bool transposed) {
+      std::vector<at::Tensor> out;
+      for (size_t i = 0; i < count; ++i)
+        out.push_back(transposed ? matrices[i].t().mv(us[i]) : matrices[i].mv(vs[i]));
+      norms = at::_foreach_norm(out);
+      at::_foreach_clamp_min_(norms, eps);
+      return out;
+    };
+    for (int64_t i = 0; i < iterations; ++i) {
+      auto units = products(true);
+      at::_foreach_div_(units, norms);
+      at::_foreach_copy_(vs, units);
+      units = products(false);
+      at::_foreach_div_(units, norms);
+      at::_foreach_copy_(us, units);
+    }
+    if (iterations == 0)
+      products(false);
+    at::_foreach_copy_(sigmas, norms);
+    at::_foreach_copy_(scaled, weights);
+    at::_foreach_div_(scaled, sigmas);
+  });
+}
+
+char *bb_spectral_pull_back(const bb_layer *layers, size_t count, Variable *const *gradients) {
+  return guarded([&] {
+    if (count == 0)
+      return;
+    const at::NoGradGuard no_grad;
+    std::vector<at::Tensor> along, us, sigmas, out;
+    for (size_t i = 0; i < count; ++i) {
+      along.push_back(gradients[i]->reshape(-1).dot(layers[i].scaled->view(-1)));
+      us.push_back(*layers[i].u);
+      sigmas.push_back(*layers[i].sigma);
+    }
+    const auto columns = at::_foreach_mul(us, along);
+    for (size_t i = 0; i < count; ++i)
+      out.push_back(gradients[i]->flatten(1).addr(columns[i], *layers[i].v, 1, -1));
+    at::_foreach_div_(out, sigmas);
+    for (size_t i = 0; i < count; ++i)
+      *gradients[i] = out[i].view(gradients[i]->sizes());
+  });
+}
 
 char *bb_meta(const int64_t *shape, size_t dims, Variable **out) {
   return guarded([&] {

@@ -300,7 +300,7 @@ fn read_tensors(path: &Path, tensors: &mut Named) -> Result<()> {
             return Err(fault(path, format!("{name} is {found:?} {shape:?}, expected {wanted}")));
         }
         let data = Tensor::f_from_data_size(view.data(), &shape, tensor.kind())?;
-        no_grad(|| tensor.f_copy_(&data).map(|_| ()).or_else(|e| Err(fault(path, e))))?;
+        no_grad(|| tensor.f_copy_(&data)).map_err(|e| fault(path, e))?;
     }
     Ok(())
 }

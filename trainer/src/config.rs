@@ -116,6 +116,7 @@ pub struct DataConfig {
     pub shuffle: pipeline::Shuffle,
     pub threads: usize,
     pub depth: usize,
+    pub max_bad_share: f64,
 }
 
 /// Checkpoints.
@@ -266,6 +267,10 @@ impl Config {
         require(self.images.columns > 0, "images.columns = 0".into());
         require(self.images.rows > 0, "images.rows = 0".into());
         require(self.data.depth > 0, "data.depth = 0; a batch ahead is the least".into());
+        require(
+            (0.0..1.0).contains(&self.data.max_bad_share),
+            format!("data.max_bad_share = {} is not in [0, 1)", self.data.max_bad_share),
+        );
         let o = &self.opt;
         for (key, value) in [
             ("opt.lr_d", o.lr_d),

@@ -1,6 +1,9 @@
 //! Between the input pipeline and libtorch: which device, and u8 batches as normalised tensors.
 
-use pipeline::Batch;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use pipeline::{Batch, Heap, HostBlock, HostMemory};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
@@ -48,10 +51,58 @@ fn normalised(pixels: &[u8], side: i64, device: Device) -> Tensor {
 }
 
 /// Images in [-1, 1] as u8, rounded to nearest, same shape, on the CPU.
-#[must_use]
 pub fn to_u8(images: &Tensor) -> Tensor {
     let scaled = (images.to_kind(Kind::Float) + 1.0) * 127.5;
     scaled.round().clamp(0.0, 255.0).to_kind(Kind::Uint8).to_device(Device::Cpu)
+}
+
+/// Where batches of a run on `device` are made: page-locked memory for a CUDA device, which copies
+/// from it without a detour, else the heap.
+#[must_use]
+pub fn memory(device: Device) -> Arc<dyn HostMemory> {
+    match device {
+        Device::Cuda(_) => Arc::new(PageLocked(device)),
+        _ => Arc::new(Heap),
+    }
+}
+
+#[derive(Debug)]
+struct PageLocked(Device);
+
+impl HostMemory for PageLocked {
+    fn allocate(&self, bytes: usize) -> std::result::Result<Box<dyn HostBlock>, pipeline::Error> {
+        let refuse = |e: tch::TchError| pipeline::Error::Memory { bytes, reason: e.to_string() };
+        let plain = Tensor::f_zeros([bytes as i64], (Kind::Uint8, Device::Cpu)).map_err(refuse)?;
+        let locked = plain.f_pin_memory(self.0).map_err(refuse)?;
+        let pointer = NonNull::new(locked.data_ptr().cast())
+            .ok_or(pipeline::Error::Memory { bytes, reason: "libtorch gave no address".into() })?;
+        Ok(Box::new(Locked { _owner: locked, pointer, bytes }))
+    }
+}
+
+#[derive(Debug)]
+struct Locked {
+    _owner: Tensor,
+    pointer: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: the tensor is only held to keep its memory and dropped by whoever drops the block; the
+// pointer is to memory that no other thread frees.
+unsafe impl Send for Locked {}
+// SAFETY: through a shared reference only the address and the length can be read.
+unsafe impl Sync for Locked {}
+
+// SAFETY: the tensor owns `bytes` initialised bytes at `pointer` until it is dropped with the block,
+// and nobody else has a handle to it.
+unsafe impl HostBlock for Locked {
+    fn pointer(&self) -> NonNull<u8> {
+        self.pointer
+    }
+
+    fn len(&self) -> usize {
+        self.bytes
+    }
 }
 
 /// The device that "cpu", "cuda", "cuda:N" or "auto" means here. "auto" is the first CUDA device

@@ -55,7 +55,7 @@ pub(crate) fn fill(params: &mut Params) {
         for (name, tensor) in params.parameters() {
             tensor.shallow_clone().copy_(&parameter_value(name, &tensor.size()));
         }
-        for (name, norm, _) in params.norms() {
+        for (name, norm) in params.norms() {
             let u = hashed(&format!("{name}.u"), &norm.u.size());
             norm.u.shallow_clone().copy_(&(&u / u.norm()));
         }

@@ -219,7 +219,7 @@ fn memory(config: &Config, modules: &[Module], counts: &Counts) -> f64 {
 
 /// Sums by the first word of the parameters' names, in order of appearance, or all under `name`.
 fn by_head(name: Option<&str>, params: &Params) -> Vec<Part> {
-    let normed: Vec<_> = params.norms().map(|(name, ..)| name.to_owned()).collect();
+    let normed: Vec<_> = params.norms().map(|(name, _)| name.to_owned()).collect();
     let mut parts: Vec<Part> = vec![];
     for (parameter, tensor) in params.parameters() {
         let head = name.unwrap_or_else(|| parameter.split('.').next().unwrap_or(parameter));
@@ -243,7 +243,7 @@ pub fn grouped(number: usize) -> String {
     let digits = number.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             out.push(',');
         }
         out.push(digit);

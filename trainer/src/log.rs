@@ -31,6 +31,8 @@ pub struct StatsLine {
     pub data_wait_percent: f64,
     /// Seconds of a whole step.
     pub step_seconds: f64,
+    /// Unreadable images that others stood in for, in this session.
+    pub bad_images: u64,
     /// Epoch that the next image belongs to, from 0.
     pub epoch: u64,
 }

@@ -10,7 +10,6 @@ use crate::model::Scores;
 
 /// L_D = Σ over terms of E[max(0, 1 − s)] on encoder pairs + E[max(0, 1 + s)] on generator pairs.
 /// Each term is clamped on its own. A scalar.
-#[must_use]
 pub fn discriminator(encoder: &Scores, generator: &Scores) -> Tensor {
     let encoder = encoder.terms().map(|s| (1f64 - s).relu());
     let generator = generator.terms().map(|s| (1f64 + s).relu());
@@ -18,13 +17,11 @@ pub fn discriminator(encoder: &Scores, generator: &Scores) -> Tensor {
 }
 
 /// E's part of L_EG: Σ E[s] on pairs (x, E(x)). A scalar.
-#[must_use]
 pub fn encoder(scores: &Scores) -> Tensor {
     total(scores.terms().map(Tensor::shallow_clone))
 }
 
 /// G's part of L_EG: −Σ E[s] on pairs (G(z), z). A scalar.
-#[must_use]
 pub fn generator(scores: &Scores) -> Tensor {
     -encoder(scores)
 }

@@ -258,6 +258,7 @@ fn finish(summary: &Summary) -> Result<()> {
     println!("statistics       {}", at("stats.jsonl"));
     println!("metrics          {}", at("metrics.jsonl"));
     println!("checkpoints      {}", at("checkpoints"));
+    println!("input            {}", summary.bottleneck);
     if let Some((trained, initial)) = &summary.probe {
         println!(
             "linear probe     {:.1} % top-1 on {} images ({:.1} % with the initial encoder)",

@@ -56,7 +56,6 @@ impl Meter {
 ///
 /// # Panics
 /// If libtorch refuses, as for a negative side.
-#[must_use]
 pub fn shape_only(shape: &[i64]) -> Tensor {
     let mut out = null_mut();
     // SAFETY: `shape` holds as many numbers as said; the shim writes a tensor that we own.

@@ -53,13 +53,14 @@ impl Key {
     }
 
     /// Standard normal numbers, shape (rows, width), for the global rows `first..first + rows`.
-    #[must_use]
     pub fn normal(&self, first: i64, rows: i64, width: i64, device: Device) -> Tensor {
         self.rows(first, rows, width, StandardNormal).to_device(device)
     }
 
     /// Latents of `prior`, shape (rows, width).
-    #[must_use]
+    ///
+    /// # Panics
+    /// Never.
     pub fn latents(&self, prior: Prior, first: i64, rows: i64, width: i64, d: Device) -> Tensor {
         match prior {
             Prior::Normal => self.normal(first, rows, width, d),

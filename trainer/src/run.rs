@@ -31,6 +31,8 @@ pub struct Summary {
     pub stats: Option<StatsLine>,
     /// Why it ended.
     pub ended: Ended,
+    /// Which stage of the input limits it, in words.
+    pub bottleneck: String,
     /// The linear probe on E's averaged weights and on its initial weights.
     pub probe: Option<(ProbeResult, ProbeResult)>,
 }
@@ -94,8 +96,9 @@ pub fn resume(out: &Path, stop: &AtomicBool) -> Result<Summary> {
     let path = checkpoint::newest(&out.join("checkpoints"))?;
     if checkpoint::read_manifest(&path)?.step >= config.train.steps {
         let steps = config.train.steps;
-        let (stats, probe) = (None, None);
-        return Ok(Summary { out: out.to_owned(), steps, stats, ended: Ended::Steps, probe });
+        let (stats, probe, bottleneck) = (None, None, String::new());
+        let (out, ended) = (out.to_owned(), Ended::Steps);
+        return Ok(Summary { out, steps, stats, ended, bottleneck, probe });
     }
     let state = checkpoint::load(&path, &config, device, data.fingerprint())?;
     let feed = Feed::start(&config, &data, state.cursor, device)?;
@@ -139,10 +142,9 @@ struct Feed {
 
 impl Feed {
     fn start(config: &Config, data: &Arc<Dataset>, at: Cursor, device: Device) -> Result<Self> {
-        let memory = Arc::new(pipeline::Heap);
         let loader_config = loader_config(config);
         let sides = (loader_config.large as i64, loader_config.small as i64);
-        let loader = Loader::start(data.clone(), loader_config, at, memory)?;
+        let loader = Loader::start(data.clone(), loader_config, at, device::memory(device))?;
         Ok(Self { loader, first: None, sides, device, waited: Duration::ZERO, cursor: at })
     }
 
@@ -240,10 +242,12 @@ impl Run {
             self.chores()?;
         };
         let stats = last.map(|losses| self.line(begun, &losses)).transpose()?;
+        let bottleneck = self.feed.loader.stats().bottleneck;
         self.save()?;
         let probe = if ended == Ended::Signal { None } else { self.evaluate()? };
         self.progress.finish();
-        Ok(Summary { out: self.out, steps: self.state.step, stats, ended, probe })
+        let (out, steps) = (self.out, self.state.step);
+        Ok(Summary { out, steps, stats, ended, bottleneck, probe })
     }
 
     /// Checkpoints and pictures between the first and the last step.
@@ -279,9 +283,16 @@ impl Run {
         if c.eval.probe_images == 0 || !c.loss.encode() {
             return Ok(None);
         }
+        let Some(test) = self.split(&c.eval.split)? else {
+            self.progress.say(&format!("no split {:?} in the data: no probe", c.eval.split));
+            return Ok(None);
+        };
+        if self.data.label(0).is_none() || test.label(0).is_none() {
+            self.progress.say("the images have no labels: no probe");
+            return Ok(None);
+        }
         self.progress.say("probing the encoder's features with a linear classifier …");
         let untrained = Model::untrained(c, model.device(), &self.data)?;
-        let test = open_data(c, &c.eval.split)?;
         let classes = self.data.classes().len() as i64;
         let mut results = vec![];
         for (model, weights) in [(&model, "average"), (&untrained, "initial")] {
@@ -305,25 +316,23 @@ impl Run {
         let path = folder.join(format!("samples{suffix}.png"));
         pictures::save(&pictures::grid(&samples, columns), &path)?;
         if c.loss.encode() {
-            let split = self.evaluation_split()?;
+            let split = self.split(&c.eval.split)?.unwrap_or_else(|| {
+                let missing = &c.eval.split;
+                self.progress.say(&format!(
+                    "no split {missing:?} in the data: reconstructions show training images"
+                ));
+                self.data.clone()
+            });
             let picture = reconstructions(model, &split)?;
             pictures::save(&picture, &folder.join(format!("reconstructions{suffix}.png")))?;
         }
         Ok(())
     }
 
-    /// `eval.split`, or the training split where the folder has no such split.
-    fn evaluation_split(&self) -> Result<Arc<Dataset>> {
-        let split = &self.config.eval.split;
-        if self.data.index().splits().iter().any(|s| &s.name == split) {
-            open_data(&self.config, split)
-        } else {
-            self.progress.say(&format!(
-                "no split {split:?} in {}: reconstructions show training images",
-                self.config.data.dir
-            ));
-            Ok(self.data.clone())
-        }
+    /// A split, if the data folder has it.
+    fn split(&self, name: &str) -> Result<Option<Arc<Dataset>>> {
+        let has = self.data.index().splits().iter().any(|split| split.name == name);
+        has.then(|| open_data(&self.config, name)).transpose()
     }
 
     fn mark(&self) -> Mark {
@@ -357,6 +366,7 @@ impl Run {
             images_read_per_s: images_per_s * f64::from(self.config.train.d_steps + 1),
             data_wait_percent: 100.0 * waited / seconds,
             step_seconds,
+            bad_images: self.feed.loader.stats().bad,
             epoch: self.state.cursor.epoch,
         })
     }

@@ -11,7 +11,7 @@ use tch::{Tensor, no_grad};
 use crate::config::Config;
 use crate::device::Images;
 use crate::loss;
-use crate::model::Pair;
+use crate::model::{Encoder, Pair};
 use crate::nn::{Statistics, Weights};
 use crate::random::{Key, Purpose};
 use crate::state::{Averaged, TrainState};
@@ -54,6 +54,9 @@ impl Draws {
 ///
 /// # Errors
 /// Whatever `next` reports; the state is then as after the last whole update.
+///
+/// # Panics
+/// If the configuration is not a checked one.
 pub fn train_step<E>(
     config: &Config,
     state: &mut TrainState,
@@ -166,7 +169,7 @@ fn generator_loss(state: &TrainState, draws: &Draws) -> Tensor {
 /// through F on the real side.
 fn encoder_loss(
     state: &TrainState,
-    e: &Averaged<crate::model::Encoder>,
+    e: &Averaged<Encoder>,
     images: &Images,
     draws: &Draws,
 ) -> Tensor {
@@ -290,7 +293,7 @@ mod tests {
         assert_eq!(before[..2], after_d[..2]);
         assert_ne!(before[2], after_d[2]);
         let u = |state: &TrainState| {
-            state.d.params.norms().map(|(_, n, _)| n.u.copy()).collect::<Vec<_>>()
+            state.d.params.norms().map(|(_, norm)| norm.u.copy()).collect::<Vec<_>>()
         };
         let d_vectors = u(&state);
         let _ = encoder_generator_step(&config, &mut state, &images(2));

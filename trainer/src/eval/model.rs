@@ -1,12 +1,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use pipeline::{Cursor, Dataset, LastBatch, Loader, LoaderConfig, Mode, Shuffle};
+use pipeline::{BadSamples, Cursor, Dataset, LastBatch, Loader, LoaderConfig, Mode, Shuffle};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::checkpoint;
 use crate::config::Config;
-use crate::device::Images;
+use crate::device::{self, Images};
 use crate::error::{Error, Result};
 use crate::model::{Encoder, Generator};
 use crate::nn::{Fill, Params, Statistics};
@@ -100,17 +100,14 @@ impl Model {
         });
         let (Some((e, _)), Some(train)) = (&self.e, train) else { return Ok(()) };
         let mode = self.config.data.mode;
-        let mut seen = 0;
-        for images in self.images(train, mode, batches * batch)? {
+        for (seen, images) in (0..).zip(self.images(train, mode, batches * batch)?) {
             let images = images?;
             let _ = no_grad(|| e.features(&images.large, Statistics::Collect { seen }));
-            seen += 1;
         }
         Ok(())
     }
 
     /// Latents number `index`, (count, Z), the same for every step of a run.
-    #[must_use]
     pub fn latents(&self, index: u64, count: i64) -> Tensor {
         let seed = self.config.train.seed;
         let key = Key { seed, purpose: Purpose::Sample, step: index, update: 0 };
@@ -118,7 +115,6 @@ impl Model {
     }
 
     /// G(z), (N, 3, R_G, R_G) in [-1, 1].
-    #[must_use]
     pub fn generate(&self, z: &Tensor) -> Tensor {
         no_grad(|| self.g.forward(z, Statistics::Stored))
     }
@@ -178,9 +174,9 @@ impl Model {
         config.last = LastBatch::Keep;
         config.epochs = Some(1);
         config.batch = config.batch.min(count as usize);
-        let (large, small) = (self.config.e.res, self.config.g.res);
+        let (large, small) = (config.large as i64, config.small as i64);
         let loader =
-            Loader::start(data.clone(), config, Cursor::default(), Arc::new(pipeline::Heap))?;
+            Loader::start(data.clone(), config, Cursor::default(), device::memory(self.device))?;
         let mut left = count;
         Ok(loader.map_while(move |batch| {
             (left > 0).then(|| {
@@ -226,6 +222,10 @@ pub fn loader_config(config: &Config) -> LoaderConfig {
         seed: config.train.seed,
         threads,
         depth: config.data.depth,
+        bad: match config.data.max_bad_share {
+            0.0 => BadSamples::Halt,
+            max_share => BadSamples::Skip { max_share },
+        },
         ..LoaderConfig::default()
     }
 }

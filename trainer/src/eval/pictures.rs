@@ -18,6 +18,9 @@ pub const LEAST_TILE: u32 = 64;
 /// # Shapes
 /// `images` (N, 3, H, W) in [-1, 1]. The tile of image i has its corner at column (i mod columns),
 /// row (i / columns) times (side + [`GAP`]), plus `GAP`.
+///
+/// # Panics
+/// If the images are not of that shape.
 #[must_use]
 pub fn grid(images: &Tensor, columns: u32) -> RgbImage {
     let images = to_u8(images).permute([0, 2, 3, 1]).contiguous(); // (N, H, W, 3)
@@ -44,7 +47,6 @@ pub fn grid(images: &Tensor, columns: u32) -> RgbImage {
 
 /// Two sets of images side by side, (N, 3, H, W) each, to (N, 3, H, 2W): the left of each tile from
 /// `left`, the right from `right`.
-#[must_use]
 pub fn pairs(left: &Tensor, right: &Tensor) -> Tensor {
     Tensor::cat(&[left, right], 3)
 }

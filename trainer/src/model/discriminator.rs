@@ -163,7 +163,6 @@ impl Discriminator {
     }
 
     /// f = F(x), (N, 16 ch) at 128 px: after ReLU and the *sum* over positions.
-    #[must_use]
     pub fn image_features(&self, x: &Tensor) -> Tensor {
         self.f.forward(x)
     }

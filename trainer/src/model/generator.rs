@@ -121,7 +121,6 @@ impl Generator {
     }
 
     /// Images (N, 3, R_G, R_G) of latents z (N, Z).
-    #[must_use]
     pub fn forward(&self, z: &Tensor, statistics: Statistics) -> Tensor {
         let chunks = z.split(self.chunk, 1);
         let e = self.embedding.expand([z.size()[0], -1], false);

@@ -39,7 +39,9 @@ impl Attention {
     }
 
     /// x + γ · o(attention(x)).
-    #[must_use]
+    ///
+    /// # Panics
+    /// If x is not (N, C, H, W).
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let (n, _, h, w) = x.size4().expect("images are (N, C, H, W)");
         let values = pool(&self.g.forward(x)).flatten(2, 3); // (N, C/2, HW/4)
@@ -48,7 +50,6 @@ impl Attention {
     }
 
     /// The attention of every position (rows) to every pooled one: (N, HW, HW/4), rows sum to 1.
-    #[must_use]
     pub fn weights(&self, x: &Tensor) -> Tensor {
         let queries = self.theta.forward(x).flatten(2, 3); // (N, C/8, HW)
         let keys = pool(&self.phi.forward(x)).flatten(2, 3); // (N, C/8, HW/4)

@@ -56,7 +56,6 @@ impl BatchNorm {
     }
 
     /// (N, C, …) to the same shape.
-    #[must_use]
     pub fn forward(&self, x: &Tensor, statistics: Statistics) -> Tensor {
         let (training, momentum) = match statistics {
             Statistics::Batch => (true, self.momentum),
@@ -98,7 +97,6 @@ impl ConditionalBatchNorm {
     }
 
     /// Normalises x and modulates it by c.
-    #[must_use]
     pub fn forward(&self, x: &Tensor, c: &Tensor, statistics: Statistics) -> Tensor {
         let spread = |t: Tensor| t.unsqueeze(-1).unsqueeze(-1);
         let gain = spread(self.gain.forward(c) + 1.0);

@@ -55,7 +55,6 @@ impl Conv {
     }
 
     /// x * W + b.
-    #[must_use]
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let (s, p) = ([self.stride; 2], [self.padding; 2]);
         x.conv2d(&self.weight, self.bias.as_ref(), s, p, [1, 1], 1)

@@ -33,7 +33,6 @@ impl Linear {
     }
 
     /// x Wᵀ + b.
-    #[must_use]
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x.linear(&self.weight, self.bias.as_ref())
     }

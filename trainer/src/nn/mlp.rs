@@ -50,7 +50,6 @@ impl Mlp {
     }
 
     /// (N, input) to (N, width).
-    #[must_use]
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let mut x = x.shallow_clone();
         for (i, block) in self.blocks.iter().enumerate() {

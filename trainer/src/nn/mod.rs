@@ -17,4 +17,4 @@ pub use linear::Linear;
 pub use mlp::{Mlp, MlpConfig};
 pub use params::{Fill, Init, Kinds, Params, Scope, Weights};
 pub use recompute::attach;
-pub use spectral_norm::SpectralNorm;
+pub use spectral_norm::{SpectralNorm, SpectralNorms};

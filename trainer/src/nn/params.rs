@@ -3,7 +3,7 @@ use std::cell::RefCell;
 use rand_distr::{Distribution, StandardNormal};
 use tch::{Device, Kind, Tensor, no_grad};
 
-use super::SpectralNorm;
+use super::{SpectralNorm, SpectralNorms};
 use crate::measure::shape_only;
 use crate::random::{Key, Purpose};
 
@@ -52,7 +52,8 @@ struct Parameter {
     raw: Tensor,
     /// What layers read: `raw` itself, or W/σ of it.
     weight: Tensor,
-    norm: Option<SpectralNorm>,
+    /// Number of its spectral norm.
+    norm: Option<usize>,
 }
 
 /// All tensors of one network: parameters, singular vectors, batch-norm buffers, by name.
@@ -62,6 +63,7 @@ struct Parameter {
 #[derive(Debug)]
 pub struct Params {
     parameters: Vec<Parameter>,
+    norms: SpectralNorms,
     buffers: Vec<(String, Tensor)>,
     flat: Tensor,
     flat_scaled: Tensor,
@@ -81,11 +83,18 @@ impl Params {
     /// Builds a network: `build` asks the scope for its tensors, then they are laid out flat and the
     /// spectral norms run `POWER_ITERATIONS` times.
     pub fn build<N>(kinds: Kinds, fill: Fill, build: impl FnOnce(&Scope<'_>) -> N) -> (N, Self) {
-        let cell = RefCell::new(Builder { fill, kinds, parameters: vec![], buffers: vec![] });
+        let cell = RefCell::new(Builder {
+            fill,
+            kinds,
+            parameters: vec![],
+            norms: SpectralNorms::default(),
+            buffers: vec![],
+        });
         let net = build(&Scope { builder: &cell, prefix: String::new() });
-        let Builder { parameters, buffers, .. } = cell.into_inner();
+        let Builder { parameters, norms, buffers, .. } = cell.into_inner();
         let empty = || Tensor::empty([0], kinds);
-        let mut params = Self { parameters, buffers, flat: empty(), flat_scaled: empty(), kinds };
+        let (flat, flat_scaled) = (empty(), empty());
+        let mut params = Self { parameters, norms, buffers, flat, flat_scaled, kinds };
         params.lay_flat(fill);
         (net, params)
     }
@@ -122,34 +131,18 @@ impl Params {
     /// Runs the power iteration to (near) convergence and rescales: at the start, and for weights
     /// that came without vectors of their own, as averages do.
     pub fn converge_norms(&mut self) {
-        for _ in 0..Self::POWER_ITERATIONS {
-            self.iterate();
-        }
-        self.rescale();
+        self.norms.advance(Self::POWER_ITERATIONS);
     }
 
     /// One power iteration for every spectral norm, then W/σ afresh: to be called right after each
     /// update of this network, and at no other time.
     pub fn advance_norms(&mut self) {
-        self.iterate();
-        self.rescale();
-    }
-
-    fn iterate(&mut self) {
-        for p in &mut self.parameters {
-            if let Some(norm) = &mut p.norm {
-                norm.advance(&p.raw);
-            }
-        }
+        self.norms.advance(1);
     }
 
     /// Computes W/σ from the weights and vectors as they are: after a load.
     pub fn rescale(&mut self) {
-        for p in &mut self.parameters {
-            if let Some(norm) = &mut p.norm {
-                norm.scale(&p.raw, &mut p.weight);
-            }
-        }
+        self.norms.advance(0);
     }
 
     /// Says whether the coming passes need gradients with respect to the weights.
@@ -161,13 +154,11 @@ impl Params {
 
     /// The gradient of the scalar `loss` with respect to all parameters, flat, (total). Parameters
     /// that the loss does not reach get zeros. Singular vectors count as constants.
-    #[must_use]
     pub fn gradient(&self, loss: &Tensor) -> Tensor {
         self.gradients(loss, &[]).0
     }
 
     /// As [`Params::gradient`], for two networks through one backward pass.
-    #[must_use]
     pub fn gradient_with(&self, other: &Params, loss: &Tensor) -> (Tensor, Tensor) {
         let (own, rest) = self.gradients(loss, &other.weights());
         (own, other.pull_back(rest))
@@ -187,18 +178,21 @@ impl Params {
     }
 
     fn pull_back(&self, grads: Vec<Tensor>) -> Tensor {
-        let one = |(p, g): (&Parameter, Tensor)| match (&p.norm, g.defined()) {
-            (_, false) => p.raw.zeros_like().flatten(0, -1),
-            (None, true) => g.reshape([-1]),
-            (Some(norm), true) => norm.pull_back(&g, &p.weight).reshape([-1]),
-        };
-        let parts: Vec<_> = self.parameters.iter().zip(grads).map(one).collect();
-        Tensor::cat(&parts, 0)
+        let zeros = |(p, g): (&Parameter, Tensor)| if g.defined() { g } else { p.raw.zeros_like() };
+        let mut grads: Vec<_> = self.parameters.iter().zip(grads).map(zeros).collect();
+        // Normalised parameters and their norms are in the same order.
+        let normed: Vec<_> =
+            (0..grads.len()).filter(|i| self.parameters[*i].norm.is_some()).collect();
+        let scaled = normed.iter().map(|i| grads[*i].shallow_clone()).collect();
+        for (i, g) in normed.into_iter().zip(self.norms.pull_back(scaled)) {
+            grads[i] = g;
+        }
+        let flat: Vec<_> = grads.into_iter().map(|g| g.reshape([-1])).collect();
+        Tensor::cat(&flat, 0)
     }
 
     /// All parameters, raw, as one tensor (total). Whoever writes to it calls
     /// [`Params::advance_norms`] or [`Params::rescale`] afterwards.
-    #[must_use]
     pub fn flat(&self) -> &Tensor {
         &self.flat
     }
@@ -233,8 +227,9 @@ impl Params {
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let mut all: Vec<_> =
             self.parameters.iter().map(|p| (p.name.clone(), p.raw.detach())).collect();
-        for p in self.normed() {
-            let norm = p.norm.as_ref().expect("normed() yields these only");
+        for p in &self.parameters {
+            let Some(number) = p.norm else { continue };
+            let norm = &self.norms.layers()[number];
             all.push((format!("{}.u", p.name), norm.u.shallow_clone()));
             all.push((format!("{}.v", p.name), norm.v.shallow_clone()));
         }
@@ -248,9 +243,10 @@ impl Params {
         self.buffers.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect()
     }
 
-    /// Name, spectral norm and scaled weight of every normalised parameter.
-    pub fn norms(&self) -> impl Iterator<Item = (&str, &SpectralNorm, &Tensor)> {
-        self.normed().filter_map(|p| Some((p.name.as_str(), p.norm.as_ref()?, &p.weight)))
+    /// Name and spectral norm of every normalised parameter.
+    pub fn norms(&self) -> impl Iterator<Item = (&str, &SpectralNorm)> {
+        let layers = self.norms.layers();
+        self.parameters.iter().filter_map(move |p| Some((p.name.as_str(), &layers[p.norm?])))
     }
 
     fn normed(&self) -> impl Iterator<Item = &Parameter> {
@@ -281,6 +277,7 @@ struct Builder {
     fill: Fill,
     kinds: Kinds,
     parameters: Vec<Parameter>,
+    norms: SpectralNorms,
     buffers: Vec<(String, Tensor)>,
 }
 
@@ -299,19 +296,16 @@ impl Scope<'_> {
     }
 
     /// A trainable tensor.
-    #[must_use]
     pub fn parameter(&self, name: &str, shape: &[i64], init: Init) -> Tensor {
         self.add(name, shape, init, None)
     }
 
     /// A trainable tensor whose spectral norm is held at 1: layers get W/σ.
-    #[must_use]
     pub fn normed(&self, name: &str, shape: &[i64], init: Init, eps: f64) -> Tensor {
         self.add(name, shape, init, Some(eps))
     }
 
     /// A tensor that is saved but not trained.
-    #[must_use]
     pub fn buffer(&self, name: &str, shape: &[i64], value: f64) -> Tensor {
         let mut builder = self.builder.borrow_mut();
         let tensor = match builder.fill {
@@ -326,6 +320,10 @@ impl Scope<'_> {
         let mut builder = self.builder.borrow_mut();
         let number = builder.parameters.len() as u64;
         let raw = builder.fresh(shape, init, number);
+        let weight = match sn_eps {
+            Some(_) => builder.fill.empty(shape, builder.kinds),
+            None => raw.shallow_clone(),
+        };
         let norm = sn_eps.map(|eps| {
             let rest = shape[1..].iter().product::<i64>();
             let mut u = builder.fresh(&[shape[0]], Init::Normal(1.0), number | 1 << 32);
@@ -333,12 +331,8 @@ impl Scope<'_> {
                 let _ = u.divide_(&u.norm().clamp_min(eps));
             }
             let v = builder.fill.empty(&[rest], builder.kinds);
-            SpectralNorm::new(u, v, eps)
+            builder.norms.add(&raw, u, v, weight.shallow_clone(), eps)
         });
-        let weight = match norm {
-            Some(_) => builder.fill.empty(shape, builder.kinds),
-            None => raw.shallow_clone(),
-        };
         let handle = weight.shallow_clone();
         let name = format!("{}{name}", self.prefix);
         builder.parameters.push(Parameter { name, raw, weight, norm });

@@ -33,7 +33,6 @@ struct Context {
 ///
 /// # Panics
 /// If libtorch refuses.
-#[must_use]
 pub fn attach(
     output: Tensor,
     inputs: &[Tensor],

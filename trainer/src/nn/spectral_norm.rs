@@ -1,138 +1,216 @@
-use tch::kind::FLOAT_CPU;
-use tch::{Tensor, no_grad};
+use std::ffi::{c_char, c_void};
 
-/// The singular vectors of one weight, and what divides it.
-///
-/// The weight W, shape (out, …), is read as a matrix (out, rest). `advance` and `scale` are two
-/// verbs: the vectors move once after each update of the network, and every forward pass until the
-/// next update reads the same W/σ. (The reference codes advance in each training forward pass; a
-/// departure, see `docs/departures.md`.)
-///
-/// # Source
-/// Miyato et al. 2018, algorithm 1; paper App. A (G and D, one power iteration).
+use tch::Tensor;
+
+use crate::shim::outcome;
+
+/// One layer of a shim call; the layout is that of `bb_layer`.
+#[repr(C)]
+struct Layer {
+    weight: *const c_void,
+    u: *const c_void,
+    v: *const c_void,
+    sigma: *const c_void,
+    scaled: *const c_void,
+}
+
+unsafe extern "C" {
+    fn bb_spectral_advance(
+        layers: *const Layer,
+        count: usize,
+        iterations: i64,
+        eps: f64,
+    ) -> *mut c_char;
+    fn bb_spectral_pull_back(
+        layers: *const Layer,
+        count: usize,
+        gradients: *const *mut c_void,
+    ) -> *mut c_char;
+}
+
+/// The largest singular value of one weight W, shape (out, …), read as a matrix (out, rest).
 #[derive(Debug)]
 pub struct SpectralNorm {
+    weight: Tensor,
     /// Left singular vector, (out).
     pub u: Tensor,
     /// Right singular vector, (rest).
     pub v: Tensor,
-    sigma: Tensor,
+    /// σ = ‖Wv‖ as far as the iteration has come, a scalar.
+    pub sigma: Tensor,
+    /// W/σ, what layers read.
+    pub scaled: Tensor,
+}
+
+/// The spectral norms of a whole network, worked on together.
+///
+/// Advancing and reading are two things: the vectors move once after each update of the network, and
+/// every forward pass until the next update reads the same W/σ. (The reference codes advance in each
+/// training forward pass; a departure, see `docs/departures.md`.)
+///
+/// # Source
+/// Miyato et al. 2018, algorithm 1; paper App. A (G and D, one power iteration).
+#[derive(Debug, Default)]
+pub struct SpectralNorms {
+    layers: Vec<SpectralNorm>,
     eps: f64,
 }
 
-impl SpectralNorm {
-    /// Vectors that are still to be advanced; `u` is a unit vector or will be loaded.
+impl SpectralNorms {
+    /// Adds a weight with a first guess of u, a unit vector, and returns its number. `eps` bounds the
+    /// norms that are divided by from below; it is one for the network.
+    ///
+    /// # Panics
+    /// If another layer came with another `eps`.
+    pub fn add(
+        &mut self,
+        weight: &Tensor,
+        u: Tensor,
+        v: Tensor,
+        scaled: Tensor,
+        eps: f64,
+    ) -> usize {
+        assert!(self.layers.is_empty() || self.eps == eps, "one epsilon a network");
+        self.eps = eps;
+        let (weight, sigma) = (weight.shallow_clone(), u.narrow(0, 0, 1).ones_like().squeeze());
+        self.layers.push(SpectralNorm { weight, u, v, sigma, scaled });
+        self.layers.len() - 1
+    }
+
+    /// `iterations` power iterations of every layer, v ← Wᵀu/‖Wᵀu‖, u ← Wv/‖Wv‖, then σ and W/σ
+    /// afresh. With none, σ and W/σ alone: after a load.
+    ///
+    /// # Panics
+    /// If libtorch refuses.
+    pub fn advance(&mut self, iterations: usize) {
+        let layers = self.handles();
+        // SAFETY: the handles are of live tensors, of the shapes that `add` was given.
+        let error = unsafe {
+            bb_spectral_advance(layers.as_ptr(), layers.len(), iterations as i64, self.eps)
+        };
+        outcome(error).expect("weights and vectors fit together");
+    }
+
+    /// Gradients with respect to the weights, given those with respect to W/σ, in the order of `add`.
+    /// u and v are constants: (g − ⟨g, W/σ⟩ u vᵀ) / σ.
+    ///
+    /// # Panics
+    /// If there is not one gradient a layer, of the weight's shape.
     #[must_use]
-    pub fn new(u: Tensor, v: Tensor, eps: f64) -> Self {
-        let sigma = Tensor::ones([], FLOAT_CPU);
-        Self { u, v, sigma, eps }
+    pub fn pull_back(&self, mut gradients: Vec<Tensor>) -> Vec<Tensor> {
+        assert_eq!(gradients.len(), self.layers.len(), "one gradient a layer");
+        let pointers: Vec<_> = gradients.iter_mut().map(|g| g.as_mut_ptr().cast()).collect();
+        let layers = self.handles();
+        // SAFETY: all handles are of live tensors, one gradient a layer.
+        let error =
+            unsafe { bb_spectral_pull_back(layers.as_ptr(), layers.len(), pointers.as_ptr()) };
+        outcome(error).expect("gradients have the weights' shapes");
+        gradients
     }
 
-    /// One power iteration: v ← Wᵀu/‖Wᵀu‖, then u ← Wv/‖Wv‖; norms are kept above `eps`.
-    pub fn advance(&mut self, weight: &Tensor) {
-        no_grad(|| {
-            let w = matrix(weight);
-            self.v.copy_(&self.unit(&w.tr().mv(&self.u)));
-            self.u.copy_(&self.unit(&w.mv(&self.v)));
-        });
-    }
-
-    /// W/σ with σ = uᵀWv, written into `out`, which has the weight's shape. σ is kept above `eps`, so
-    /// that a zero weight stays zero.
-    pub fn scale(&mut self, weight: &Tensor, out: &mut Tensor) {
-        no_grad(|| {
-            self.sigma = self.u.dot(&matrix(weight).mv(&self.v)).clamp_min(self.eps);
-            out.copy_(&(weight / &self.sigma));
-        });
-    }
-
-    /// σ, the largest singular value as far as the iteration has come; a scalar tensor.
+    /// The layers, in the order of `add`.
     #[must_use]
-    pub fn sigma(&self) -> &Tensor {
-        &self.sigma
+    pub fn layers(&self) -> &[SpectralNorm] {
+        &self.layers
     }
 
-    /// The gradient with respect to W, given `g`, the one with respect to W/σ. u and v are
-    /// constants: (g − ⟨g, W/σ⟩ u vᵀ) / σ.
-    #[must_use]
-    pub fn pull_back(&self, g: &Tensor, scaled: &Tensor) -> Tensor {
-        no_grad(|| {
-            let along = (g * scaled).sum(g.kind());
-            let outer = (self.u.unsqueeze(1) * &self.v).view_as(g);
-            (g - along * outer) / &self.sigma
-        })
+    fn handles(&self) -> Vec<Layer> {
+        let handle = |layer: &SpectralNorm| Layer {
+            weight: layer.weight.as_ptr().cast(),
+            u: layer.u.as_ptr().cast(),
+            v: layer.v.as_ptr().cast(),
+            sigma: layer.sigma.as_ptr().cast(),
+            scaled: layer.scaled.as_ptr().cast(),
+        };
+        self.layers.iter().map(handle).collect()
     }
-
-    fn unit(&self, x: &Tensor) -> Tensor {
-        x / x.norm().clamp_min(self.eps)
-    }
-}
-
-fn matrix(weight: &Tensor) -> Tensor {
-    weight.detach().flatten(1, -1)
 }
 
 #[cfg(test)]
 mod tests {
+    use tch::Kind;
+    use tch::kind::DOUBLE_CPU;
+
     use super::*;
 
-    fn example() -> (Tensor, SpectralNorm) {
-        let w = Tensor::from_slice(&[1f64, 2., 3., 4.]).view([2, 2]);
-        let u = Tensor::from_slice(&[1f64, 0.]);
-        (w.shallow_clone(), SpectralNorm::new(u, w.zeros_like().get(0), 1e-12))
+    fn norms(weights: &[&Tensor], u: &[f64]) -> SpectralNorms {
+        let mut norms = SpectralNorms::default();
+        for w in weights {
+            let rest = w.numel() as i64 / w.size()[0];
+            let v = Tensor::zeros([rest], DOUBLE_CPU);
+            let _ = norms.add(w, Tensor::from_slice(u), v, w.zeros_like(), 1e-12);
+        }
+        norms
     }
 
-    fn sigma(norm: &mut SpectralNorm, w: &Tensor) -> f64 {
-        norm.scale(w, &mut w.zeros_like());
-        norm.sigma().double_value(&[])
+    fn sigma(norms: &SpectralNorms, layer: usize) -> f64 {
+        norms.layers()[layer].sigma.double_value(&[])
+    }
+
+    fn example() -> Tensor {
+        Tensor::from_slice(&[1f64, 2., 3., 4.]).view([2, 2])
     }
 
     #[test]
     fn sigma_converges_as_computed_by_hand() {
-        let (w, mut norm) = example();
-        for expected in [5.403702, 5.464984, 5.464986] {
-            norm.advance(&w);
-            assert!((sigma(&mut norm, &w) - expected).abs() < 1e-6);
-        }
         let diagonal = Tensor::from_slice(&[3f64, 0., 0., 1.]).view([2, 2]);
-        for _ in 0..60 {
-            norm.advance(&diagonal);
+        let mut both = norms(&[&example(), &diagonal], &[1.0, 0.0]);
+        for expected in [5.403702, 5.464984, 5.464986] {
+            both.advance(1);
+            assert!((sigma(&both, 0) - expected).abs() < 1e-6);
+            assert!((sigma(&both, 1) - 3.0).abs() < 1e-12);
         }
-        assert!((sigma(&mut norm, &diagonal) - 3.0).abs() < 1e-9);
+        both.advance(40);
+        assert!((sigma(&both, 0) - 5.464_985_704_2).abs() < 1e-9);
+    }
+
+    #[test]
+    fn rescaling_after_a_load_changes_no_bit() {
+        let w = Tensor::randn([5, 3, 3, 3], DOUBLE_CPU);
+        let mut one = norms(&[&w], &[1.0, 0.0, 0.0, 0.0, 0.0]);
+        one.advance(2);
+        let layer = &one.layers()[0];
+        let before = [layer.u.copy(), layer.v.copy(), layer.sigma.copy(), layer.scaled.copy()];
+        one.advance(0);
+        let layer = &one.layers()[0];
+        assert_eq!(before.each_ref(), [&layer.u, &layer.v, &layer.sigma, &layer.scaled]);
     }
 
     #[test]
     fn the_gradient_treats_u_and_v_as_constants() {
-        let (w, mut norm) = example();
-        for _ in 0..50 {
-            norm.advance(&w);
-        }
-        let mut scaled = w.zeros_like();
-        norm.scale(&w, &mut scaled);
-        let gradient = norm.pull_back(&w.ones_like(), &scaled);
+        let w = example();
+        let mut one = norms(&[&w], &[1.0, 0.0]);
+        one.advance(50);
+        let gradient = one.pull_back(vec![w.ones_like()]).remove(0);
         let expected = [0.104954, 0.072259, 0.006594, -0.067314];
         for (i, e) in expected.iter().enumerate() {
             let got = gradient.double_value(&[i as i64 / 2, i as i64 % 2]);
             assert!((got - e).abs() < 1e-6, "{got} is not {e}");
         }
-        assert!((gradient * w).sum(tch::Kind::Double).double_value(&[]).abs() < 1e-9);
+        assert!((gradient * w).sum(Kind::Double).double_value(&[]).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_zero_weight_stays_zero() {
+        let w = Tensor::zeros([2, 3], DOUBLE_CPU);
+        let mut one = norms(&[&w], &[1.0, 0.0]);
+        one.advance(1);
+        assert_eq!(one.layers()[0].scaled, w);
     }
 
     #[test]
     fn the_pulled_back_gradient_equals_autograd_through_the_division() {
         tch::manual_seed(3);
-        let w = Tensor::randn([4, 3, 2, 2], (tch::Kind::Double, tch::Device::Cpu));
-        let u = Tensor::randn([4], (tch::Kind::Double, tch::Device::Cpu));
-        let mut norm = SpectralNorm::new(u, Tensor::zeros([12], tch::kind::DOUBLE_CPU), 1e-12);
-        norm.advance(&w);
-        let mut scaled = w.zeros_like();
-        norm.scale(&w, &mut scaled);
+        let w = Tensor::randn([4, 3, 2, 2], DOUBLE_CPU);
+        let mut one = norms(&[&w], &[0.5, 0.5, 0.5, 0.5]);
+        one.advance(1);
         let direction = w.sin();
-        let pulled = norm.pull_back(&direction, &scaled);
+        let pulled = one.pull_back(vec![direction.copy()]).remove(0);
 
+        let layer = &one.layers()[0];
         let leaf = w.copy().set_requires_grad(true);
-        let sigma = norm.u.dot(&leaf.flatten(1, -1).mv(&norm.v));
-        let loss = (&leaf / sigma * direction).sum(tch::Kind::Double);
+        let sigma = layer.u.dot(&leaf.flatten(1, -1).mv(&layer.v));
+        let loss = (&leaf / sigma * direction).sum(Kind::Double);
         let auto = Tensor::run_backward(&[loss], &[&leaf], false, false).remove(0);
         assert!((pulled - auto).abs().max().double_value(&[]) < 1e-12);
     }
