@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 
 use crate::model::Scores;
 
-/// L_D = Σ over terms of E[max(0, 1 − s)] on encoder pairs + E[max(0, 1 + s)] on generator pairs.
+/// L_D = Σ over terms of mean(max(0, 1 − s)) on encoder pairs + mean(max(0, 1 + s)) on generator pairs.
 /// Each term is clamped on its own. A scalar.
 pub fn discriminator(encoder: &Scores, generator: &Scores) -> Tensor {
     let encoder = encoder.terms().map(|s| (1f64 - s).relu());
@@ -16,12 +16,12 @@ pub fn discriminator(encoder: &Scores, generator: &Scores) -> Tensor {
     total(encoder.chain(generator))
 }
 
-/// E's part of L_EG: Σ E[s] on pairs (x, E(x)). A scalar.
+/// E's part of L_EG: Σ mean(s) on pairs (x, E(x)). A scalar.
 pub fn encoder(scores: &Scores) -> Tensor {
     total(scores.terms().map(Tensor::shallow_clone))
 }
 
-/// G's part of L_EG: −Σ E[s] on pairs (G(z), z). A scalar.
+/// G's part of L_EG: −Σ mean(s) on pairs (G(z), z). A scalar.
 pub fn generator(scores: &Scores) -> Tensor {
     -encoder(scores)
 }
