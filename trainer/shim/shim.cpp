@@ -179,8 +179,13 @@ struct Work {
     }
   }
 
+  // Autograd wraps the operators of each backward node in a record of its own.
+  static bool wraps(const at::RecordFunction &f) {
+    return std::strncmp(f.name(), "autograd::", 10) == 0;
+  }
+
   static std::unique_ptr<at::ObserverContext> start(const at::RecordFunction &f) {
-    if (working) {
+    if (working && !wraps(f)) {
       ++working->depth;
       working->add(f);
     }
@@ -189,7 +194,8 @@ struct Work {
 
   // Operators count that are called by us or by autograd, not by another operator.
   static void end(const at::RecordFunction &f, at::ObserverContext *) {
-    if (!working || working->depth == 0 || --working->depth > 0 || views.count(f.name()))
+    if (!working || wraps(f) || working->depth == 0 || --working->depth > 0 ||
+        views.count(f.name()))
       return;
     ++working->sum.operators;
     for (const auto &out : f.outputs())

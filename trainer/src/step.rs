@@ -222,7 +222,9 @@ mod tests {
     use super::*;
     use crate::config::Origin;
     use crate::loss;
+    use crate::measure::Work;
     use crate::model::Scores;
+    use crate::nn::{Params, SpectralNorm};
 
     fn tiny(overrides: &[&str]) -> Config {
         let small = [
@@ -376,6 +378,54 @@ mod tests {
             weights(&state)
         };
         assert_eq!(run(), run());
+    }
+
+    /// Operators of the reference codes' spectral norm in one forward pass (and its backward) of a
+    /// network: an iteration, σ and W/σ for each layer.
+    fn per_forward_operators(params: &Params, backward: bool) -> i64 {
+        let one = |norm: &SpectralNorm| {
+            let weight = norm.scaled.copy().set_requires_grad(backward);
+            let unit = |x: Tensor| &x / x.norm().clamp_min(1e-4);
+            let pass = || {
+                let matrix = weight.flatten(1, -1);
+                let (u, v) = no_grad(|| {
+                    let v = unit(matrix.tr().mv(&norm.u));
+                    let u = unit(matrix.mv(&v));
+                    norm.u.copy().copy_(&u);
+                    (u, v)
+                });
+                let scaled = &weight / u.dot(&matrix.mv(&v));
+                let loss = scaled.flatten(0, -1).dot(&scaled.detach().flatten(0, -1));
+                backward.then(|| Tensor::run_backward(&[loss], &[&weight], false, false))
+            };
+            // The product that stands for the rest of the network, and the copy of u, do not count.
+            Work::of(pass).1.operators - if backward { 4 } else { 2 }
+        };
+        params.norms().map(|(_, norm)| one(norm)).sum()
+    }
+
+    #[test]
+    fn shared_spectral_norms_take_less_than_half_of_a_step_s_operators() {
+        let config = tiny(&[]);
+        let mut state = new(&config);
+        let (_, cached) =
+            Work::of(|| train_step(&config, &mut state, || Ok::<_, ()>(images(1))).unwrap());
+        let pulled = |params: &Params| {
+            let layers = params.norms().map(|(_, norm)| norm.scaled.copy()).collect::<Vec<_>>();
+            Work::of(|| params.pull_back_norms(layers)).1.operators
+        };
+        let shared =
+            |params: &mut Params| Work::of(|| params.advance_norms()).1.operators + pulled(params);
+        let ours = 2 * shared(&mut state.d.params) + shared(&mut state.g.live.params);
+        let (g, d) = (&state.g.live.params, &state.d.params);
+        // G runs forward three times, once with a graph; D three times, twice with one.
+        let theirs = 2 * per_forward_operators(g, false)
+            + per_forward_operators(g, true)
+            + 2 * per_forward_operators(d, true)
+            + per_forward_operators(d, false);
+        let whole = cached.operators - ours + theirs;
+        let share = cached.operators as f64 / whole as f64;
+        assert!(share <= 0.45, "{} of {whole} operators: {share:.2}", cached.operators);
     }
 
     #[test]

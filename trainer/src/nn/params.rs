@@ -249,6 +249,11 @@ impl Params {
         self.parameters.iter().filter_map(move |p| Some((p.name.as_str(), &layers[p.norm?])))
     }
 
+    #[cfg(test)]
+    pub(crate) fn pull_back_norms(&self, gradients: Vec<Tensor>) -> Vec<Tensor> {
+        self.norms.pull_back(gradients)
+    }
+
     fn normed(&self) -> impl Iterator<Item = &Parameter> {
         self.parameters.iter().filter(|p| p.norm.is_some())
     }
