@@ -20,3 +20,5 @@ pub mod run;
 mod shim;
 pub mod state;
 pub mod step;
+#[cfg(test)]
+mod toy;
