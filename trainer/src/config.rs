@@ -17,6 +17,7 @@ use crate::random::Prior;
 pub const PRESETS: &[(&str, &str)] = &[
     ("base", include_str!("../presets/base.toml")),
     ("demo", include_str!("../presets/demo.toml")),
+    ("cifar10", include_str!("../presets/cifar10.toml")),
     ("det_e", include_str!("../presets/det_e.toml")),
     ("uniform_pz", include_str!("../presets/uniform_pz.toml")),
     ("x_unary", include_str!("../presets/x_unary.toml")),

@@ -328,10 +328,17 @@ mod tests {
     }
 
     #[test]
-    fn every_preset_can_be_counted() {
+    fn the_parameters_of_every_preset_are_as_they_were() {
+        let mut lines = String::new();
         for (name, _) in PRESETS {
-            assert!(counts(name, &[]).total() > 0);
+            let counts = counts(name, &[]);
+            lines.push_str(name);
+            for part in &counts.parts {
+                lines.push_str(&format!(" {}={}", part.name, part.parameters));
+            }
+            lines.push_str(&format!(" checkpoint={}\n", counts.checkpoint_bytes));
         }
+        insta::assert_snapshot!(lines);
     }
 
     #[test]
