@@ -7,8 +7,12 @@
 //! Items are numbered by their place in the output. Threads finish them in any order; the writer
 //! puts them back, so the result does not depend on how many threads there are. Both channels hold
 //! as many entries as tickets may be out, so no send ever waits and nothing can deadlock.
+//!
+//! What comes through a pipe is read by the writer's thread when it hands out tickets, and goes
+//! with them. Such a source does not keep splits apart, so each split has a shard of its own in
+//! work; the index, which does, is written at the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,10 +26,11 @@ use serde_json::Value;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::Error;
-use crate::catalog::{Catalog, Item, Place, Rejected, Split};
-use crate::journal::{Existing, Finished, Found, Stored, Workplace};
+use crate::catalog::{Catalog, Item, Place, Raw, Rejected, Split};
+use crate::journal::{Existing, Finished, Found, Read, Stored, Workplace};
 use crate::progress::Progress;
 use crate::recode::{Coded, Coding, MAX_PIXELS, Recoder, weight};
+use crate::source::Stream;
 
 /// Source bytes that may be on their way at once.
 const BYTES_IN_FLIGHT: u64 = 64 << 20;
@@ -122,21 +127,24 @@ pub struct Report {
     pub resumed: u64,
 }
 
-/// Builds the data folder; it appears under its name when it is whole.
+/// Builds the data folder; it appears under its name when it is whole. The images of `stream` come
+/// before those of the plan's catalog.
 ///
 /// # Errors
 /// The output is in the way, too many files are unreadable (then nothing is left behind), or
 /// reading or writing fails (then the same call goes on from the last finished shard).
-pub fn build(plan: &Plan, run: &Run) -> Result<Report, Error> {
+pub fn build(plan: &Plan, run: &Run, stream: Option<Stream>) -> Result<Report, Error> {
     let fingerprint = format!("{:016x}", fingerprint(plan)?);
     let (workplace, finished) = match Workplace::open(run.output, run.existing, &fingerprint)? {
         Found::Work(workplace, finished) => (workplace, finished),
         Found::Complete => return report_of(run.output),
     };
-    let mut writer = Writer::new(plan, run, workplace, finished)?;
+    let mut writer = Writer::new(plan, run, workplace, finished, stream)?;
     let result = writer.run_to_end();
     match result {
         Ok(()) => writer.publish(fingerprint),
+        // The pipe may be whole, or the right one, the next time.
+        Err(error) if writer.keeps(&error) => Err(error),
         // Trying again would end the same way, so nothing is kept.
         Err(error) if error.is_input() => {
             writer.workplace.discard()?;
@@ -157,6 +165,10 @@ fn fingerprint(plan: &Plan) -> Result<u64, Error> {
         catalog.synth,
     );
     hash.update(text.as_bytes());
+    // What comes through a pipe is checked as it is read; here only where it comes from counts.
+    if catalog.pipe.is_some() {
+        hash.update(b"pipe");
+    }
     for path in &catalog.archives {
         let metadata = std::fs::metadata(path).map_err(Error::open(path))?;
         hash.update(format!("{} {:?}", metadata.len(), metadata.modified().ok()).as_bytes());
@@ -169,6 +181,7 @@ fn fingerprint(plan: &Plan) -> Result<u64, Error> {
         let number = match place {
             Place::File { folder, .. } => u64::from(*folder),
             Place::Range { archive, offset } => u64::from(*archive) << 48 ^ offset,
+            Place::Piped { offset } => *offset,
             Place::Row { batch, row } => u64::from(*batch) << 32 | u64::from(*row),
             Place::Drawn { picture } => *picture,
         };
@@ -186,24 +199,57 @@ enum Outcome {
     Rejected(String),
 }
 
-/// The writing end: takes results in order, and holds the shard in work.
+/// An item to be made.
+struct Ticket {
+    number: usize,
+    length: u64,
+    /// What was read of the pipe before it.
+    read: Option<Read>,
+    source: Source,
+}
+
+/// Where an item's bytes are.
+enum Source {
+    /// Where the catalog's item of this place says.
+    Catalog(usize),
+    /// Here: they came through the pipe.
+    Pipe(Vec<u8>),
+}
+
+/// The shards of one split.
+struct Lane {
+    /// The shard in work.
+    shard: Option<ShardWriter>,
+    /// What it holds so far.
+    pending: Finished,
+    shards: u32,
+    finished: Vec<Finished>,
+    /// Items before this one are stored or rejected.
+    next: usize,
+}
+
+/// The writing end: takes results in order, and holds the shards in work.
 struct Writer<'a> {
     plan: &'a Plan,
     run: &'a Run<'a>,
     workplace: Workplace,
-    index: IndexWriter,
-    /// The next item to be written.
+    stream: Option<Stream>,
+    /// The stream has ended, or there is none.
+    ended: bool,
+    /// The stream's items so far; the catalog's are numbered after them.
+    streamed: Vec<Item>,
+    /// What an interrupted run has read of the stream, by images: this run must read the same.
+    expected: BTreeMap<usize, u64>,
+    /// The next item to hand out.
+    ticket: usize,
+    /// The next item to be written, and what was read of the pipe before it.
     next: usize,
-    /// The split that the index is in.
-    split: Option<Split>,
-    shards_in_split: u32,
-    shard: Option<ShardWriter>,
-    /// What the shard in work holds so far.
-    pending: Finished,
-    /// The shard before it, while it is synced to disk.
+    read: Option<Read>,
+    lanes: BTreeMap<Split, Lane>,
+    /// The shard before, while it is synced to disk.
     closing: Option<(JoinHandle<Result<Written, pipeline::Error>>, Finished)>,
-    rejected: Vec<Rejected>,
-    odd: Vec<Rejected>,
+    /// How many files were rejected, and the first of them.
+    rejected: (u64, Option<Rejected>),
     report: Report,
     progress: Progress,
 }
@@ -212,34 +258,41 @@ impl<'a> Writer<'a> {
     /// A writer that goes on after the shards that are `finished`.
     fn new(
         plan: &'a Plan,
-        run: &'a Run,
+        run: &'a Run<'a>,
         workplace: Workplace,
         finished: Vec<Finished>,
+        stream: Option<Stream>,
     ) -> Result<Self, Error> {
-        let items = plan.catalog.items.len();
-        let next = finished.last().map_or(0, |shard| shard.next);
-        let progress = Progress::start("building", next as u64, items as u64);
+        let items = plan.catalog.items.len() as u64;
+        let done = finished.iter().map(|shard| shard.stored.len() + shard.rejected.len());
+        let done = done.sum::<usize>() as u64;
+        let total = stream.is_none().then_some(items);
         let mut writer = Self {
             plan,
             run,
             workplace,
-            index: IndexWriter::new(),
-            next,
-            split: None,
-            shards_in_split: 0,
-            shard: None,
-            pending: Finished::empty(),
+            ended: stream.is_none(),
+            stream,
+            streamed: Vec::new(),
+            expected: BTreeMap::new(),
+            ticket: 0,
+            next: 0,
+            read: None,
+            lanes: BTreeMap::new(),
             closing: None,
-            rejected: plan.catalog.rejected.clone(),
-            odd: Vec::new(),
+            rejected: (0, None),
             report: Report::default(),
-            progress,
+            progress: Progress::start("building", done, total),
         };
+        writer.count_rejected(&plan.catalog.rejected);
         for shard in finished {
             writer.report.resumed += shard.stored.len() as u64;
-            writer.enter(plan.catalog.items[shard.stored[0].item].split)?;
-            writer.shards_in_split += 1;
-            writer.enlist(shard)?;
+            writer.expected.extend(shard.read.map(|read| (read.images, read.digest)));
+            writer.count_rejected(&shard.rejected);
+            let lane = writer.lane(shard.split);
+            lane.shards += 1;
+            lane.next = shard.next;
+            writer.enlist(shard);
         }
         writer.check_rejected()?;
         Ok(writer)
@@ -261,10 +314,9 @@ impl<'a> Writer<'a> {
                 let (tickets, results) = (tickets.clone(), results.clone());
                 scope.spawn(move || {
                     // Ends when the writer drops its side of either channel.
-                    for ticket in tickets {
-                        let item = &plan.catalog.items[ticket];
-                        let outcome = make(plan, item, budget, &mut recoder);
-                        if results.send((ticket, outcome)).is_err() {
+                    for Ticket { number, source, .. } in tickets {
+                        let outcome = make(plan, source, budget, &mut recoder);
+                        if results.send((number, outcome)).is_err() {
                             return;
                         }
                     }
@@ -288,148 +340,248 @@ impl<'a> Writer<'a> {
     /// Hands out tickets and writes results in the order of the tickets.
     fn write_all(
         &mut self,
-        tickets: Sender<usize>,
+        tickets: Sender<Ticket>,
         results: Receiver<(usize, Result<Outcome, Error>)>,
         window: usize,
     ) -> Result<(), Error> {
-        let items = &self.plan.catalog.items;
         let mut early: BTreeMap<usize, Outcome> = BTreeMap::new();
-        let (mut ticket, mut bytes) = (self.next, 0);
-        while self.next < items.len() {
-            while ticket < items.len() && ticket - self.next < window {
-                let length = u64::from(items[ticket].length);
-                if bytes + length > BYTES_IN_FLIGHT && ticket > self.next {
+        let mut out: VecDeque<(usize, u64, Option<Read>)> = VecDeque::new();
+        let (mut held, mut bytes) = (None, 0);
+        let mut failed = None;
+        loop {
+            while out.len() < window && failed.is_none() {
+                let ticket = match held.take().map_or_else(|| self.ticket(), |held| Ok(Some(held)))
+                {
+                    Ok(Some(ticket)) => ticket,
+                    Ok(None) => break,
+                    Err(error @ Error::Interrupted { .. }) => return Err(error),
+                    // What came before it is still written, so that the next run need not.
+                    Err(error) => {
+                        failed = Some(error);
+                        break;
+                    }
+                };
+                let Ticket { number, length, read, .. } = ticket;
+                if bytes + length > BYTES_IN_FLIGHT && !out.is_empty() {
+                    held = Some(ticket);
                     break;
                 }
                 tickets.send(ticket).expect("threads take tickets as long as the writer lives");
+                out.push_back((number, length, read));
                 bytes += length;
-                ticket += 1;
+            }
+            if out.is_empty() {
+                break;
             }
             let (done, outcome) =
                 results.recv().expect("threads report every ticket that they take");
             early.insert(done, outcome?);
-            while let Some(outcome) = early.remove(&self.next) {
-                let item = &items[self.next];
-                bytes -= u64::from(item.length);
-                self.write(item, outcome)?;
-                self.progress.advance(item.length.into());
+            while let Some(&(number, length, read)) = out.front() {
+                let Some(outcome) = early.remove(&number) else { break };
+                out.pop_front();
+                bytes -= length;
+                (self.next, self.read) = (number, read);
+                self.write(outcome)?;
+                self.progress.advance(length);
             }
-            if self.run.interrupted.load(Ordering::Relaxed) {
-                return Err(Error::Interrupted { shards: self.report.shards });
+            self.check_interrupted()?;
+        }
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        (self.next, self.read) = (self.ticket, self.has_read());
+        for split in Split::ALL {
+            self.finish_shard(split)?;
+        }
+        self.check_rejected()
+    }
+
+    /// True when another pipe could go on from what is stored: this one ended early, or has not
+    /// shown yet that it is the one that an interrupted run had read.
+    fn keeps(&self, error: &Error) -> bool {
+        let other = matches!(error, Error::Stream { .. }) || !self.expected.is_empty();
+        other && self.report.shards > 0
+    }
+
+    fn check_interrupted(&self) -> Result<(), Error> {
+        match self.run.interrupted.load(Ordering::Relaxed) {
+            true => Err(Error::Interrupted { shards: self.report.shards }),
+            false => Ok(()),
+        }
+    }
+
+    /// A ticket for the next item that no earlier run has stored; none at the end.
+    fn ticket(&mut self) -> Result<Option<Ticket>, Error> {
+        while !self.ended {
+            self.check_interrupted()?;
+            let read = self.has_read();
+            let Some((item, bytes)) = self.stream.as_mut().map_or(Ok(None), Stream::next)? else {
+                self.ended = true;
+                self.check_read()?;
+                break;
+            };
+            let (number, length, split) = (self.ticket, u64::from(item.length), item.split);
+            self.ticket += 1;
+            self.streamed.push(item);
+            self.check_read()?;
+            if number >= self.lane(split).next {
+                let source = Source::Pipe(bytes);
+                return Ok(Some(Ticket { number, length, read, source }));
             }
         }
-        self.finish_shard()
+        let read = self.has_read();
+        while let Some(item) = self.plan.catalog.items.get(self.ticket - self.streamed.len()) {
+            let number = self.ticket;
+            self.ticket += 1;
+            if number >= self.lane(item.split).next {
+                let source = Source::Catalog(number - self.streamed.len());
+                return Ok(Some(Ticket { number, length: item.length.into(), read, source }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// How far the stream was read; its end counts as an image.
+    fn has_read(&self) -> Option<Read> {
+        let images = self.streamed.len() + usize::from(self.ended);
+        self.stream.as_ref().map(|stream| Read { images, digest: stream.digest() })
+    }
+
+    /// Compares what was read with what an interrupted run had read so far.
+    fn check_read(&mut self) -> Result<(), Error> {
+        let (Some(stream), Some(read)) = (&self.stream, self.has_read()) else { return Ok(()) };
+        let same = self.expected.remove(&read.images).is_none_or(|digest| digest == read.digest);
+        let short = self.ended && !self.expected.is_empty();
+        match same && !short {
+            true => Ok(()),
+            false => Err(stream.changed(read.images)),
+        }
+    }
+
+    fn item(&self, number: usize) -> &Item {
+        match number.checked_sub(self.streamed.len()) {
+            None => &self.streamed[number],
+            Some(number) => &self.plan.catalog.items[number],
+        }
+    }
+
+    fn lane(&mut self, split: Split) -> &mut Lane {
+        self.lanes.entry(split).or_insert_with(|| Lane {
+            shard: None,
+            pending: Finished::empty(split),
+            shards: 0,
+            finished: Vec::new(),
+            next: 0,
+        })
     }
 
     /// Writes the item whose turn it is.
-    fn write(&mut self, item: &Item, outcome: Outcome) -> Result<(), Error> {
+    fn write(&mut self, outcome: Outcome) -> Result<(), Error> {
+        let number = self.next;
+        let Item { key, split, label, .. } = self.item(number).clone();
         let coded = match outcome {
             Outcome::Rejected(reason) => {
-                let rejected = Rejected { name: self.plan.catalog.name(item), reason };
-                self.pending.rejected.push(rejected);
-                self.next += 1;
+                let rejected = Rejected { name: self.name(number), reason };
+                self.count_rejected(std::slice::from_ref(&rejected));
+                self.lane(split).pending.rejected.push(rejected);
                 return self.check_rejected();
             }
             Outcome::Stored(coded) => coded,
         };
-        let full = self.shard.as_ref().is_some_and(|shard| {
-            shard.position() + coded.bytes.len() as u64 > self.plan.shard_bytes
-        });
-        if full || self.split != Some(item.split) {
-            self.finish_shard()?;
-            self.enter(item.split)?;
+        let (bytes, limit) = (coded.bytes.len() as u64, self.plan.shard_bytes);
+        let full = |shard: &ShardWriter| shard.position() + bytes > limit;
+        if self.lane(split).shard.as_ref().is_some_and(full) {
+            self.finish_shard(split)?;
         }
-        let shard = match &mut self.shard {
-            Some(shard) => shard,
-            None => {
-                let name = format!("{}-{:06}.tar", item.split.name(), self.shards_in_split);
-                self.progress.on(&name);
-                let shard = ShardWriter::create(&self.workplace.dir.join(&name))?;
-                self.pending.name = name;
-                self.shards_in_split += 1;
-                self.shard.insert(shard)
+        // The catalog's items are in the order of their splits; what comes before is complete.
+        if number >= self.streamed.len() {
+            for other in Split::ALL.into_iter().filter(|other| *other != split) {
+                self.finish_shard(other)?;
             }
-        };
-        let entry = shard.append(&item.key, coded.extension, &coded.bytes, item.label)?;
-        self.pending.stored.push(Stored {
-            item: self.next,
+        }
+        if self.lane(split).shard.is_none() {
+            let name = format!("{}-{:06}.tar", split.name(), self.lane(split).shards);
+            self.progress.on(&name);
+            let shard = ShardWriter::create(&self.workplace.dir.join(&name))?;
+            let lane = self.lane(split);
+            lane.shard = Some(shard);
+            lane.pending.name = name;
+            lane.shards += 1;
+        }
+        let oddity = coded.oddity.map(|reason| Rejected { name: self.name(number), reason });
+        let lane = self.lane(split);
+        let shard = lane.shard.as_mut().expect("it was made above");
+        let entry = shard.append(&key, coded.extension, &coded.bytes, label)?;
+        lane.pending.stored.push(Stored {
+            item: number,
             offset: entry.offset,
             length: entry.length,
             width: coded.width,
             height: coded.height,
             png: coded.extension == "png",
         });
-        if let Some(reason) = coded.oddity {
-            self.pending.odd.push(Rejected { name: self.plan.catalog.name(item), reason });
-        }
-        self.next += 1;
+        lane.pending.odd.extend(oddity);
         Ok(())
     }
 
-    /// Ends the shard in work, if there is one. It is synced on a thread of its own, so that the next
-    /// one grows meanwhile.
-    fn finish_shard(&mut self) -> Result<(), Error> {
-        let Some(shard) = self.shard.take() else { return Ok(()) };
+    fn name(&self, number: usize) -> String {
+        self.plan.catalog.name(self.item(number))
+    }
+
+    /// Ends the shard in work of a split, if there is one. It is synced on a thread of its own, so
+    /// that the next one grows meanwhile.
+    fn finish_shard(&mut self, split: Split) -> Result<(), Error> {
+        let Some(lane) = self.lanes.get_mut(&split) else { return Ok(()) };
+        let Some(shard) = lane.shard.take() else { return Ok(()) };
+        let pending = std::mem::replace(&mut lane.pending, Finished::empty(split));
         self.settle()?;
-        let pending = std::mem::replace(&mut self.pending, Finished::empty());
-        let finished = Finished { next: self.next, ..pending };
+        let finished = Finished { next: self.next, read: self.read, ..pending };
         self.closing = Some((std::thread::spawn(move || shard.finish()), finished));
         Ok(())
     }
 
-    /// Waits for the shard that is being closed: file first, then journal, then index.
+    /// Waits for the shard that is being closed: file first, then journal.
     fn settle(&mut self) -> Result<(), Error> {
         let Some((thread, finished)) = self.closing.take() else { return Ok(()) };
         let written = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let Written { bytes, xxh3 } = written?;
         let finished = Finished { bytes, xxh3, ..finished };
         self.workplace.record(&finished)?;
-        self.enlist(finished)
-    }
-
-    /// Makes `split` the one that shards belong to.
-    fn enter(&mut self, split: Split) -> Result<(), Error> {
-        if self.split != Some(split) {
-            self.settle()?;
-            self.index.begin_split(split.name())?;
-            self.report.images.push((split.name(), 0));
-            self.split = Some(split);
-            self.shards_in_split = 0;
-        }
+        self.enlist(finished);
         Ok(())
     }
 
-    /// Adds a finished shard to the index and the report.
-    fn enlist(&mut self, shard: Finished) -> Result<(), Error> {
-        let Finished { name, bytes, xxh3, stored, rejected, odd, .. } = shard;
-        for sample in &stored {
-            let Stored { item, offset, length, width, height, png } = *sample;
-            let Item { key, label, .. } = &self.plan.catalog.items[item];
-            let format = if png { Format::Png } else { Format::Jpeg };
-            self.index.sample(key, Entry { offset, length }, *label, format, (width, height));
-        }
-        self.index.end_shard(&name, Written { bytes, xxh3 })?;
+    /// Counts a finished shard.
+    fn enlist(&mut self, shard: Finished) {
         self.report.shards += 1;
-        self.report.bytes += bytes;
-        if let Some((_, images)) = self.report.images.last_mut() {
-            *images += stored.len() as u64;
-        }
-        self.rejected.extend(rejected);
-        self.odd.extend(odd);
-        Ok(())
+        self.report.bytes += shard.bytes;
+        self.lane(shard.split).finished.push(shard);
     }
 
-    /// What was rejected so far, in the order of writing.
-    fn all_rejected(&self) -> impl Iterator<Item = &Rejected> {
-        let closing = self.closing.iter().flat_map(|(_, finished)| &finished.rejected);
-        self.rejected.iter().chain(closing).chain(&self.pending.rejected)
+    fn count_rejected(&mut self, rejected: &[Rejected]) {
+        let (count, first) = &mut self.rejected;
+        *count += rejected.len() as u64;
+        *first = first.take().or_else(|| rejected.first().cloned());
+    }
+
+    /// What was turned away by its header.
+    fn turned_away(&self) -> impl Iterator<Item = &Rejected> {
+        let stream = self.stream.iter().flat_map(Stream::rejected);
+        self.plan.catalog.rejected.iter().chain(stream)
     }
 
     fn check_rejected(&self) -> Result<(), Error> {
-        let files = self.plan.catalog.items.len() + self.plan.catalog.rejected.len();
-        let (count, allowed) =
-            (self.all_rejected().count() as u64, self.run.max_rejected.of(files));
-        match self.all_rejected().next() {
+        // A share of all files is not known before all have come.
+        if !self.ended && matches!(self.run.max_rejected, MaxRejected::Share(..)) {
+            return Ok(());
+        }
+        let streamed = self.stream.as_ref().map_or(&[][..], Stream::rejected);
+        let turned_away = self.plan.catalog.rejected.len() + streamed.len();
+        let files = self.plan.catalog.items.len() + self.streamed.len() + turned_away;
+        let (count, first) = &self.rejected;
+        let count = count + streamed.len() as u64;
+        let allowed = self.run.max_rejected.of(files);
+        match first.as_ref().or(streamed.first()) {
             Some(Rejected { name, reason }) if count > allowed => Err(Error::input(
                 name,
                 format!("{reason}; {count} of {files} files are unreadable, {allowed} allowed"),
@@ -439,12 +591,41 @@ impl<'a> Writer<'a> {
         }
     }
 
+    /// Puts the shards into the index, by split; what was rejected, and what was odd.
+    fn index(&mut self) -> Result<(IndexWriter, Vec<Rejected>, Vec<Rejected>), Error> {
+        let mut index = IndexWriter::new();
+        let mut rejected: Vec<Rejected> = self.turned_away().cloned().collect();
+        rejected.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut odd = Vec::new();
+        for (split, lane) in std::mem::take(&mut self.lanes) {
+            let images: usize = lane.finished.iter().map(|shard| shard.stored.len()).sum();
+            if images > 0 {
+                index.begin_split(split.name())?;
+                self.report.images.push((split.name(), images as u64));
+            }
+            for shard in lane.finished {
+                for sample in &shard.stored {
+                    let Stored { item, offset, length, width, height, png } = *sample;
+                    let Item { key, label, .. } = self.item(item);
+                    let format = if png { Format::Png } else { Format::Jpeg };
+                    index.sample(key, Entry { offset, length }, *label, format, (width, height));
+                }
+                let Finished { name, bytes, xxh3, .. } = shard;
+                index.end_shard(&name, Written { bytes, xxh3 })?;
+                rejected.extend(shard.rejected);
+                odd.extend(shard.odd);
+            }
+            rejected.extend(lane.pending.rejected);
+        }
+        Ok((index, rejected, odd))
+    }
+
     /// Writes what describes the shards, and gives the folder its name.
     fn publish(mut self, fingerprint: String) -> Result<Report, Error> {
-        self.rejected.append(&mut self.pending.rejected);
+        let (index, rejected, odd) = self.index()?;
         let Self { plan, workplace, .. } = &self;
-        if self.index.is_empty() {
-            let first = self.rejected.first().map(|r| format!(" ({}: {})", r.name, r.reason));
+        if index.is_empty() {
+            let first = rejected.first().map(|r| format!(" ({}: {})", r.name, r.reason));
             let problem = format!(
                 "no image could be stored from {}{}",
                 plan.source,
@@ -455,25 +636,28 @@ impl<'a> Writer<'a> {
             return Err(Error::input(output, problem, "check --layout and --input"));
         }
         let dir = &workplace.dir;
-        let class = |(number, class): (usize, &crate::catalog::Class)| pipeline::index::Class {
+        let class = |(number, class): (usize, crate::catalog::Class)| pipeline::index::Class {
             class: number as u32,
-            name: class.name.clone(),
-            words: class.words.clone(),
+            name: class.name,
+            words: class.words,
         };
-        let classes = &plan.catalog.classes;
-        Classes(classes.iter().enumerate().map(class).collect()).save(dir)?;
-        write_lines(&dir.join("rejected.jsonl"), &self.rejected)?;
-        write_lines(&dir.join("odd.jsonl"), &self.odd)?;
-        self.index.write(dir)?;
+        let stream = self.stream.as_ref();
+        let classes = stream.map_or_else(|| plan.catalog.classes.clone(), Stream::classes);
+        let count = classes.len() as u64;
+        let ignored = plan.catalog.ignored + stream.map_or(0, Stream::ignored);
+        Classes(classes.into_iter().enumerate().map(class).collect()).save(dir)?;
+        write_lines(&dir.join("rejected.jsonl"), &rejected)?;
+        write_lines(&dir.join("odd.jsonl"), &odd)?;
+        index.write(dir)?;
         let mut options = plan.options.clone();
         let coding = serde_json::to_value(&plan.coding).unwrap_or_default();
         options.extend(coding.as_object().cloned().unwrap_or_default());
         for (name, value) in [
             ("plan", Value::from(fingerprint)),
             ("shard_bytes", plan.shard_bytes.into()),
-            ("ignored_files", plan.catalog.ignored.into()),
-            ("rejected_files", self.rejected.len().into()),
-            ("odd_images", self.odd.len().into()),
+            ("ignored_files", ignored.into()),
+            ("rejected_files", rejected.len().into()),
+            ("odd_images", odd.len().into()),
         ] {
             options.insert(name.to_owned(), value);
         }
@@ -484,21 +668,30 @@ impl<'a> Writer<'a> {
             source: plan.source.clone(),
             options,
             seed: plan.seed,
-            classes: classes.len() as u64,
-            splits: self.index.manifest_splits(),
+            classes: count,
+            splits: index.manifest_splits(),
         };
         manifest.save(dir)?;
-        self.report.rejected = self.rejected.len() as u64;
-        self.report.odd = self.odd.len() as u64;
+        self.report.rejected = rejected.len() as u64;
+        self.report.odd = odd.len() as u64;
         self.workplace.publish()?;
         Ok(self.report)
     }
 }
 
 impl Finished {
-    fn empty() -> Self {
-        let (stored, rejected, odd) = (Vec::new(), Vec::new(), Vec::new());
-        Self { name: String::new(), bytes: 0, xxh3: 0, next: 0, stored, rejected, odd }
+    fn empty(split: Split) -> Self {
+        Self {
+            name: String::new(),
+            bytes: 0,
+            xxh3: 0,
+            split,
+            next: 0,
+            read: None,
+            stored: Vec::new(),
+            rejected: Vec::new(),
+            odd: Vec::new(),
+        }
     }
 }
 
@@ -519,17 +712,22 @@ fn report_of(output: &Path) -> Result<Report, Error> {
     Ok(report)
 }
 
-/// Reads one item and re-codes it.
+/// Reads one item, unless it came through the pipe, and re-codes it.
 fn make(
     plan: &Plan,
-    item: &Item,
+    source: Source,
     budget: &Budget,
     recoder: &mut Recoder,
 ) -> Result<Outcome, Error> {
-    let mut bytes = Vec::new();
-    let raw = match plan.catalog.read(item, &mut bytes)? {
-        Ok(raw) => raw,
-        Err(reason) => return Ok(Outcome::Rejected(reason)),
+    let (raw, bytes) = match source {
+        Source::Pipe(bytes) => (Raw::Encoded, bytes),
+        Source::Catalog(place) => {
+            let mut bytes = Vec::new();
+            match plan.catalog.read(&plan.catalog.items[place], &mut bytes)? {
+                Ok(raw) => (raw, bytes),
+                Err(reason) => return Ok(Outcome::Rejected(reason)),
+            }
+        }
     };
     let _share = budget.take(weight(&bytes));
     Ok(match recoder.recode(raw, bytes)? {

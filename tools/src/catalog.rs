@@ -90,6 +90,11 @@ pub enum Place {
         /// First byte.
         offset: u64,
     },
+    /// A range of [`Catalog::pipe`], which has passed.
+    Piped {
+        /// First byte.
+        offset: u64,
+    },
     /// A row of one of [`Catalog::batches`].
     Row {
         /// Which batch.
@@ -168,6 +173,8 @@ pub struct Catalog {
     pub folders: Vec<PathBuf>,
     /// Archives of [`Place::Range`].
     pub archives: Vec<PathBuf>,
+    /// The pipe of [`Place::Piped`]; its images are no items of the catalog.
+    pub pipe: Option<PathBuf>,
     /// Batches of [`Place::Row`].
     pub batches: Vec<Batch>,
     /// The painter of [`Place::Drawn`].
@@ -206,6 +213,7 @@ impl Catalog {
                     .map_err(Error::io(path, "read a member of it"))?;
                 Ok(Ok(Raw::Encoded))
             }
+            Place::Piped { .. } => panic!("what came through a pipe cannot be read again"),
             Place::Row { batch, row } => {
                 let Batch { side, pixels, .. } = &self.batches[*batch as usize];
                 let length = (side * side * 3) as usize;
@@ -230,6 +238,10 @@ impl Catalog {
                 let path = self.archives[*archive as usize].display();
                 format!("{path}: {} (byte {offset})", item.key)
             }
+            Place::Piped { offset } => {
+                let path = self.pipe.as_deref().unwrap_or("a pipe".as_ref()).display();
+                format!("{path}: {} (byte {offset})", item.key)
+            }
             Place::Row { batch, row } => {
                 format!("{}: row {row}", self.batches[*batch as usize].name)
             }
@@ -244,15 +256,19 @@ impl Catalog {
         self.rejected.sort_by(|a, b| a.name.cmp(&b.name));
         let mut taken: HashSet<u64> = HashSet::with_capacity(self.items.len());
         for item in &mut self.items {
-            let mut copy = 2;
-            let mut key = item.key.clone();
-            while !taken.insert(xxh3_64(key.as_bytes())) {
-                key = format!("{}-{copy}", item.key).into();
-                copy += 1;
-            }
-            item.key = key;
+            item.key = unique(&mut taken, item.key.clone());
         }
     }
+}
+
+/// Makes `key` one that is not `taken` yet, by hash, and takes it.
+pub(crate) fn unique(taken: &mut HashSet<u64>, key: Box<str>) -> Box<str> {
+    let (mut copy, mut free) = (2, key.clone());
+    while !taken.insert(xxh3_64(free.as_bytes())) {
+        free = format!("{key}-{copy}").into();
+        copy += 1;
+    }
+    free
 }
 
 /// The longest key: with its extension it fits the 100 bytes of a tar header's name.

@@ -16,6 +16,16 @@ pub enum Error {
         /// What the user can do.
         mend: String,
     },
+    /// A pipe that ended early, or is another than before; what is stored so far stays.
+    #[error("{}: {problem}; {mend}", path.display())]
+    Stream {
+        /// The pipe.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+        /// What the user can do.
+        mend: &'static str,
+    },
     /// Options that contradict each other or cannot be met.
     #[error("{problem}; {mend}")]
     Usage {
@@ -68,7 +78,10 @@ impl Error {
     /// True when the arguments or the input are at fault, so that the program exits with 2.
     pub fn is_input(&self) -> bool {
         match self {
-            Self::Input { .. } | Self::Usage { .. } | Self::Unsound { .. } => true,
+            Self::Input { .. }
+            | Self::Stream { .. }
+            | Self::Usage { .. }
+            | Self::Unsound { .. } => true,
             Self::Pipeline(error) => error.is_input(),
             Self::Io { .. }
             | Self::Turbo(_)

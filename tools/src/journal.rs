@@ -2,7 +2,8 @@
 //!
 //! While it is built, `DIR` is called `.DIR.partial` and holds `journal.jsonl`: a first line with the
 //! plan's fingerprint, then one line per finished shard. A shard is on disk before its line is, so
-//! whatever the journal does not name is unfinished and is removed when the build goes on.
+//! whatever the journal does not name is unfinished and is removed when the build goes on. A pipe is
+//! then read again from its start: what is stored is passed over, and checked by a hash of all images.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Seek, Write};
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use crate::catalog::Rejected;
+use crate::catalog::{Rejected, Split};
 
 const JOURNAL: &str = "journal.jsonl";
 
@@ -44,11 +45,24 @@ pub(crate) struct Finished {
     pub(crate) name: String,
     pub(crate) bytes: u64,
     pub(crate) xxh3: u64,
+    /// Whose shard it is.
+    pub(crate) split: Split,
     /// The first item that comes after it.
     pub(crate) next: usize,
+    /// What was read of a pipe before that item.
+    pub(crate) read: Option<Read>,
     pub(crate) stored: Vec<Stored>,
     pub(crate) rejected: Vec<Rejected>,
     pub(crate) odd: Vec<Rejected>,
+}
+
+/// How far a pipe was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Read {
+    /// Its images, and one more when the end was reached.
+    pub(crate) images: usize,
+    /// A hash of all of them.
+    pub(crate) digest: u64,
 }
 
 #[derive(Serialize, Deserialize)]

@@ -5,7 +5,8 @@
 //! headers    items       seeded    read, re-code, write
 //! ```
 //! A [`source`] lists every image without reading pixels; [`order`] puts the list into the order of
-//! writing; [`build`] is the one way from there to a folder, for real sources and for [`synth`].
+//! writing. An archive on a pipe cannot be listed beforehand: [`source::Stream`] gives its images as
+//! they come. [`build`] is the one way from there to a folder, for real sources and for [`synth`].
 
 pub mod build;
 pub mod catalog;

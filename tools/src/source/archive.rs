@@ -16,7 +16,7 @@ use super::devkit::{self, Synset};
 use crate::Error;
 use crate::catalog::{Catalog, Class, Item, MAX_IMAGE_BYTES, Place, Rejected, Split, key, stem};
 
-const BLOCK: u64 = 512;
+pub(super) const BLOCK: u64 = 512;
 
 /// What names and numbers of the parts of ImageNet are called.
 #[derive(Clone, Debug, Default)]
@@ -129,10 +129,46 @@ pub(super) fn webdataset(input: &Path) -> Result<Catalog, Error> {
 }
 
 /// One regular sample of a shard, while its members are collected.
-#[derive(Default)]
-struct Sample {
-    image: Option<(u64, u64)>,
-    label: Option<String>,
+#[derive(Debug)]
+pub(super) struct Sample<Image> {
+    pub(super) image: Option<Image>,
+    pub(super) label: Option<String>,
+}
+
+impl<Image> Default for Sample<Image> {
+    fn default() -> Self {
+        Self { image: None, label: None }
+    }
+}
+
+impl<Image> Sample<Image> {
+    /// The image and its label, or why there is none.
+    pub(super) fn checked(self) -> Result<(Image, Option<u32>), String> {
+        let label = self.label.as_deref().map(str::parse::<u32>);
+        match (self.image, label) {
+            (None, _) => Err("has a label but no image".to_owned()),
+            (_, Some(Err(_))) => {
+                Err(format!("has the label {:?}, no number", self.label.unwrap_or_default()))
+            }
+            (_, Some(Ok(label))) if label >= MAX_CLASSES => {
+                Err(format!("has label {label}, out of range"))
+            }
+            (Some(image), label) => Ok((image, label.and_then(Result::ok))),
+        }
+    }
+}
+
+/// A member's name as WebDataset reads it: the key ends at the first dot of the last part.
+pub(super) fn split_name(name: &str) -> (&str, &str) {
+    let folder = name.len() - file_name(name).len();
+    let dot = name[folder..].find('.').map_or(name.len(), |at| folder + at);
+    name.split_at(dot)
+}
+
+/// The split that a shard's name begins with, else `train`.
+pub(super) fn split_of(shard: &str) -> Split {
+    let prefix = shard.split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or_default();
+    Split::from_name(prefix).unwrap_or(Split::Train)
 }
 
 /// The most classes that a label may speak of. A larger number is a slip, and every class has a name.
@@ -173,7 +209,7 @@ impl Catalog {
     }
 
     /// Adds the validation images; the labels are by position among the images sorted by name.
-    fn add_val(&mut self, val: &Path, lists: &ImageNetLists) -> Result<(), Error> {
+    pub(super) fn add_val(&mut self, val: &Path, lists: &ImageNetLists) -> Result<(), Error> {
         let Some(list) = &lists.val_labels else {
             let mend = "give --val-labels (the devkit's ground truth, or a synset a line)";
             return Err(Error::input(val, "has no list of labels", mend));
@@ -213,19 +249,15 @@ impl Catalog {
 
     fn add_shard(&mut self, archive: &Archive) -> Result<(), Error> {
         let name = archive.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let prefix = name.split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or_default();
-        let split = Split::from_name(prefix).unwrap_or(Split::Train);
-        let mut samples: BTreeMap<String, Sample> = BTreeMap::new();
+        let split = split_of(&name);
+        let mut samples: BTreeMap<String, Sample<(u64, u64)>> = BTreeMap::new();
         members(archive, 0..archive.length, &mut |member| {
             if let Some(reason) = member.no_image() {
                 let name = archive.member(&member.name);
                 self.rejected.push(Rejected { name, reason: reason.to_owned() });
                 return Ok(());
             }
-            // The key ends at the first dot of the last part.
-            let folder = member.name.len() - file_name(&member.name).len();
-            let dot = member.name[folder..].find('.').map_or(member.name.len(), |at| folder + at);
-            let (stem, extension) = member.name.split_at(dot);
+            let (stem, extension) = split_name(&member.name);
             match extension.to_ascii_lowercase().as_str() {
                 ".jpg" | ".jpeg" | ".png" => {
                     let sample = samples.entry(stem.to_owned()).or_default();
@@ -245,27 +277,18 @@ impl Catalog {
             Ok(())
         })?;
         for (stem, sample) in samples {
-            let label = sample.label.as_deref().map(str::parse::<u32>);
-            let reason = match (sample.image, &label) {
-                (None, _) => "has a label but no image".to_owned(),
-                (_, Some(Err(_))) => {
-                    format!("has the label {:?}, no number", sample.label.unwrap_or_default())
+            match sample.checked() {
+                Ok(((offset, size), label)) => self.items.push(Item {
+                    key: key(&stem),
+                    split,
+                    label,
+                    place: Place::Range { archive: archive.number, offset },
+                    length: size as u32,
+                }),
+                Err(reason) => {
+                    self.rejected.push(Rejected { name: archive.member(&stem), reason });
                 }
-                (_, Some(Ok(label))) if *label >= MAX_CLASSES => {
-                    format!("has label {label}, out of range")
-                }
-                (Some((offset, size)), _) => {
-                    self.items.push(Item {
-                        key: key(&stem),
-                        split,
-                        label: label.and_then(Result::ok),
-                        place: Place::Range { archive: archive.number, offset },
-                        length: size as u32,
-                    });
-                    continue;
-                }
-            };
-            self.rejected.push(Rejected { name: archive.member(&stem), reason });
+            }
         }
         Ok(())
     }
@@ -293,23 +316,23 @@ impl Archive {
 }
 
 /// A header in an archive.
-struct Member {
-    name: String,
-    kind: EntryType,
+pub(super) struct Member {
+    pub(super) name: String,
+    pub(super) kind: EntryType,
     /// First byte, counted from the start of the outermost file.
-    offset: u64,
-    size: u64,
+    pub(super) offset: u64,
+    pub(super) size: u64,
 }
 
 impl Member {
     /// Why this member cannot be an image, if it cannot.
-    fn no_image(&self) -> Option<&'static str> {
+    pub(super) fn no_image(&self) -> Option<&'static str> {
         let large = self.size > MAX_IMAGE_BYTES;
         self.refused().or_else(|| large.then_some("is too large for an image"))
     }
 
     /// Why this member is not read, if it is not.
-    fn refused(&self) -> Option<&'static str> {
+    pub(super) fn refused(&self) -> Option<&'static str> {
         match self.kind {
             EntryType::Regular | EntryType::Continuous => None,
             EntryType::Symlink => Some("is a symbolic link"),
@@ -482,7 +505,7 @@ fn read_ids(path: &Path) -> Result<Vec<Synset>, Error> {
 }
 
 /// A synset a line, with words after it or not.
-fn read_synsets(path: &Path) -> Result<Vec<Synset>, Error> {
+pub(super) fn read_synsets(path: &Path) -> Result<Vec<Synset>, Error> {
     let mut seen = BTreeSet::new();
     let mut synsets = Vec::new();
     for (number, line) in read_lines(path)?.iter().enumerate() {
@@ -507,6 +530,6 @@ fn read_lines(path: &Path) -> Result<Vec<String>, Error> {
     Ok(text.lines().map(|line| line.trim().to_owned()).collect())
 }
 
-fn file_name(path: &str) -> &str {
+pub(super) fn file_name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }

@@ -4,10 +4,12 @@ mod archive;
 mod cifar;
 mod devkit;
 mod folder;
+mod stream;
 
 use std::path::PathBuf;
 
 pub use archive::ImageNetLists;
+pub use stream::{Stream, is_stream};
 
 use crate::Error;
 use crate::catalog::Catalog;

@@ -6,5 +6,6 @@ mod cifar;
 mod coding;
 mod folders;
 mod interruption;
+mod pipes;
 mod reading;
 mod support;
