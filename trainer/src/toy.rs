@@ -92,8 +92,8 @@ fn encode(e: &Net, x: &Tensor, step: u64, update: u32) -> Tensor {
 fn the_generator_finds_every_mode_and_the_encoder_inverts_it() {
     tch::set_num_threads(1);
     let fill = |network| Fill::Seed { seed: 1, network };
-    let (g, mut g_params) = Params::build(FLOAT, fill(0), |s| Net::new(s, 2));
-    let (e, mut e_params) = Params::build(FLOAT, fill(1), |s| Net::new(s, 4));
+    let (g, g_params) = Params::build(FLOAT, fill(0), |s| Net::new(s, 2));
+    let (e, e_params) = Params::build(FLOAT, fill(1), |s| Net::new(s, 4));
     let (d, mut d_params) = Params::build(FLOAT, fill(2), Critic::new);
     let adam = |rate, params: &Params| {
         Adam::new(AdamConfig { rate, beta1: 0.0, beta2: 0.99, eps: 1e-8 }, params.flat())

@@ -156,6 +156,20 @@ impl Encoder {
     }
 }
 
+/// What the tests of the trunks build.
+#[cfg(test)]
+pub(super) const TINY: EncoderConfig = EncoderConfig {
+    family: Family::ResnetV2,
+    depth: 50,
+    width: 1,
+    res: 64,
+    stochastic: true,
+    mlp_layers: 2,
+    mlp_width: 16,
+    bn_eps: 1e-3,
+    bn_momentum: 0.01,
+};
+
 #[cfg(test)]
 mod tests {
     use tch::Device;
@@ -167,17 +181,7 @@ mod tests {
     const LATENT: LatentConfig = LatentConfig { dim: 12, chunk: 4, prior: Prior::Normal };
 
     fn encoder(family: Family, depth: i64, stochastic: bool, prior: Prior) -> (Encoder, Params) {
-        let config = EncoderConfig {
-            family,
-            depth,
-            width: 1,
-            res: 64,
-            stochastic,
-            mlp_layers: 2,
-            mlp_width: 16,
-            bn_eps: 1e-3,
-            bn_momentum: 0.01,
-        };
+        let config = EncoderConfig { family, depth, stochastic, ..TINY };
         let fill = Fill::Seed { seed: 1, network: 1 };
         Params::build(FLOAT, fill, |s| Encoder::new(s, config, LatentConfig { prior, ..LATENT }))
     }

@@ -116,19 +116,7 @@ impl Bottleneck {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Family;
-
-    const CONFIG: EncoderConfig = EncoderConfig {
-        family: Family::ResnetV2,
-        depth: 50,
-        width: 1,
-        res: 32,
-        stochastic: true,
-        mlp_layers: 2,
-        mlp_width: 8,
-        bn_eps: 1e-3,
-        bn_momentum: 0.01,
-    };
+    use crate::model::encoder::TINY;
 
     #[test]
     fn bottlenecks_agree_with_pytorch() {
@@ -136,7 +124,7 @@ mod tests {
             crate::golden::check(
                 case,
                 &[("x", &[3, 16, 6, 6])],
-                |s| Bottleneck::new(s, (16, mid), stride, &CONFIG),
+                |s| Bottleneck::new(s, (16, mid), stride, &TINY),
                 |unit, x| unit.forward(&x[0], Statistics::Batch),
             );
         }

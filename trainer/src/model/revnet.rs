@@ -176,27 +176,15 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
-    use crate::model::Family;
+    use crate::model::encoder::TINY;
     use crate::nn::{Fill, Params, Weights};
-
-    const CONFIG: EncoderConfig = EncoderConfig {
-        family: Family::Revnet,
-        depth: 50,
-        width: 1,
-        res: 32,
-        stochastic: true,
-        mlp_layers: 2,
-        mlp_width: 8,
-        bn_eps: 1e-3,
-        bn_momentum: 0.01,
-    };
 
     #[test]
     fn a_unit_is_inverted_from_its_outputs_and_two_units_change_both_halves() {
         let kinds = (Kind::Double, Device::Cpu);
         let fill = Fill::Seed { seed: 2, network: 0 };
         let (units, _params) = Params::build(kinds, fill, |s| {
-            [Unit::new(&s.sub(0), 16, &CONFIG), Unit::new(&s.sub(1), 16, &CONFIG)]
+            [Unit::new(&s.sub(0), 16, &TINY), Unit::new(&s.sub(1), 16, &TINY)]
         });
         let x = Tensor::randn([4, 16, 6, 6], kinds);
         let y = units[0].forward(&x, Statistics::Batch);
@@ -216,14 +204,14 @@ mod tests {
         crate::golden::check(
             "reversible",
             &[("x", &[3, 16, 5, 5])],
-            |s| Unit::new(s, 16, &CONFIG),
+            |s| Unit::new(s, 16, &TINY),
             |unit, x| unit.forward(&x[0], Statistics::Batch),
         );
     }
 
     fn trunk(kinds: (Kind, Device), units: [i64; 4]) -> (RevNet, Params) {
         let fill = Fill::Seed { seed: 3, network: 0 };
-        let (net, params) = Params::build(kinds, fill, |s| RevNet::with_units(s, CONFIG, units));
+        let (net, params) = Params::build(kinds, fill, |s| RevNet::with_units(s, TINY, units));
         params.use_weights(Weights::Train);
         (net, params)
     }

@@ -83,26 +83,14 @@ impl Basic {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Family;
-
-    const CONFIG: EncoderConfig = EncoderConfig {
-        family: Family::Small,
-        depth: 50,
-        width: 1,
-        res: 32,
-        stochastic: true,
-        mlp_layers: 2,
-        mlp_width: 8,
-        bn_eps: 1e-3,
-        bn_momentum: 0.01,
-    };
+    use crate::model::encoder::TINY;
 
     #[test]
     fn a_basic_block_agrees_with_pytorch() {
         crate::golden::check(
             "basic",
             &[("x", &[3, 8, 6, 6])],
-            |s| Basic::new(s, (8, 12), 2, &CONFIG),
+            |s| Basic::new(s, (8, 12), 2, &TINY),
             |block, x| block.forward(&x[0], Statistics::Batch),
         );
     }
