@@ -7,5 +7,6 @@ mod coding;
 mod folders;
 mod interruption;
 mod pipes;
+mod readers;
 mod reading;
 mod support;
