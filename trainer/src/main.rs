@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use clap::{Args, Parser, Subcommand};
 use comfy_table::{Table, presets::UTF8_HORIZONTAL_ONLY};
@@ -174,7 +174,7 @@ fn usage(problem: &str) -> Error {
 fn run_command(args: &RunArgs) -> Result<()> {
     if args.resume {
         let out = args.out.as_ref().ok_or_else(|| usage("--resume needs --out DIR"))?;
-        return finish(&run::resume(out, stop_flag()?)?);
+        return finish(&run::resume(out, &*stop_flag()?)?);
     }
     let origin =
         args.source.origin().ok_or_else(|| usage("give --preset NAME or --config FILE"))?;
@@ -190,7 +190,7 @@ fn run_command(args: &RunArgs) -> Result<()> {
         return dry_run(&config);
     }
     let out = args.out.as_ref().ok_or_else(|| usage("give --out DIR, a new folder for the run"))?;
-    finish(&run::start(config, out, stop_flag()?)?)
+    finish(&run::start(config, out, &*stop_flag()?)?)
 }
 
 fn dry_run(config: &Config) -> Result<()> {
@@ -207,15 +207,13 @@ fn dry_run(config: &Config) -> Result<()> {
 }
 
 /// SIGTERM and SIGINT set the flag; a second one ends the process at once.
-fn stop_flag() -> Result<&'static AtomicBool> {
+fn stop_flag() -> Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
         signal_hook::flag::register_conditional_shutdown(signal, 1, flag.clone())
             .and_then(|_| signal_hook::flag::register(signal, flag.clone()))
             .map_err(|source| Error::Io { action: "listen for", path: "signals".into(), source })?;
     }
-    let flag: &'static Arc<AtomicBool> = Box::leak(Box::new(flag));
-    debug_assert!(!flag.load(Ordering::Relaxed));
     Ok(flag)
 }
 

@@ -214,6 +214,13 @@ impl Run {
     }
 
     fn run(mut self, stop: &AtomicBool) -> Result<Summary> {
+        let (device, threads) = (self.feed.device, tch::get_num_threads());
+        self.progress.say(&match device {
+            Device::Cpu => {
+                format!("training on the CPU, {threads} threads (trainer doctor says why)")
+            }
+            other => format!("training on {other:?}"),
+        });
         let begun = self.mark();
         let limit = Duration::from_secs_f64(60.0 * self.config.train.max_minutes);
         let mut tick = begun;
