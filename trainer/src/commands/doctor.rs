@@ -1,0 +1,21 @@
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use trainer::doctor;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: trainer doctor --data demo/data")]
+pub(crate) struct Args {
+    /// Data folder to look at
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &Args) -> ExitCode {
+    let findings = doctor::examine(args.data.as_deref());
+    for finding in &findings {
+        let mark = if finding.fine { "ok " } else { "BAD" };
+        println!("{mark} {:<9} {}", finding.what, finding.found);
+    }
+    ExitCode::from(if findings.iter().all(|f| f.fine) { 0 } else { 2 })
+}

@@ -1,0 +1,130 @@
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use comfy_table::{Table, presets::UTF8_HORIZONTAL_ONLY};
+use trainer::config::Config;
+use trainer::error::{Error, Result};
+use trainer::inspect::{self, Cost, Counts};
+use trainer::run::{self, Ended, Summary};
+
+use super::{Source, usage};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: trainer run --preset demo --data demo/data --out runs/first \
+                        --set train.steps=200")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    source: Source,
+    /// Data folder made by shard-imagenet; its train split is read
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Folder of the run; new, unless --resume
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Go on from the newest checkpoint in --out, with its own configuration
+    #[arg(long, requires = "out", conflicts_with_all = ["preset", "config", "set", "data", "device", "dry_run"])]
+    resume: bool,
+    /// cpu, cuda, cuda:N or auto
+    #[arg(long)]
+    device: Option<String>,
+    /// Print the resolved configuration and the parameter counts, write nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.resume {
+        let out = args.out.as_ref().ok_or_else(|| usage("--resume needs --out DIR"))?;
+        return finish(&run::resume(out, &*stop_flag()?)?);
+    }
+    let origin =
+        args.source.origin().ok_or_else(|| usage("give --preset NAME or --config FILE"))?;
+    let mut config = Config::resolve(&origin, &args.source.set)?;
+    if let Some(device) = &args.device {
+        config.train.device.clone_from(device);
+    }
+    if let Some(dir) = &args.data {
+        let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.clone());
+        config.data.dir = dir.to_string_lossy().into_owned();
+    }
+    if args.dry_run {
+        return dry_run(&config);
+    }
+    let out = args.out.as_ref().ok_or_else(|| usage("give --out DIR, a new folder for the run"))?;
+    finish(&run::start(config, out, &*stop_flag()?)?)
+}
+
+fn dry_run(config: &Config) -> Result<()> {
+    println!("{}", config.to_toml());
+    let counts = Counts::of(config);
+    println!("{}", inspect::table(&counts, &Cost::of(config, &counts)));
+    if !config.data.dir.is_empty() {
+        let images = run::open_data(config, "train")?.len();
+        let steps = config.train.steps as f64;
+        let epochs = steps * config.train.batch as f64 / images as f64;
+        println!("{images} training images; {steps} steps are {epochs:.1} epochs for G and E");
+    }
+    Ok(())
+}
+
+/// SIGTERM and SIGINT set the flag; a second one ends the process at once.
+fn stop_flag() -> Result<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        signal_hook::flag::register_conditional_shutdown(signal, 1, flag.clone())
+            .and_then(|_| signal_hook::flag::register(signal, flag.clone()))
+            .map_err(|source| Error::Io { action: "listen for", path: "signals".into(), source })?;
+    }
+    Ok(flag)
+}
+
+/// A run's last words: where its results are, and one table.
+fn finish(summary: &Summary) -> Result<()> {
+    let Some(s) = &summary.stats else {
+        println!("{} is finished: {} steps", summary.out.display(), summary.steps);
+        return Ok(());
+    };
+    let why = match summary.ended {
+        Ended::Steps => "all steps done",
+        Ended::Time => "train.max_minutes are over; --resume goes on",
+        Ended::Signal => "stopped by a signal; --resume goes on",
+    };
+    let at = |name: &str| summary.out.join(name).display().to_string();
+    let mut table = Table::new();
+    table.load_style(UTF8_HORIZONTAL_ONLY).set_header([
+        "steps",
+        "images/s",
+        "data wait",
+        "loss D",
+        "loss G",
+        "loss E",
+    ]);
+    table.add_row([
+        summary.steps.to_string(),
+        format!("{:.0}", s.images_per_s),
+        format!("{:.2} %", s.data_wait_percent),
+        format!("{:.3}", s.loss_d),
+        format!("{:.3}", s.loss_g),
+        s.loss_e.map_or("-".into(), |e| format!("{e:.3}")),
+    ]);
+    println!("{why}");
+    if summary.ended != Ended::Signal {
+        println!("samples          {}", at("images/samples.png"));
+        if s.loss_e.is_some() {
+            println!("reconstructions  {}", at("images/reconstructions.png"));
+        }
+    }
+    println!("statistics       {}", at("stats.jsonl"));
+    println!("metrics          {}", at("metrics.jsonl"));
+    println!("checkpoints      {}", at("checkpoints"));
+    println!("input            {}", summary.bottleneck);
+    if let Some((trained, initial)) = &summary.probe {
+        println!(
+            "linear probe     {:.1} % top-1 on {} images ({:.1} % with the initial encoder)",
+            trained.top1, trained.test_images, initial.top1
+        );
+    }
+    println!("{table}");
+    Ok(())
+}
