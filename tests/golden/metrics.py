@@ -1,0 +1,100 @@
+"""Makes metrics.json, knn.json and probe.json: scores, neighbours and a classifier's accuracy from NumPy, SciPy and
+scikit-learn on hashed features, for `trainer/src/eval`."""
+
+import numpy as np
+import scipy.linalg
+from make import hashed, write
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import pairwise_distances
+from sklearn.neighbors import NearestNeighbors
+
+
+def features(name, *shape):
+    return hashed(name, shape).numpy()
+
+
+def fid(a, b):
+    root = scipy.linalg.sqrtm(np.cov(a, rowvar=False) @ np.cov(b, rowvar=False)).real
+    between = a.mean(0) - b.mean(0)
+    return between @ between + np.trace(np.cov(a, rowvar=False) + np.cov(b, rowvar=False) - 2 * root)
+
+
+def inception_score(p, splits):
+    parts = np.split(p, splits)
+    scores = [np.exp((q * (np.log(q) - np.log(q.mean(0)))).sum(1).mean()) for q in parts]
+    return np.mean(scores), np.std(scores)
+
+
+def kid(x, y, size):
+    kernel = lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3
+    off = lambda k: (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
+    scores = []
+    for i in range(min(len(x), len(y)) // size):
+        a, b = x[i * size :][:size], y[i * size :][:size]
+        scores.append(off(kernel(a, a)) + off(kernel(b, b)) - 2 * kernel(a, b).mean())
+    return np.mean(scores), np.std(scores)
+
+
+def prdc(real, fake, k):
+    radii = lambda x: np.sort(pairwise_distances(x), 1)[:, k]
+    real_radii, fake_radii = radii(real), radii(fake)
+    d = pairwise_distances(real, fake)
+    inside = d < real_radii[:, None]
+    return {
+        "precision": inside.any(0).mean(),
+        "recall": (d < fake_radii).any(1).mean(),
+        "density": inside.sum() / k / len(fake),
+        "coverage": (d.min(1) < real_radii).mean(),
+    }
+
+
+def metrics():
+    real = np.tanh(features("real", 700, 24)) * 3
+    fake = features("fake", 600, 24) * 2.6 + 0.25
+    logits = features("logits", 600, 10) * 4
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    is_mean, is_std = inception_score(p, 4)
+    kid_mean, kid_std = kid(real, fake, 150)
+    out = {"fid": fid(real, fake), "is_mean": is_mean, "is_std": is_std, "kid_mean": kid_mean, "kid_std": kid_std}
+    out["kid_whole"] = kid(real[:600], fake, 600)[0]
+    return {k: float(v) for k, v in (out | prdc(real, fake, 5)).items()}
+
+
+def knn():
+    normalise = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
+    train = normalise(features("knn.train", 400, 20).astype(np.float32).astype(np.float64))
+    test = normalise(features("knn.test", 60, 20).astype(np.float32).astype(np.float64))
+    labels = np.arange(400) * 7 % 5
+    out = {}
+    for metric in ("l1", "l2", "cosine"):
+        find = NearestNeighbors(n_neighbors=50, metric=metric, algorithm="brute").fit(train)
+        distances, rows = find.kneighbors(test)
+        votes = {}
+        for k in (1, 5, 25, 50):
+            predictions = []
+            for d, r in zip(distances[:, :k], rows[:, :k]):
+                score, first = np.zeros(5), np.full(5, np.inf)
+                for rank, (distance, row) in enumerate(zip(d, r)):
+                    score[labels[row]] += np.exp((1 - distance) / 0.07) if metric == "cosine" else 1
+                    first[labels[row]] = min(first[labels[row]], rank)
+                predictions.append(int(min(range(5), key=lambda c: (-score[c], first[c]))))
+            votes[k] = predictions
+        out[metric] = {"rows": rows.tolist(), "votes": votes}
+    return out
+
+
+def probe():
+    """Three overlapping classes, so that the best linear classifier is far from perfect."""
+    def split(name, rows):
+        y = np.arange(rows) % 3
+        return (np.eye(3)[y] @ features("probe.centres", 3, 6) + features(name, rows, 6) * 1.2).astype(np.float32), y
+
+    (x, y), (test_x, test_y) = split("probe.train", 6000), split("probe.test", 4000)
+    fit = LogisticRegression(C=1e9, tol=1e-8, max_iter=10000).fit(x, y)
+    return {"top1": 100 * float((fit.predict(test_x) == test_y).mean())}
+
+
+if __name__ == "__main__":
+    write("metrics", metrics())
+    write("knn", knn())
+    write("probe", probe())
