@@ -6,7 +6,7 @@ mod rpath;
 fn main() {
     let Some(library) = rpath::write() else { return };
     let include = library.with_file_name("include");
-    println!("cargo:rerun-if-changed=shim/shim.cpp");
+    println!("cargo:rerun-if-changed=shim");
     cc::Build::new()
         .cpp(true)
         .std("c++17")
@@ -16,6 +16,6 @@ fn main() {
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
         .warnings(false)
-        .file("shim/shim.cpp")
+        .files(["shim/shim.cpp", "shim/export.cpp"])
         .compile("bigbigan_shim");
 }

@@ -4,5 +4,6 @@
 
 mod bad_input;
 mod determinism;
+mod export;
 mod repository;
 mod training;

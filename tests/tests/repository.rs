@@ -66,6 +66,7 @@ fn imports_go_one_way() {
             "step",
             "checkpoint",
             "eval",
+            "export",
             "log",
             "inspect",
             "run",

@@ -3,9 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <exception>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -21,26 +19,12 @@
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include "guard.h"
+
 namespace {
 
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
-
-char *text(const char *message) {
-  char *copy = static_cast<char *>(std::malloc(std::strlen(message) + 1));
-  return copy ? std::strcpy(copy, message) : nullptr;
-}
-
-template <typename F> char *guarded(F &&body) {
-  try {
-    body();
-    return nullptr;
-  } catch (const std::exception &e) {
-    return text(e.what());
-  } catch (...) {
-    return text("unknown C++ exception");
-  }
-}
 
 } // namespace
 

@@ -6,6 +6,7 @@ pub mod device;
 pub mod doctor;
 pub mod error;
 pub mod eval;
+pub mod export;
 #[cfg(test)]
 mod golden;
 pub mod inspect;

@@ -5,7 +5,7 @@ mod commands;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{doctor, inspect, pictures, run};
+use commands::{doctor, export, inspect, pictures, run};
 
 /// Trains BigBiGAN: a generator, an encoder and a discriminator, with no labels.
 #[derive(Debug, Parser)]
@@ -26,6 +26,8 @@ enum Command {
     Sample(pictures::SampleArgs),
     /// Show images beside their reconstructions G(E(x))
     Reconstruct(pictures::ReconstructArgs),
+    /// Write the trained networks for other programs: safetensors and TorchScript
+    Export(export::Args),
     /// Say how large a preset, configuration or run is and what a step costs
     Inspect(inspect::Args),
     /// Say what this machine offers, and whether a data folder is sound
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Sample(args) => pictures::sample(&args),
         Command::Reconstruct(args) => pictures::reconstruct(&args),
+        Command::Export(args) => export::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Doctor(args) => return doctor::run(&args),
     };

@@ -1,6 +1,7 @@
 //! The subcommands: what was typed becomes calls of the library, and its results become text.
 
 pub(crate) mod doctor;
+pub(crate) mod export;
 pub(crate) mod inspect;
 pub(crate) mod pictures;
 pub(crate) mod run;

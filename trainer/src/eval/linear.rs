@@ -17,7 +17,7 @@ const BATCH: i64 = 1024;
 /// Paper App. A.
 const RATE: f64 = 0.01;
 /// Added to the variance in the parameter-free BN of the features.
-const BN_EPS: f64 = 1e-5;
+pub const BN_EPS: f64 = 1e-5;
 
 /// What a probe found, with its protocol.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -190,6 +190,18 @@ impl Model {
         }))
     }
 
+    /// G and its tensors.
+    #[must_use]
+    pub fn generator(&self) -> (&Generator, &Params) {
+        (&self.g, &self.g_params)
+    }
+
+    /// E and its tensors, where the model has one.
+    #[must_use]
+    pub fn encoder_and_params(&self) -> Option<(&Encoder, &Params)> {
+        self.e.as_ref().map(|(e, params)| (e, params))
+    }
+
     /// The configuration it was built from.
     #[must_use]
     pub fn config(&self) -> &Config {

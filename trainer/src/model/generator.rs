@@ -123,7 +123,8 @@ impl Generator {
     /// Images (N, 3, R_G, R_G) of latents z (N, Z).
     pub fn forward(&self, z: &Tensor, statistics: Statistics) -> Tensor {
         let chunks = z.split(self.chunk, 1);
-        let e = self.embedding.expand([z.size()[0], -1], false);
+        // One row for each z. Adding nothing, unlike naming N, holds for other batches in a trace.
+        let e = z.narrow(1, 0, 1).zeros_like() + &self.embedding;
         let mut x = self.first.forward(&chunks[0]).view([-1, self.width, BOTTOM, BOTTOM]);
         for ((block, attention), z) in self.blocks.iter().zip(&chunks[1..]) {
             x = block.forward(&x, &Tensor::cat(&[z, &e], 1), statistics);

@@ -43,10 +43,10 @@ impl Attention {
     /// # Panics
     /// If x is not (N, C, H, W).
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let (n, _, h, w) = x.size4().expect("images are (N, C, H, W)");
+        let (_, c, h, w) = x.size4().expect("images are (N, C, H, W)");
         let values = pool(&self.g.forward(x)).flatten(2, 3); // (N, C/2, HW/4)
         let mixed = values.bmm(&self.weights(x).transpose(1, 2)); // (N, C/2, HW)
-        self.o.forward(&mixed.view([n, -1, h, w])) * &self.gamma + x
+        self.o.forward(&mixed.view([-1, c / 2, h, w])) * &self.gamma + x
     }
 
     /// The attention of every position (rows) to every pooled one: (N, HW, HW/4), rows sum to 1.

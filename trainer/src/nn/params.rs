@@ -208,6 +208,12 @@ impl Params {
         self.parameters.iter().map(|p| (p.name.as_str(), &p.raw))
     }
 
+    /// Names of the parameters and what layers read of them: W/σ where a spectral norm is held, else
+    /// the parameter itself.
+    pub fn folded(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.parameters.iter().map(|p| (p.name.as_str(), &p.weight))
+    }
+
     /// Cuts a flat tensor laid out like [`Params::flat`] into named pieces (views).
     #[must_use]
     pub fn unflatten(&self, flat: &Tensor) -> Vec<(String, Tensor)> {

@@ -1,0 +1,100 @@
+//! A trained model in other programs: safetensors, and TorchScript in plain PyTorch.
+
+use std::path::Path;
+use std::process::Command;
+
+use integration::{borrowed, data, repository, text, tiny_run, trainer};
+use safetensors::SafeTensors;
+use serde_json::Value;
+use tch::{CModule, Device, Kind, Tensor};
+use trainer::eval::Model;
+use trainer::{checkpoint, run};
+
+/// Python beside the libtorch that the repository links, unless PYTHON names another.
+fn python() -> String {
+    let beside = repository().join(".libtorch/../../../../bin/python");
+    std::env::var("PYTHON").unwrap_or_else(|_| text(&beside))
+}
+
+fn metadata(path: &Path) -> Value {
+    let bytes = std::fs::read(path).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    serde_json::to_value(header.metadata()).unwrap()
+}
+
+#[test]
+fn an_exported_model_says_in_other_programs_what_it_says_here() {
+    let folder = tempfile::tempdir().unwrap();
+    let (out, exported) = (folder.path().join("run"), folder.path().join("export"));
+    let attention = ["train.steps=2", "g.attn_res=8", "f.attn_res=8", "f.ch=8", "g.ch=8"];
+    let said = trainer(&borrowed(&tiny_run(data(), &out, &attention)));
+    assert_eq!(said.code, 0, "{}", said.err);
+    let args = ["export", "--run", &text(&out), "--out", &text(&exported), "--device", "cpu"];
+    let said = trainer(&args);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert_eq!(said.out.lines().count(), 4, "{}", said.out);
+
+    let config = run::read_config(&out).unwrap();
+    let newest = checkpoint::newest(&out.join("checkpoints")).unwrap();
+    let train = run::open_data(&config, "train").unwrap();
+    let model = Model::load(&newest, &config, Device::Cpu, Some(&train)).unwrap();
+    let z = model.latents(3, 5);
+    let images = model.generate(&z);
+    let script = CModule::load(exported.join("generator.pt")).unwrap();
+    let off = (script.forward_ts(&[&z]).unwrap() - &images).abs().max();
+    assert!(off.double_value(&[]) < 1e-5, "{off:?}");
+
+    for network in ["generator", "encoder"] {
+        let note = metadata(&exported.join(format!("{network}.safetensors")));
+        assert_eq!((&note["step"], &note["format"]), (&"2".into(), &"bigbigan 1".into()));
+        let config = note["config"].as_str().unwrap();
+        assert!(config.contains("[latent]") && !config.contains(&text(data())), "{config}");
+    }
+
+    let python = python();
+    let has_torch = Command::new(&python).args(["-c", "import torch"]).output();
+    if !has_torch.is_ok_and(|output| output.status.success()) {
+        eprintln!("not checked in Python: {python} has no torch");
+        return;
+    }
+    // The ten lines of README.md, then what they may not say.
+    let ramp = Tensor::linspace(-1.0, 1.0, 4 * 3 * 32 * 32, (Kind::Float, Device::Cpu));
+    let view = trainer::device::Images {
+        large: ramp.view([4, 3, 32, 32]),
+        small: Tensor::zeros([4, 3, 16, 16], (Kind::Float, Device::Cpu)),
+    };
+    let features = model.features(&view).unwrap().flatten(0, -1);
+    let features = Vec::<f64>::try_from(features.to_kind(Kind::Double)).unwrap();
+    let expected = folder.path().join("features.json");
+    std::fs::write(&expected, serde_json::to_string(&features).unwrap()).unwrap();
+    let said = Command::new(&python)
+        .args(["-c", SCRIPT, &text(&exported), &text(&expected)])
+        .output()
+        .unwrap();
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+}
+
+const SCRIPT: &str = r#"
+import json, sys, torch
+folder, expected = sys.argv[1:]
+note = {"bigbigan.json": ""}
+e = torch.jit.load(f"{folder}/encoder.pt", _extra_files=note)
+g = torch.jit.load(f"{folder}/generator.pt")
+assert json.loads(note["bigbigan.json"])["step"] == "2"
+x = torch.linspace(-1, 1, 4 * 3 * 32 * 32).view(4, 3, 32, 32)
+said = e(x)
+assert list(said) == ["z_sample", "z_mean", "z_stdev", "avepool_feat", "bn_crelu_feat"], list(said)
+a = torch.tensor(json.load(open(expected)), dtype=torch.float32).view(4, -1)
+assert (said["avepool_feat"] - a).abs().max() < 1e-4
+torch.testing.assert_close(said["bn_crelu_feat"].size(1), 2 * a.size(1))
+for rows in (1, 7):
+    assert g(e(torch.rand(rows, 3, 32, 32))["z_mean"]).shape == (rows, 3, 16, 16)
+assert len(list(e.parameters())) > 20 and len(list(g.buffers())) > 4
+for m in (e.double(), g.double()):
+    assert all(p.dtype == torch.float64 and p.requires_grad for p in m.parameters())
+wide = e(x.double())
+assert (wide["avepool_feat"] - a).abs().max() < 1e-4
+image = g(wide["z_sample"])
+image.square().mean().backward()
+assert all(p.grad is not None for p in g.parameters())
+"#;

@@ -1,0 +1,355 @@
+//! Trained networks for other programs: safetensors, and TorchScript that plain PyTorch opens.
+//!
+//! Weights are the averages, with W/σ in place of W where a spectral norm is held, and batch norm
+//! reads standing statistics: nothing of training is left in them. Both files of a network hold the
+//! same tensors under the same names, on the CPU, in single precision.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_char, c_int, c_void};
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::ptr::null;
+use std::sync::Arc;
+
+use pipeline::Dataset;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use tch::{Device, Kind, Tensor, no_grad};
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::eval::Model;
+use crate::eval::linear::BN_EPS;
+use crate::model::{Code, Encoder};
+use crate::nn::{Params, Statistics};
+use crate::shim::outcome;
+
+/// Keys of what an exported encoder returns, those of the published module.
+///
+/// - `z_sample`, `z_mean`, `z_stdev` (N, Z): a draw from the code, its mean and deviation (0 for a
+///   deterministic encoder). The draw uses PyTorch's own random numbers.
+/// - `avepool_feat` (N, features): a, the pooled trunk feature.
+/// - `bn_crelu_feat` (N, 2 · features): [ReLU(h), ReLU(−h)] of h = BN(a).
+pub const OUTPUTS: [&str; 5] = ["z_sample", "z_mean", "z_stdev", "avepool_feat", "bn_crelu_feat"];
+
+/// Writes `generator.safetensors`, `generator.pt` and, where `model` has an encoder, the same of
+/// `encoder` into `out`, each whole or not at all. `step` is noted in them, `train` is the training
+/// split. Returns what was written.
+///
+/// # Shapes
+/// The generator takes z (N, Z) and returns images (N, 3, R_G, R_G) in [-1, 1]. The encoder takes
+/// images (N, 3, R_E, R_E) in [-1, 1] and returns a dictionary with the keys [`OUTPUTS`].
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Data`] if images cannot be read; [`Error::Torch`] if libtorch refuses.
+pub fn export(model: &Model, step: u64, train: &Arc<Dataset>, out: &Path) -> Result<Vec<PathBuf>> {
+    fs::create_dir_all(out).map_err(Error::io("create", out))?;
+    let c = model.config();
+    let (g, params) = model.generator();
+    let network = Network {
+        name: "generator",
+        argument: "z",
+        outputs: &[],
+        tensors: tensors(params),
+        note: note(c, step, "z (N, Z)", "images (N, 3, R_G, R_G), RGB in [-1, 1]"),
+    };
+    let z = model.latents(0, 2);
+    let mut written = network.write(out, &z, &|z| vec![g.forward(z, Statistics::Stored)])?;
+    if let Some((e, params)) = model.encoder_and_params() {
+        let norm = FeatureNorm::collect(model, train)?;
+        let mut network = Network {
+            name: "encoder",
+            argument: "x",
+            outputs: &OUTPUTS,
+            tensors: tensors(params),
+            note: note(c, step, "images (N, 3, R_E, R_E), RGB in [-1, 1]", &OUTPUTS.join(" ")),
+        };
+        for (name, tensor) in [("mean", &norm.mean), ("var", &norm.var)] {
+            let name = format!("feature_norm.{name}");
+            network.tensors.push(Named { name, tensor: tensor.shallow_clone(), trainable: false });
+        }
+        let x = Tensor::zeros([2, 3, c.e.res, c.e.res], (Kind::Float, model.device()));
+        written.extend(network.write(out, &x, &|x| encoded(e, &norm, x))?);
+    }
+    Ok(written)
+}
+
+/// Mean and biased variance of a over training images, each (features): what the parameter-free batch
+/// norm of `bn_crelu_feat` reads.
+#[derive(Debug)]
+struct FeatureNorm {
+    mean: Tensor,
+    var: Tensor,
+}
+
+impl FeatureNorm {
+    /// Over `images.standing_images` images under the crop of evaluation. Ours: the paper does not
+    /// say which statistics its feature uses at test time.
+    fn collect(model: &Model, train: &Arc<Dataset>) -> Result<Self> {
+        let c = model.config();
+        let count = c.images.standing_images.min(train.len() as i64);
+        let mut features = vec![];
+        for images in model.images(train, c.eval.mode, count)? {
+            features.push(model.features(&images?)?);
+        }
+        let (a, rows) = (Tensor::cat(&features, 0), [0i64]);
+        Ok(Self {
+            mean: a.mean_dim(rows.as_slice(), false, Kind::Float),
+            var: a.var_dim(rows.as_slice(), false, false),
+        })
+    }
+
+    /// (N, features) to (N, 2 · features).
+    fn crelu(&self, a: &Tensor) -> Tensor {
+        let (none, mean, var) = (None::<&Tensor>, Some(&self.mean), Some(&self.var));
+        let h = a.batch_norm(none, none, mean, var, false, 0.0, BN_EPS, true);
+        Tensor::cat(&[h.relu(), (-h).relu()], 1)
+    }
+}
+
+/// [`OUTPUTS`] of images x.
+fn encoded(e: &Encoder, norm: &FeatureNorm, x: &Tensor) -> Vec<Tensor> {
+    let encoded = e.forward(x, Statistics::Stored);
+    let (mean, stdev) = match encoded.code {
+        Code::Gaussian { mean, stdev } => (mean, stdev),
+        Code::Point(z) => (z.shallow_clone(), z.zeros_like()),
+    };
+    let sample = mean.addcmul(&mean.randn_like(), &stdev);
+    let crelu = norm.crelu(&encoded.features);
+    vec![sample, mean, stdev, encoded.features, crelu]
+}
+
+/// A tensor that a network reads.
+struct Named {
+    name: String,
+    tensor: Tensor,
+    trainable: bool,
+}
+
+fn tensors(params: &Params) -> Vec<Named> {
+    let folded = params.folded().map(|(name, t)| (name.to_owned(), t.shallow_clone(), true));
+    let buffers = params.buffers().into_iter().map(|(name, t)| (name, t, false));
+    let named = |(name, tensor, trainable)| Named { name, tensor, trainable };
+    folded.chain(buffers).map(named).collect()
+}
+
+/// What the files say of themselves. The folder of the data is this machine's own business.
+fn note(config: &Config, step: u64, input: &str, output: &str) -> HashMap<String, String> {
+    let mut config = config.clone();
+    config.data.dir.clear();
+    let entries = [
+        ("format", "bigbigan 1".to_owned()),
+        ("step", step.to_string()),
+        ("weights", "average, spectral norms folded in".to_owned()),
+        ("input", input.to_owned()),
+        ("output", output.to_owned()),
+        ("config", config.to_toml()),
+    ];
+    entries.map(|(key, value)| (key.to_owned(), value)).into()
+}
+
+/// A network to be written.
+struct Network {
+    name: &'static str,
+    argument: &'static str,
+    /// Keys of the returned dictionary; none where it returns one tensor.
+    outputs: &'static [&'static str],
+    tensors: Vec<Named>,
+    note: HashMap<String, String>,
+}
+
+/// From the input to the outputs, in order.
+type Forward<'a> = dyn Fn(&Tensor) -> Vec<Tensor> + 'a;
+
+impl Network {
+    /// Both files. `forward` reads the tensors of `self`; it runs once, on `example`.
+    fn write(self, out: &Path, example: &Tensor, forward: &Forward<'_>) -> Result<Vec<PathBuf>> {
+        let whole = |extension: &str, write: &dyn Fn(&Path) -> Result<()>| {
+            let path = out.join(format!("{}.{extension}", self.name));
+            let aside = out.join(format!("{}.{extension}.partial", self.name));
+            write(&aside)?;
+            fs::rename(&aside, &path).map_err(Error::io("write", &path))?;
+            Ok::<_, Error>(path)
+        };
+        Ok(vec![
+            whole("safetensors", &|path| self.write_safetensors(path))?,
+            whole("pt", &|path| no_grad(|| self.write_script(path, example, forward)))?,
+        ])
+    }
+
+    fn write_safetensors(&self, path: &Path) -> Result<()> {
+        let refused = |e| Error::io("write", path)(std::io::Error::other(e));
+        let mut raw = Vec::with_capacity(self.tensors.len());
+        for Named { name, tensor, .. } in &self.tensors {
+            let host = tensor.to_device(Device::Cpu).contiguous();
+            let mut bytes = vec![0; 4 * host.numel()];
+            host.f_copy_data_u8(&mut bytes, host.numel())?;
+            raw.push((name, host.size().iter().map(|s| *s as usize).collect::<Vec<_>>(), bytes));
+        }
+        let mut views = Vec::with_capacity(raw.len());
+        for (name, shape, bytes) in &raw {
+            let view = TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(refused)?;
+            views.push((name.as_str(), view));
+        }
+        let bytes = safetensors::serialize(views, Some(self.note.clone())).map_err(refused)?;
+        fs::write(path, bytes).map_err(Error::io("write", path))
+    }
+
+    fn write_script(&self, path: &Path, example: &Tensor, forward: &Forward<'_>) -> Result<()> {
+        let text = |s: &str| CString::new(s).expect("our names hold no zero byte");
+        let names: Vec<CString> = self.tensors.iter().map(|t| text(&t.name)).collect();
+        let raw: Vec<RawNamed> = (names.iter().zip(&self.tensors))
+            .map(|(name, t)| RawNamed {
+                name: name.as_ptr(),
+                tensor: t.tensor.as_ptr().cast(),
+                trainable: c_int::from(t.trainable),
+            })
+            .collect();
+        let keys: Vec<CString> = self.outputs.iter().map(|key| text(key)).collect();
+        let key_pointers: Vec<*const c_char> = keys.iter().map(|key| key.as_ptr()).collect();
+        let (name, argument) = (text(self.name), text(self.argument));
+        let note = text(&serde_json::to_string(&self.note).expect("a map of texts"));
+        let file = CString::new(path.as_os_str().as_bytes())
+            .map_err(|e| Error::io("write", path)(e.into()))?;
+        let context = Context { forward, outputs: self.outputs.len().max(1) };
+        // SAFETY: every pointer is to something that lives in this frame or in `self`; the shim calls
+        // `run` with `context` within this call alone.
+        let error = unsafe {
+            bb_script(
+                name.as_ptr(),
+                raw.as_ptr(),
+                raw.len(),
+                argument.as_ptr(),
+                example.as_ptr().cast(),
+                run,
+                (&raw const context).cast(),
+                if keys.is_empty() { null() } else { key_pointers.as_ptr() },
+                context.outputs,
+                note.as_ptr(),
+                file.as_ptr(),
+            )
+        };
+        outcome(error).map_err(|e| Error::io("write", path)(std::io::Error::other(e)))
+    }
+}
+
+struct Context<'a> {
+    forward: &'a Forward<'a>,
+    outputs: usize,
+}
+
+/// The layout of `bb_named`.
+#[repr(C)]
+struct RawNamed {
+    name: *const c_char,
+    tensor: *const c_void,
+    trainable: c_int,
+}
+
+unsafe extern "C" {
+    fn bb_script(
+        name: *const c_char,
+        tensors: *const RawNamed,
+        count: usize,
+        argument: *const c_char,
+        example: *const c_void,
+        forward: extern "C" fn(*const c_void, *mut c_void, *mut *mut c_void) -> c_int,
+        context: *const c_void,
+        outputs: *const *const c_char,
+        count_outputs: usize,
+        note: *const c_char,
+        path: *const c_char,
+    ) -> *mut c_char;
+}
+
+extern "C" fn run(context: *const c_void, input: *mut c_void, out: *mut *mut c_void) -> c_int {
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        // SAFETY: `context` is the one of `write_script`, which waits for this call.
+        let context = unsafe { &*context.cast::<Context<'_>>() };
+        // SAFETY: `input` is a live tensor; the clone shares it.
+        let input = unsafe { Tensor::clone_from_ptr(input.cast()) };
+        let outputs = (context.forward)(&input);
+        assert_eq!(outputs.len(), context.outputs, "one tensor for each key");
+        for (i, mut output) in outputs.into_iter().enumerate() {
+            // SAFETY: `out` has room for that many pointers. The C++ side owns the tensor from here.
+            unsafe { *out.add(i) = output.as_mut_ptr().cast() };
+            std::mem::forget(output);
+        }
+    }));
+    c_int::from(outcome.is_err())
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{CModule, IValue};
+
+    use super::*;
+    use crate::config::Origin;
+    use crate::nn::Fill;
+
+    #[test]
+    fn a_script_of_every_encoder_says_what_the_encoder_says_for_any_batch() {
+        let folder = tempfile::tempdir().unwrap();
+        let kinds = (Kind::Float, Device::Cpu);
+        for overrides in [
+            &["e.depth=8"][..],
+            &["e.depth=8", "e.stochastic=false", "latent.prior=uniform"],
+            &["e.family=resnet_v2", "e.depth=50"],
+            &["e.family=revnet", "e.depth=50"],
+        ] {
+            let overrides: Vec<_> = overrides.iter().map(|s| (*s).to_owned()).collect();
+            let c = Config::resolve(&Origin::Preset("demo"), &overrides).unwrap();
+            let (e, mut params) =
+                Params::build(kinds, Fill::Unset, |s| Encoder::new(s, c.e, c.latent));
+            crate::golden::fill(&mut params);
+            let x = Tensor::randn([3, 3, 32, 32], kinds);
+            let features = no_grad(|| e.features(&x, Statistics::Stored));
+            let width = [features.size()[1]];
+            let norm =
+                FeatureNorm { mean: Tensor::rand(width, kinds), var: Tensor::rand(width, kinds) };
+            let mut tensors = tensors(&params);
+            for (name, tensor) in [("n.mean", &norm.mean), ("n.var", &norm.var)] {
+                let tensor = tensor.shallow_clone();
+                tensors.push(Named { name: name.into(), tensor, trainable: false });
+            }
+            let (name, argument, note) = ("encoder", "x", HashMap::new());
+            let network = Network { name, argument, outputs: &OUTPUTS, tensors, note };
+            let forward = |x: &Tensor| encoded(&e, &norm, x);
+            let one = Tensor::zeros([1, 3, 32, 32], kinds);
+            let files = network.write(folder.path(), &one, &forward).unwrap();
+
+            let script = CModule::load(&files[1]).unwrap();
+            let said = script.forward_is(&[IValue::Tensor(x.shallow_clone())]).unwrap();
+            let IValue::GenericDict(said) = said else { panic!("{said:?}") };
+            let expected = no_grad(|| forward(&x));
+            for ((key, value), (name, expected)) in said.iter().zip(OUTPUTS.iter().zip(&expected)) {
+                let IValue::Tensor(value) = value else { panic!("{value:?}") };
+                assert_eq!(key, &IValue::String((*name).to_owned()));
+                assert_eq!(value.size(), expected.size());
+                let off = (value - expected).abs().max().double_value(&[]);
+                // Samples are drawn anew, unless the code is a point.
+                assert!(off < 1e-5 || (*name == "z_sample" && c.e.stochastic), "{name}: {off}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_within_a_trace_is_an_error_and_leaves_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let x = Tensor::zeros([1], (Kind::Float, Device::Cpu));
+        let network = || Network {
+            name: "generator",
+            argument: "z",
+            outputs: &[],
+            tensors: vec![],
+            note: HashMap::new(),
+        };
+        let error = network().write(folder.path(), &x, &|_| panic!("on purpose")).unwrap_err();
+        assert!(error.to_string().contains("forward pass of an exported network"), "{error}");
+        assert!(!folder.path().join("generator.pt").exists());
+        // The next trace is not disturbed by it.
+        network().write(folder.path(), &x, &|x| vec![x + 1.0]).unwrap();
+    }
+}
