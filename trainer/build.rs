@@ -16,6 +16,6 @@ fn main() {
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
         .warnings(false)
-        .files(["shim/shim.cpp", "shim/export.cpp"])
+        .files(["shim/shim.cpp", "shim/runtime.cpp", "shim/export.cpp"])
         .compile("bigbigan_shim");
 }

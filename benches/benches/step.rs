@@ -25,6 +25,9 @@ struct Args {
     /// Images an update [default: the preset's]
     #[arg(long)]
     batch: Option<i64>,
+    /// Change one key, such as --set train.precision=bf16 (repeatable)
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
     /// Steps to time, after a tenth of it (at least one) to warm up
     #[arg(long, default_value_t = 30)]
     steps: usize,
@@ -40,6 +43,7 @@ fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     anyhow::ensure!(args.steps > 0, "--steps 0 times nothing");
     let mut overrides = vec!["train.micro_batch=0".to_owned()];
+    overrides.extend(args.set.clone());
     overrides.extend(args.batch.map(|batch| format!("train.batch={batch}")));
     let config = Config::resolve(&Origin::Preset(&args.preset), &overrides)?;
     let device = device::parse(&args.device)?;
@@ -51,12 +55,12 @@ fn main() -> anyhow::Result<()> {
         let begun = Instant::now();
         for update in 0..config.train.d_steps {
             let update_begun = Instant::now();
-            let loss = discriminator_step(&config, &mut state, &images, update);
+            let (loss, _) = discriminator_step(&config, &mut state, &images, update);
             wait_for(device, &loss).context("the loss of D")?;
             d.push(update_begun.elapsed().as_secs_f64());
         }
         let update_begun = Instant::now();
-        let (loss, _) = encoder_generator_step(&config, &mut state, &images);
+        let ((loss, _), _) = encoder_generator_step(&config, &mut state, &images);
         wait_for(device, &loss).context("the loss of G")?;
         eg.push(update_begun.elapsed().as_secs_f64());
         state.step += 1;
@@ -83,7 +87,7 @@ fn main() -> anyhow::Result<()> {
     println!("{:.1} GFLOP/s, {} operators a step", gflop * images_per_s, work.operators);
     let line = json!({
         "bench": "step", "preset": args.preset, "device": format!("{device:?}"), "batch": batch,
-        "threads": tch::get_num_threads(), "d_seconds": d, "eg_seconds": eg,
+        "threads": tch::get_num_threads(), "precision": config.train.precision, "d_seconds": d, "eg_seconds": eg,
         "step_seconds": whole, "images_per_s": images_per_s, "gflop_per_s": gflop * images_per_s,
         "operators": work.operators, "peak_rss_bytes": peak_rss(),
     });

@@ -39,6 +39,9 @@ pub struct Manifest {
     pub cursor: Cursor,
     /// Updates done by each Adam.
     pub adam_steps: BTreeMap<String, u64>,
+    /// Times that training went back to a checkpoint.
+    #[serde(default)]
+    pub rollbacks: u64,
     /// Hash of the data index.
     pub data_fingerprint: u64,
     /// CPU threads of libtorch: sums depend on it in the last bit.
@@ -80,6 +83,7 @@ pub fn save(folder: &Path, state: &TrainState, data: u64, keep: usize) -> Result
         step: state.step,
         cursor: state.cursor,
         adam_steps: adam_steps(state),
+        rollbacks: state.rollbacks,
         data_fingerprint: data,
         threads: tch::get_num_threads(),
         files,
@@ -171,14 +175,15 @@ pub fn load(path: &Path, config: &Config, device: Device, data: u64) -> Result<T
     }
     state.step = manifest.step;
     state.cursor = manifest.cursor;
+    state.rollbacks = manifest.rollbacks;
     let steps = |name: &str| {
         let missing = || fault(path, format!("the manifest has no Adam steps of the {name}"));
         manifest.adam_steps.get(name).copied().ok_or_else(missing)
     };
-    state.g.live.adam.steps = steps("generator")?;
-    state.d.adam.steps = steps("discriminator")?;
+    state.g.live.adam.set_steps(steps("generator")?);
+    state.d.adam.set_steps(steps("discriminator")?);
     if let Some(e) = &mut state.e {
-        e.live.adam.steps = steps("encoder")?;
+        e.live.adam.set_steps(steps("encoder")?);
         e.live.params.rescale();
     }
     state.g.live.params.rescale();
@@ -243,11 +248,11 @@ fn averaged<N>(name: &str, network: &Averaged<N>) -> Vec<(String, Named)> {
 
 fn adam_steps(state: &TrainState) -> BTreeMap<String, u64> {
     let mut steps = BTreeMap::from([
-        ("generator".to_owned(), state.g.live.adam.steps),
-        ("discriminator".to_owned(), state.d.adam.steps),
+        ("generator".to_owned(), state.g.live.adam.steps()),
+        ("discriminator".to_owned(), state.d.adam.steps()),
     ]);
     if let Some(e) = &state.e {
-        steps.insert("encoder".to_owned(), e.live.adam.steps);
+        steps.insert("encoder".to_owned(), e.live.adam.steps());
     }
     steps
 }

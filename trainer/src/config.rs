@@ -10,7 +10,7 @@ use crate::model::{
     DiscriminatorConfig, EncoderConfig, Family, GeneratorConfig, ImageConfig, LatentConfig, Terms,
 };
 use crate::nn::MlpConfig;
-use crate::optim::{AdamConfig, AverageConfig};
+use crate::optim::{AdamConfig, AverageConfig, Decay, Schedule};
 use crate::random::Prior;
 
 /// Presets by name, compiled in. Each but `base` holds its differences only.
@@ -67,6 +67,8 @@ pub struct Config {
     pub train: TrainConfig,
     /// The input pipeline.
     pub data: DataConfig,
+    /// What to do when numbers go wrong.
+    pub health: HealthConfig,
     /// Checkpoints.
     pub checkpoint: CheckpointConfig,
     /// Statistics.
@@ -88,8 +90,11 @@ pub struct OptConfig {
     pub beta1: f64,
     pub beta2: f64,
     pub eps: f64,
+    pub warmup_images: u64,
+    pub decay: Decay,
     pub ema: f64,
     pub ema_ramp: bool,
+    pub ema_start_images: u64,
 }
 
 /// The loop.
@@ -104,6 +109,41 @@ pub struct TrainConfig {
     pub seed: u64,
     pub max_minutes: f64,
     pub device: String,
+    pub precision: Precision,
+}
+
+/// In what precision G, E and D run forward and backward. Weights, moments, averages, spectral norms,
+/// batch statistics and losses are in single precision always.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Single precision.
+    F32,
+    /// Single precision; CUDA rounds the inputs of products and convolutions to 10 bits.
+    Tf32,
+    /// Products and convolutions in bfloat16.
+    Bf16,
+}
+
+/// What becomes of a run whose numbers go wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "every key has its meaning in presets/base.toml")]
+pub struct HealthConfig {
+    pub on_fault: OnFault,
+    pub patience: u64,
+}
+
+/// What to do about a loss, gradient or weight that is not finite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnFault {
+    /// End the run.
+    Halt,
+    /// Leave the update out.
+    Skip,
+    /// Go back to the newest checkpoint and on with other images and latents.
+    Rollback,
 }
 
 /// The input.
@@ -193,11 +233,7 @@ impl Config {
             }
         }
         refuse(problems)?;
-        let config: Self = Value::Table(table)
-            .try_into()
-            .map_err(|e| Error::Config { problems: vec![one_line(&e.to_string())] })?;
-        config.check()?;
-        Ok(config)
+        Self::of(table)
     }
 
     /// The resolved configuration as TOML; [`Config::parse`] reads it back.
@@ -209,12 +245,22 @@ impl Config {
         toml::to_string(self).expect("every field has a TOML form")
     }
 
-    /// Reads a resolved configuration (a run's `config.toml`).
+    /// Reads a resolved configuration (a run's `config.toml`). Keys that it lacks, because they came
+    /// into use after it was written, have `base`'s values.
     ///
     /// # Errors
     /// [`Error::Config`] where it is not one.
     pub fn parse(text: &str) -> Result<Self> {
-        let config: Self = toml::from_str(text)
+        let mut problems = vec![];
+        let mut table = preset("base")?;
+        merge(&mut table, parse(text, "config.toml")?, "", &mut problems);
+        refuse(problems)?;
+        Self::of(table)
+    }
+
+    fn of(table: Table) -> Result<Self> {
+        let config: Self = Value::Table(table)
+            .try_into()
             .map_err(|e| Error::Config { problems: vec![one_line(&e.to_string())] })?;
         config.check()?;
         Ok(config)
@@ -236,7 +282,18 @@ impl Config {
     /// The average of G and E.
     #[must_use]
     pub fn average(&self) -> AverageConfig {
-        AverageConfig { decay: self.opt.ema, ramp: self.opt.ema_ramp }
+        let start = self.opt.ema_start_images / self.train.batch as u64;
+        AverageConfig { decay: self.opt.ema, ramp: self.opt.ema_ramp, start }
+    }
+
+    /// Factor of every rate in step number `step` (from 0).
+    #[must_use]
+    pub fn rate_factor(&self, step: u64) -> f64 {
+        let batch = self.train.batch as f64;
+        let (warmup, decay) = (self.opt.warmup_images as f64, self.opt.decay);
+        // The first step counts its own images, else a warm-up would waste it.
+        let seen = if warmup > 0.0 { step + 1 } else { step };
+        Schedule { warmup, decay, images: self.train.steps as f64 * batch }.at(seen as f64 * batch)
     }
 
     /// Images of one forward and backward pass.
@@ -263,6 +320,7 @@ impl Config {
         );
         require(t.d_steps > 0, "train.d_steps = 0, but D has to train".into());
         require(t.max_minutes >= 0.0, format!("train.max_minutes = {} < 0", t.max_minutes));
+        require(self.health.patience > 0, "health.patience = 0; give a number of faults".into());
         require(self.log.every > 0, "log.every = 0; give a number of steps".into());
         require(self.checkpoint.keep > 0, "checkpoint.keep = 0 would keep none".into());
         require(self.images.columns > 0, "images.columns = 0".into());
@@ -474,6 +532,17 @@ mod tests {
             let config = Config::resolve(&Origin::Preset(&name), &[]).unwrap();
             assert_eq!(Config::parse(&config.to_toml()).unwrap(), config);
         }
+    }
+
+    #[test]
+    fn a_configuration_written_before_a_key_existed_gets_the_key_of_base() {
+        let config = Config::resolve(&Origin::Preset("demo"), &[]).unwrap();
+        let text = config.to_toml();
+        let older = text.lines().filter(|line| !line.starts_with("warmup_images"));
+        let older = older.collect::<Vec<_>>().join("\n");
+        assert!(older.len() < text.len());
+        assert_eq!(Config::parse(&older).unwrap(), config);
+        assert!(Config::parse(&format!("{text}\nnonsense = 1")).is_err());
     }
 
     #[test]

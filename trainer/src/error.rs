@@ -49,17 +49,15 @@ pub enum Error {
         /// Why, and what to do.
         reason: String,
     },
-    /// A loss is no longer a number.
+    /// A loss, gradient or weight is no longer a number.
     #[error(
-        "loss_{network} is {value} at step {step}: the run has diverged; lower opt.lr_d and \
-             opt.lr_g, or resume from an earlier checkpoint"
+        "loss_{network}, its gradient or a weight is not finite at step {step}: lower opt.lr_d and \
+             opt.lr_g and resume, or start with health.on_fault = \"skip\" or \"rollback\""
     )]
     Diverged {
         /// d, g or e.
         network: &'static str,
-        /// The loss.
-        value: f64,
-        /// The step it was read at.
+        /// The step it happened in.
         step: u64,
     },
     /// libtorch refused.

@@ -7,18 +7,19 @@
 use tch::{Kind, Tensor};
 
 use crate::model::Scores;
+use crate::nn::single;
 
 /// L_D = Σ over terms of mean(max(0, 1 − s)) on encoder pairs + mean(max(0, 1 + s)) on generator pairs.
 /// Each term is clamped on its own. A scalar.
 pub fn discriminator(encoder: &Scores, generator: &Scores) -> Tensor {
-    let encoder = encoder.terms().map(|s| (1f64 - s).relu());
-    let generator = generator.terms().map(|s| (1f64 + s).relu());
+    let encoder = encoder.terms().map(|s| (1f64 - single(s)).relu());
+    let generator = generator.terms().map(|s| (1f64 + single(s)).relu());
     total(encoder.chain(generator))
 }
 
 /// E's part of L_EG: Σ mean(s) on pairs (x, E(x)). A scalar.
 pub fn encoder(scores: &Scores) -> Tensor {
-    total(scores.terms().map(Tensor::shallow_clone))
+    total(scores.terms().map(single))
 }
 
 /// G's part of L_EG: −Σ mean(s) on pairs (G(z), z). A scalar.

@@ -1,6 +1,27 @@
-//! Adam with visible moments, and the running average of weights.
+//! Adam with visible moments, the schedule of its rate, and the running average of weights.
 
-use tch::{Tensor, no_grad};
+use std::ffi::{c_char, c_void};
+use std::ptr::null;
+
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor, no_grad};
+
+use crate::shim::outcome;
+
+unsafe extern "C" {
+    fn bb_adam(
+        parameters: *const c_void,
+        gradient: *const c_void,
+        m: *const c_void,
+        v: *const c_void,
+        steps: *const c_void,
+        rate: f64,
+        beta1: f64,
+        beta2: f64,
+        eps: f64,
+        fault: *const c_void,
+    ) -> *mut c_char;
+}
 
 /// Settings of Adam.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -15,7 +36,7 @@ pub struct AdamConfig {
     pub eps: f64,
 }
 
-/// Adam over one flat tensor of parameters.
+/// Adam over one flat tensor of parameters, one kernel an update.
 ///
 /// # Source
 /// Kingma & Ba 2014; β₁ = 0 as in Brock et al. 2018.
@@ -26,32 +47,67 @@ pub struct Adam {
     pub m: Tensor,
     /// Second moment, flat.
     pub v: Tensor,
-    /// Updates done.
-    pub steps: u64,
+    /// Updates done, a float on the device: an update that is passed over there does not count.
+    steps: Tensor,
 }
 
 impl Adam {
     /// No update done yet.
     #[must_use]
     pub fn new(config: AdamConfig, parameters: &Tensor) -> Self {
-        Self { config, m: parameters.zeros_like(), v: parameters.zeros_like(), steps: 0 }
+        let steps = Tensor::zeros([], (Kind::Float, parameters.device()));
+        Self { config, m: parameters.zeros_like(), v: parameters.zeros_like(), steps }
+    }
+
+    /// Updates done. Waits for the device.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        self.steps.double_value(&[]) as u64
+    }
+
+    /// Goes on from this many updates, at most 2²⁴.
+    pub fn set_steps(&mut self, steps: u64) {
+        let _ = self.steps.fill_(steps as i64);
     }
 
     /// One update of `parameters` by `gradient`, both flat.
+    ///
+    /// # Panics
+    /// If the tensors do not fit together.
     pub fn step(&mut self, parameters: &Tensor, gradient: &Tensor) {
+        self.step_unless(None, parameters, gradient, 1.0);
+    }
+
+    /// As [`Adam::step`], at `factor` times the rate. Where `fault` (a float scalar) is not 0, nothing
+    /// changes.
+    ///
+    /// # Panics
+    /// If the tensors do not fit together.
+    pub fn step_unless(
+        &mut self,
+        fault: Option<&Tensor>,
+        parameters: &Tensor,
+        gradient: &Tensor,
+        factor: f64,
+    ) {
         let AdamConfig { rate, beta1, beta2, eps } = self.config;
-        self.steps += 1;
-        let correct = |beta: f64| 1.0 - beta.powf(self.steps as f64);
-        let (first, second) = (correct(beta1), correct(beta2));
-        no_grad(|| {
-            let _ = self.m.lerp_(gradient, 1.0 - beta1);
-            let _ = self.v.lerp_(&gradient.square(), 1.0 - beta2);
-            let mut root = self.v.sqrt();
-            let _ = root.g_div_scalar_(second.sqrt()).g_add_scalar_(eps);
-            let mut move_by = &self.m / root;
-            let _ = move_by.g_mul_scalar_(rate / first);
-            let _ = parameters.shallow_clone().g_sub_(&move_by);
-        });
+        let fault = fault.map_or(null(), |t| t.as_ptr().cast());
+        // SAFETY: the tensors live through the call; the shim keeps none of them.
+        let error = unsafe {
+            bb_adam(
+                parameters.as_ptr().cast(),
+                gradient.as_ptr().cast(),
+                self.m.as_ptr().cast(),
+                self.v.as_ptr().cast(),
+                self.steps.as_ptr().cast(),
+                rate * factor,
+                beta1,
+                beta2,
+                eps,
+                fault,
+            )
+        };
+        outcome(error).expect("parameters, gradient and moments are alike");
     }
 }
 
@@ -63,13 +119,16 @@ pub struct AverageConfig {
     /// Whether the decay rises as (1 + t) / (10 + t) before it reaches `decay`, so that the first
     /// averages are not the initial weights.
     pub ramp: bool,
+    /// Updates before it begins; until then it is the weights themselves.
+    pub start: u64,
 }
 
 impl AverageConfig {
     /// Decay of update number `updates` (from 0).
     #[must_use]
     pub fn decay_at(&self, updates: u64) -> f64 {
-        let t = updates as f64;
+        let Some(t) = updates.checked_sub(self.start) else { return 0.0 };
+        let t = t as f64;
         if self.ramp { self.decay.min((1.0 + t) / (10.0 + t)) } else { self.decay }
     }
 
@@ -78,6 +137,45 @@ impl AverageConfig {
         no_grad(|| {
             let _ = average.lerp_(parameters, 1.0 - self.decay_at(updates));
         });
+    }
+}
+
+/// How the rates go down over a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Decay {
+    /// They stay.
+    None,
+    /// In a straight line to 0 at the last image.
+    Linear,
+    /// Along half a cosine to 0 at the last image.
+    Cosine,
+}
+
+/// Factor of every rate as a function of the images seen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Schedule {
+    /// Images over which the factor rises in a straight line from 0.
+    pub warmup: f64,
+    /// What follows.
+    pub decay: Decay,
+    /// Images of the whole run.
+    pub images: f64,
+}
+
+impl Schedule {
+    /// The factor, in [0, 1], once `images` have been seen.
+    #[must_use]
+    pub fn at(&self, images: f64) -> f64 {
+        if images < self.warmup {
+            return images / self.warmup;
+        }
+        let done = ((images - self.warmup) / (self.images - self.warmup).max(1.0)).min(1.0);
+        match self.decay {
+            Decay::None => 1.0,
+            Decay::Linear => 1.0 - done,
+            Decay::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
+        }
     }
 }
 
@@ -100,8 +198,24 @@ mod tests {
     }
 
     #[test]
+    fn a_faulty_update_leaves_weights_moments_and_count_as_they_were() {
+        let p = Tensor::from_slice(&[1f32, 2.0]);
+        let config = AdamConfig { rate: 0.1, beta1: 0.5, beta2: 0.9, eps: 1e-8 };
+        let mut adam = Adam::new(config, &p);
+        let mut step = |fault: f32, gradient: [f32; 2]| {
+            let fault = Tensor::from(fault);
+            adam.step_unless(Some(&fault), &p, &Tensor::from_slice(&gradient), 1.0);
+            ([p.copy(), adam.m.copy(), adam.v.copy()], adam.steps())
+        };
+        let before = step(0.0, [0.5, -0.5]);
+        assert_ne!(before.0[0], Tensor::from_slice(&[1f32, 2.0]));
+        assert_eq!(before.1, 1);
+        assert_eq!(step(1.0, [f32::NAN, 1.0]), before);
+    }
+
+    #[test]
     fn the_average_of_a_constant_follows_its_closed_form() {
-        let config = AverageConfig { decay: 0.9999, ramp: false };
+        let config = AverageConfig { decay: 0.9999, ramp: false, start: 0 };
         let (mut average, one) = (Tensor::from_slice(&[0f64]), Tensor::from_slice(&[1f64]));
         for t in 0..10_000 {
             if t == 1000 {
@@ -114,8 +228,20 @@ mod tests {
 
     #[test]
     fn the_ramp_starts_low_and_ends_at_the_decay() {
-        let config = AverageConfig { decay: 0.99, ramp: true };
-        assert_eq!(config.decay_at(0), 0.1);
+        let config = AverageConfig { decay: 0.99, ramp: true, start: 5 };
+        assert_eq!((config.decay_at(4), config.decay_at(5)), (0.0, 0.1));
         assert_eq!(config.decay_at(100_000), 0.99);
+    }
+
+    #[test]
+    fn rates_rise_then_fall_as_told() {
+        let at = |decay, images| Schedule { warmup: 10.0, decay, images: 110.0 }.at(images);
+        for decay in [Decay::None, Decay::Linear, Decay::Cosine] {
+            assert_eq!((at(decay, 0.0), at(decay, 5.0), at(decay, 10.0)), (0.0, 0.5, 1.0));
+        }
+        assert_eq!([60.0, 110.0, 120.0].map(|x| at(Decay::None, x)), [1.0; 3]);
+        assert_eq!([60.0, 110.0, 120.0].map(|x| at(Decay::Linear, x)), [0.5, 0.0, 0.0]);
+        assert!((at(Decay::Cosine, 35.0) - 0.853_553_4).abs() < 1e-6);
+        assert_eq!(at(Decay::Cosine, 110.0), 0.0);
     }
 }

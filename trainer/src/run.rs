@@ -11,14 +11,15 @@ use serde::Serialize;
 use tch::{Device, Tensor};
 
 use crate::checkpoint;
-use crate::config::Config;
+use crate::config::{Config, HealthConfig, OnFault, Precision};
 use crate::device::{self, Images};
 use crate::error::{Error, Result};
 use crate::eval::linear::{Features, ProbeResult, probe};
 use crate::eval::{Model, loader_config, pictures};
 use crate::log::{Lines, Progress, StatsLine};
+use crate::shim::allow_tf32;
 use crate::state::TrainState;
-use crate::step::{Losses, train_step};
+use crate::step::{Losses, NETWORKS, train_step};
 
 /// What a run did, for its last words.
 #[derive(Debug, Clone)]
@@ -58,6 +59,15 @@ struct Metric<'a> {
     crop: pipeline::Mode,
     #[serde(flatten)]
     result: &'a ProbeResult,
+}
+
+/// A line of `incidents.jsonl`.
+#[derive(Debug, Serialize)]
+struct Incident<'a> {
+    step: u64,
+    network: &'a str,
+    incident: &'a str,
+    done: OnFault,
 }
 
 /// Starts a new run in `out`, which must not exist or be empty. `stop` is polled between steps.
@@ -178,8 +188,14 @@ struct Run {
     data: Arc<Dataset>,
     feed: Feed,
     state: TrainState,
+    /// What the last step said of its soundness, with its number: read one step late, so that the
+    /// device is not waited for.
+    unread: Option<(u64, Tensor)>,
+    /// Faulty steps since the last sound one.
+    faults: u64,
     stats: Lines,
     metrics: Lines,
+    incidents: Lines,
     progress: Progress,
     /// Held as long as the run lives: a second writer is refused, a dead one does not block.
     _lock: File,
@@ -208,12 +224,28 @@ impl Run {
         }
         let stats = Lines::open(&out.join("stats.jsonl"), state.step)?;
         let metrics = Lines::open(&out.join("metrics.jsonl"), state.step)?;
+        // What happened stays on record, whatever is done again.
+        let incidents = Lines::open(&out.join("incidents.jsonl"), u64::MAX)?;
         let progress = Progress::new(state.step, config.train.steps);
         let out = out.to_owned();
-        Ok(Self { config, out, data, feed, state, stats, metrics, progress, _lock: lock })
+        Ok(Self {
+            config,
+            out,
+            data,
+            feed,
+            state,
+            unread: None,
+            faults: 0,
+            stats,
+            metrics,
+            incidents,
+            progress,
+            _lock: lock,
+        })
     }
 
     fn run(mut self, stop: &AtomicBool) -> Result<Summary> {
+        allow_tf32(self.config.train.precision == Precision::Tf32);
         let (device, threads) = (self.feed.device, tch::get_num_threads());
         self.progress.say(&match device {
             Device::Cpu => {
@@ -222,25 +254,23 @@ impl Run {
             other => format!("training on {other:?}"),
         });
         let begun = self.mark();
-        let limit = Duration::from_secs_f64(60.0 * self.config.train.max_minutes);
         let mut tick = begun;
         let mut last = None;
         let ended = loop {
-            if self.state.step >= self.config.train.steps {
-                break Ended::Steps;
+            if let Some(ended) = self.over(begun, stop) {
+                if self.settle()? {
+                    break ended;
+                }
+                tick = self.mark(); // it went back: there is more to do
+                continue;
             }
-            if stop.load(Ordering::Relaxed) {
-                break Ended::Signal;
-            }
-            if !limit.is_zero() && begun.time.elapsed() >= limit {
-                break Ended::Time;
-            }
-            let feed = &mut self.feed;
-            let losses = train_step(&self.config, &mut self.state, || feed.next())?;
-            self.state.cursor = self.feed.cursor;
+            let Some(losses) = self.advance()? else {
+                tick = self.mark();
+                continue;
+            };
             self.progress.step(self.state.step);
             if self.due(self.config.log.every) {
-                let line = self.line(tick, &losses)?;
+                let line = self.line(tick, &losses);
                 self.stats.write(&line)?;
                 self.progress.show(&line);
                 tick = self.mark();
@@ -248,7 +278,7 @@ impl Run {
             last = Some(losses);
             self.chores()?;
         };
-        let stats = last.map(|losses| self.line(begun, &losses)).transpose()?;
+        let stats = last.map(|losses| self.line(begun, &losses));
         let bottleneck = self.feed.loader.stats().bottleneck;
         self.save()?;
         let probe = if ended == Ended::Signal { None } else { self.evaluate()? };
@@ -257,12 +287,93 @@ impl Run {
         Ok(Summary { out, steps, stats, ended, bottleneck, probe })
     }
 
+    /// Why the loop is to end now, if it is.
+    fn over(&self, begun: Mark, stop: &AtomicBool) -> Option<Ended> {
+        let limit = Duration::from_secs_f64(60.0 * self.config.train.max_minutes);
+        if self.state.step >= self.config.train.steps {
+            Some(Ended::Steps)
+        } else if stop.load(Ordering::Relaxed) {
+            Some(Ended::Signal)
+        } else if !limit.is_zero() && begun.time.elapsed() >= limit {
+            Some(Ended::Time)
+        } else {
+            None
+        }
+    }
+
+    /// One step; `None` if the step before it proves faulty and training went back.
+    fn advance(&mut self) -> Result<Option<Losses>> {
+        let feed = &mut self.feed;
+        let losses = train_step(&self.config, &mut self.state, || feed.next())?;
+        self.state.cursor = self.feed.cursor;
+        let earlier = self.unread.replace((self.state.step, losses.faults.shallow_clone()));
+        Ok(self.judge(earlier)?.then_some(losses))
+    }
+
+    /// Reads what the last step said of itself: before anything is saved, and at the end. False if
+    /// training went back.
+    fn settle(&mut self) -> Result<bool> {
+        let last = self.unread.take();
+        self.judge(last)
+    }
+
+    /// Does what `health.on_fault` says about a faulty step. False if training went back.
+    fn judge(&mut self, step: Option<(u64, Tensor)>) -> Result<bool> {
+        let Some((step, faults)) = step else { return Ok(true) };
+        let faults = Vec::<f32>::try_from(faults)?;
+        let faulty = NETWORKS.into_iter().zip(faults).find(|(_, fault)| *fault != 0.0);
+        let Some((network, _)) = faulty else {
+            self.faults = 0;
+            return Ok(true);
+        };
+        self.faults += 1;
+        let HealthConfig { on_fault, patience } = self.config.health;
+        let given_up = match on_fault {
+            OnFault::Halt => true,
+            OnFault::Skip => self.faults > patience,
+            OnFault::Rollback => self.state.rollbacks >= patience,
+        };
+        let what = if given_up { OnFault::Halt } else { on_fault };
+        let incident = Incident { step, network, incident: "not_finite", done: what };
+        self.incidents.write(&incident)?;
+        match what {
+            OnFault::Halt => Err(Error::Diverged { network, step }),
+            OnFault::Skip => {
+                self.progress.say(&format!("step {step}: loss_{network} not finite: left out"));
+                Ok(true)
+            }
+            OnFault::Rollback => self.go_back(step, network).map(|()| false),
+        }
+    }
+
+    /// Takes up the newest checkpoint again, and goes on with the images that come next.
+    fn go_back(&mut self, step: u64, network: &str) -> Result<()> {
+        let path = checkpoint::newest(&self.out.join("checkpoints"))?;
+        let rollbacks = self.state.rollbacks + 1;
+        let fingerprint = self.data.fingerprint();
+        self.state = checkpoint::load(&path, &self.config, self.feed.device, fingerprint)?;
+        self.state.rollbacks = rollbacks;
+        self.state.cursor = self.feed.cursor;
+        self.unread = None;
+        self.stats = Lines::open(&self.out.join("stats.jsonl"), self.state.step)?;
+        self.metrics = Lines::open(&self.out.join("metrics.jsonl"), self.state.step)?;
+        self.progress.say(&format!(
+            "step {step}: loss_{network} not finite: back to step {}",
+            self.state.step
+        ));
+        self.progress.step(self.state.step);
+        Ok(())
+    }
+
     /// Checkpoints and pictures between the first and the last step.
     fn chores(&mut self) -> Result<()> {
         if self.state.step >= self.config.train.steps {
             return Ok(());
         }
         if self.due(self.config.checkpoint.every) {
+            if !self.settle()? {
+                return Ok(());
+            }
             self.save()?;
         }
         if self.due(self.config.images.every) {
@@ -346,25 +457,17 @@ impl Run {
         Mark { time: Instant::now(), step: self.state.step, waited: self.feed.waited }
     }
 
-    /// Reads the losses back (the only wait for the device) and the clock since `from`.
-    fn line(&self, from: Mark, losses: &Losses) -> Result<StatsLine> {
+    /// Reads the losses back (with the faults, the only wait for the device) and the clock since
+    /// `from`.
+    fn line(&self, from: Mark, losses: &Losses) -> StatsLine {
         let step = self.state.step;
-        let read = |network, loss: &Tensor| {
-            let value = loss.double_value(&[]);
-            if value.is_finite() {
-                Ok(value)
-            } else {
-                Err(Error::Diverged { network, value, step })
-            }
-        };
-        let loss_d = read("d", &losses.d)?;
-        let loss_g = read("g", &losses.g)?;
-        let loss_e = losses.e.as_ref().map(|e| read("e", e)).transpose()?;
+        let [loss_d, loss_g] = [&losses.d, &losses.g].map(|loss| loss.double_value(&[]));
+        let loss_e = losses.e.as_ref().map(|loss| loss.double_value(&[]));
         let seconds = from.time.elapsed().as_secs_f64();
         let step_seconds = seconds / (step - from.step) as f64;
         let images_per_s = self.config.train.batch as f64 / step_seconds;
         let waited = (self.feed.waited - from.waited).as_secs_f64();
-        Ok(StatsLine {
+        StatsLine {
             step,
             loss_d,
             loss_g,
@@ -375,7 +478,7 @@ impl Run {
             step_seconds,
             bad_images: self.feed.loader.stats().bad,
             epoch: self.state.cursor.epoch,
-        })
+        }
     }
 }
 
@@ -406,5 +509,102 @@ fn lock(out: &Path) -> Result<File> {
             Err(Error::Output { path: out.to_owned(), reason: reason.into() })
         }
         Err(fs::TryLockError::Error(e)) => Err(Error::io("lock", &path)(e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Origin;
+
+    /// A folder of one shard with eight pictures of 32 px.
+    fn shard(folder: &Path) {
+        let mut tar = tar::Builder::new(File::create(folder.join("train-000000.tar")).unwrap());
+        for i in 0..8u8 {
+            let mut jpeg = std::io::Cursor::new(vec![]);
+            let picture = image::RgbImage::from_fn(32, 32, |x, y| {
+                image::Rgb([(x * 8) as u8, (y * 8) as u8, 30 * i])
+            });
+            picture.write_to(&mut jpeg, image::ImageFormat::Jpeg).unwrap();
+            for (kind, bytes) in [("jpg", jpeg.into_inner()), ("cls", vec![b'0' + i % 2])] {
+                let mut header = tar::Header::new_gnu();
+                header.set_size(bytes.len() as u64);
+                header.set_mode(0o644);
+                tar.append_data(&mut header, format!("{i}.{kind}"), &bytes[..]).unwrap();
+            }
+        }
+        tar.finish().unwrap();
+    }
+
+    fn run(folder: &Path, on_fault: &str) -> Run {
+        let data = folder.join("data");
+        fs::create_dir(&data).unwrap();
+        shard(&data);
+        let keys = ["g.ch=4", "f.ch=4", "h.width=16", "j.width=16", "e.depth=8", "e.mlp_width=16"];
+        let more = ["train.batch=4", "train.steps=6", "log.every=1", "health.patience=2"];
+        let mut all: Vec<_> = keys.into_iter().chain(more).map(str::to_owned).collect();
+        all.push(format!("health.on_fault={on_fault}"));
+        all.push(format!("data.dir={}", data.display()));
+        let config = Config::resolve(&Origin::Preset("demo"), &all).unwrap();
+        let out = folder.join("run");
+        fs::create_dir(&out).unwrap();
+        let data = open_data(&config, "train").unwrap();
+        let feed = Feed::start(&config, &data, Cursor::default(), Device::Cpu).unwrap();
+        let state = TrainState::new(&config, Device::Cpu, true);
+        Run::new(config, &out, data, feed, state).unwrap()
+    }
+
+    /// As a bit flipped in memory would.
+    fn poison(run: &Run) {
+        let _ = run.state.d.params.flat().narrow(0, 0, 1).fill_(f64::NAN);
+    }
+
+    fn incidents(folder: &Path) -> Vec<(u64, String)> {
+        let text = fs::read_to_string(folder.join("run/incidents.jsonl")).unwrap();
+        let parse = |line: &str| {
+            let value: serde_json::Value = serde_json::from_str(line).unwrap();
+            (value["step"].as_u64().unwrap(), value["done"].as_str().unwrap().to_owned())
+        };
+        text.lines().map(parse).collect()
+    }
+
+    #[test]
+    fn a_faulty_run_goes_back_to_the_last_checkpoint_and_ends_sound() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut run = run(folder.path(), "rollback");
+        assert!(run.advance().unwrap().is_some() && run.advance().unwrap().is_some());
+        assert!(run.settle().unwrap());
+        run.save().unwrap();
+        poison(&run);
+        // Found in step 3, read during step 4.
+        assert!(run.advance().unwrap().is_some());
+        assert!(run.advance().unwrap().is_none());
+        assert_eq!((run.state.step, run.state.rollbacks), (2, 1));
+        // Twelve batches of four were read, two an epoch, and are not read again.
+        assert_eq!(run.state.cursor.batch + 2 * run.state.cursor.epoch, 12);
+        for _ in 0..3 {
+            assert!(run.advance().unwrap().is_some());
+        }
+        assert!(run.settle().unwrap());
+        assert_eq!(incidents(folder.path()), [(3, "rollback".to_owned())]);
+        run.save().unwrap();
+        let path = checkpoint::newest(&folder.path().join("run/checkpoints")).unwrap();
+        assert_eq!(checkpoint::read_manifest(&path).unwrap().rollbacks, 1);
+    }
+
+    #[test]
+    fn a_halted_run_saves_nothing_faulty_and_a_skipping_one_loses_patience() {
+        for (policy, done) in [("halt", vec!["halt"]), ("skip", vec!["skip", "skip", "halt"])] {
+            let folder = tempfile::tempdir().unwrap();
+            let run = run(folder.path(), policy);
+            run.save().unwrap();
+            poison(&run);
+            let error = run.run(&AtomicBool::new(false)).unwrap_err().to_string();
+            assert!(error.contains("loss_d") && error.contains("step"), "{error}");
+            let path = checkpoint::newest(&folder.path().join("run/checkpoints")).unwrap();
+            assert_eq!(checkpoint::read_manifest(&path).unwrap().step, 0);
+            let steps = (1..).zip(done).map(|(step, what)| (step, what.to_owned()));
+            assert_eq!(incidents(folder.path()), steps.collect::<Vec<_>>());
+        }
     }
 }

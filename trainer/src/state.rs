@@ -32,11 +32,31 @@ impl<N> Player<N> {
         Self { net, params, adam }
     }
 
-    /// One Adam update by a flat gradient, after which the spectral norms advance once.
-    pub fn update(&mut self, gradient: &Tensor) {
-        self.adam.step(self.params.flat(), gradient);
+    /// One Adam update by the flat gradient of `loss`, at `factor` times the rate, after which the
+    /// spectral norms advance once. With `skip`, a gradient or loss that is not finite changes no
+    /// weight and no moment.
+    pub fn update(&mut self, gradient: &Tensor, loss: &Tensor, factor: f64, skip: bool) -> Update {
+        let norm = gradient.norm();
+        let refused = not_finite(&(&norm + loss));
+        let fault = skip.then_some(&refused);
+        self.adam.step_unless(fault, self.params.flat(), gradient, factor);
         self.params.advance_norms();
+        let broken = not_finite(&self.params.flat().sum(None::<Kind>));
+        Update { norm, fault: refused.maximum(&broken) }
     }
+}
+
+fn not_finite(x: &Tensor) -> Tensor {
+    x.isfinite().logical_not().to_kind(Kind::Float)
+}
+
+/// What an update says of itself; float scalars, still on the device.
+#[derive(Debug)]
+pub struct Update {
+    /// ‖gradient‖₂.
+    pub norm: Tensor,
+    /// 1 where the loss, the gradient or a weight is not finite, else 0.
+    pub fault: Tensor,
 }
 
 /// A player whose weights are also averaged.
@@ -68,6 +88,9 @@ pub struct TrainState {
     pub step: u64,
     /// Where the next image comes from.
     pub cursor: Cursor,
+    /// Times that training went back to a checkpoint because of a fault. Draws depend on it, or the
+    /// fault would only come again.
+    pub rollbacks: u64,
 }
 
 /// Numbers that tell the networks' initial weights apart.
@@ -99,6 +122,6 @@ impl TrainState {
         let d = Player::new(config, o.lr_d, kinds, fill(NETWORKS[2]), |s| {
             Discriminator::new(s, config.discriminator(), config.latent)
         });
-        Self { g: Averaged::new(g), e, d, step: 0, cursor: Cursor::default() }
+        Self { g: Averaged::new(g), e, d, step: 0, cursor: Cursor::default(), rollbacks: 0 }
     }
 }

@@ -8,24 +8,33 @@
 
 use tch::{Tensor, no_grad};
 
-use crate::config::Config;
+use crate::config::{Config, OnFault, Precision};
 use crate::device::Images;
 use crate::loss;
 use crate::model::{Encoder, Pair};
 use crate::nn::{Statistics, Weights};
 use crate::random::{Key, Purpose};
-use crate::state::{Averaged, TrainState};
+use crate::shim::with_bf16;
+use crate::state::{Averaged, TrainState, Update};
 
-/// Losses of one update; scalars, still on the device.
+/// What a step says of itself; still on the device.
 #[derive(Debug)]
 pub struct Losses {
-    /// L_D.
+    /// L_D of the last update of D.
     pub d: Tensor,
     /// G's part of L_EG.
     pub g: Tensor,
     /// E's part of L_EG; absent without an encoder.
     pub e: Option<Tensor>,
+    /// ‖gradient‖₂ of the last updates, for each of [`NETWORKS`] there is, (2 or 3).
+    pub norms: Tensor,
+    /// 1 where an update of the step met a loss, gradient or weight that is not finite, else 0; in
+    /// the same order.
+    pub faults: Tensor,
 }
+
+/// The networks as [`Losses`] orders them.
+pub const NETWORKS: [&str; 3] = ["d", "g", "e"];
 
 /// Latents and encoder noise of one update, each (rows, Z), for rows of the global batch.
 #[derive(Debug)]
@@ -38,7 +47,9 @@ impl Draws {
     /// For update number `update` of the coming step, the whole batch.
     fn new(config: &Config, state: &TrainState, update: u32) -> Self {
         let (kind, device) = state.d.params.kinds();
-        let key = |purpose| Key { seed: config.train.seed, purpose, step: state.step, update };
+        // After a rollback the step numbers come again, and the draws must not.
+        let seed = config.train.seed ^ (state.rollbacks << 48);
+        let key = |purpose| Key { seed, purpose, step: state.step, update };
         let (z, batch) = (config.latent, config.train.batch);
         let prior = key(Purpose::Prior).latents(z.prior, 0, batch, z.dim, device);
         let noise = key(Purpose::Posterior).normal(0, batch, z.dim, device);
@@ -62,13 +73,21 @@ pub fn train_step<E>(
     state: &mut TrainState,
     mut next: impl FnMut() -> Result<Images, E>,
 ) -> Result<Losses, E> {
-    let mut d = None;
+    let mut of_d: Option<Done> = None;
     for update in 0..config.train.d_steps {
-        d = Some(discriminator_step(config, state, &next()?, update));
+        let mut done = discriminator_step(config, state, &next()?, update);
+        if let Some((_, earlier)) = of_d {
+            done.1.fault = done.1.fault.maximum(&earlier.fault);
+        }
+        of_d = Some(done);
     }
     let (g, e) = encoder_generator_step(config, state, &next()?);
     state.step += 1;
-    Ok(Losses { d: d.expect("a checked config has d_steps > 0"), g, e })
+    let d = of_d.expect("a checked config has d_steps > 0");
+    let updates = [&d, &g].into_iter().chain(&e);
+    let (norms, faults): (Vec<_>, Vec<_>) = updates.map(|(_, u)| (&u.norm, &u.fault)).unzip();
+    let (norms, faults) = (Tensor::stack(&norms, 0), Tensor::stack(&faults, 0));
+    Ok(Losses { d: d.0, g: g.0, e: e.map(|e| e.0), norms, faults })
 }
 
 /// One update of D, number `update` of the step. G and E are only read (their batch statistics
@@ -78,7 +97,7 @@ pub fn discriminator_step(
     state: &mut TrainState,
     images: &Images,
     update: u32,
-) -> Tensor {
+) -> Done {
     let draws = Draws::new(config, state, update);
     update_discriminator(config, state, images, &draws)
 }
@@ -88,19 +107,26 @@ fn update_discriminator(
     state: &mut TrainState,
     images: &Images,
     draws: &Draws,
-) -> Tensor {
+) -> Done {
+    let statistics = skips(config).then(|| Saved::of(state));
     state.d.params.use_weights(Weights::Train);
     let mut sum = Sum::default();
     for (first, rows) in micro_batches(config, images) {
         let (images, draws) = (images.rows(first, rows), draws.rows(first, rows));
-        let pairs = no_grad(|| joint_pairs(state, &images, &draws));
-        let scores = state.d.net.scores(&pairs);
-        let part = loss::discriminator(&scores.rows(0, rows), &scores.rows(rows, rows))
-            * share(config, rows);
+        let part = with_bf16(bf16(config), || {
+            let pairs = no_grad(|| joint_pairs(state, &images, &draws));
+            let scores = state.d.net.scores(&pairs);
+            loss::discriminator(&scores.rows(0, rows), &scores.rows(rows, rows))
+        }) * share(config, rows);
         sum.add(&[part.detach()], &[state.d.params.gradient(&part)]);
     }
-    state.d.update(&sum.gradients[0]);
-    sum.losses.swap_remove(0)
+    let loss = sum.losses.swap_remove(0);
+    let factor = config.rate_factor(state.step);
+    let update = state.d.update(&sum.gradients[0], &loss, factor, skips(config));
+    if let Some(statistics) = statistics {
+        statistics.restore_where(&update.fault);
+    }
+    (loss, update)
 }
 
 /// (x, E(x)) above (G(z), z), as one batch of 2N: D has no batch norm, so one pass over both gives
@@ -114,13 +140,16 @@ fn joint_pairs(state: &TrainState, images: &Images, draws: &Draws) -> Pair {
     Pair { image: Tensor::cat(&[&images.small, &generated], 0), latent }
 }
 
+/// An update's loss and what the update says of itself.
+type Done = (Tensor, Update);
+
 /// One joint update of G and E, then of their averages. D is only read. Returns G's and E's part of
 /// L_EG.
 pub fn encoder_generator_step(
     config: &Config,
     state: &mut TrainState,
     images: &Images,
-) -> (Tensor, Option<Tensor>) {
+) -> (Done, Option<Done>) {
     let draws = Draws::new(config, state, config.train.d_steps);
     update_encoder_generator(config, state, images, &draws)
 }
@@ -130,7 +159,8 @@ fn update_encoder_generator(
     state: &mut TrainState,
     images: &Images,
     draws: &Draws,
-) -> (Tensor, Option<Tensor>) {
+) -> (Done, Option<Done>) {
+    let statistics = skips(config).then(|| Saved::of(state));
     state.d.params.use_weights(Weights::Freeze);
     state.g.live.params.use_weights(Weights::Train);
     if let Some(e) = &state.e {
@@ -139,24 +169,34 @@ fn update_encoder_generator(
     let mut sum = Sum::default();
     for (first, rows) in micro_batches(config, images) {
         let (images, draws) = (images.rows(first, rows), draws.rows(first, rows));
-        let share = share(config, rows);
-        let loss_g = generator_loss(state, &draws) * share;
-        match &state.e {
-            None => sum.add(&[loss_g.detach()], &[state.g.live.params.gradient(&loss_g)]),
-            Some(e) => {
-                let loss_e = encoder_loss(state, e, &images, &draws) * share;
-                let (grad_g, grad_e) =
-                    state.g.live.params.gradient_with(&e.live.params, &(&loss_g + &loss_e));
+        let (loss_g, loss_e) = with_bf16(bf16(config), || {
+            let of_e = |e| encoder_loss(state, e, &images, &draws) * share(config, rows);
+            let loss_g = generator_loss(state, &draws) * share(config, rows);
+            (loss_g, state.e.as_ref().map(of_e))
+        });
+        let g = &state.g.live.params;
+        match (&state.e, loss_e) {
+            (Some(e), Some(loss_e)) => {
+                let (grad_g, grad_e) = g.gradient_with(&e.live.params, &(&loss_g + &loss_e));
                 sum.add(&[loss_g.detach(), loss_e.detach()], &[grad_g, grad_e]);
             }
+            _ => sum.add(&[loss_g.detach()], &[g.gradient(&loss_g)]),
         }
     }
-    advance(config, state.step, &mut state.g, &sum.gradients[0]);
+    // One fault stops both: they share a backward pass.
+    let (losses, gradients) = (sum.losses, sum.gradients);
+    let loss = losses.iter().fold(Tensor::from(0f32), |sum, loss| sum + loss);
+    let mut updates = vec![advance(config, state.step, &mut state.g, &gradients[0], &loss)];
     if let Some(e) = &mut state.e {
-        advance(config, state.step, e, &sum.gradients[1]);
+        updates.push(advance(config, state.step, e, &gradients[1], &loss));
     }
-    let mut losses = sum.losses.into_iter();
-    (losses.next().expect("a batch has at least one micro-batch"), losses.next())
+    if let Some(statistics) = statistics {
+        for update in &updates {
+            statistics.restore_where(&update.fault);
+        }
+    }
+    let mut done = losses.into_iter().zip(updates);
+    (done.next().expect("a batch has at least one micro-batch"), done.next())
 }
 
 fn generator_loss(state: &TrainState, draws: &Draws) -> Tensor {
@@ -178,9 +218,46 @@ fn encoder_loss(
     loss::encoder(&state.d.net.scores_of(&f, Some(&code.sample(&draws.noise))))
 }
 
-fn advance<N>(config: &Config, step: u64, player: &mut Averaged<N>, gradient: &Tensor) {
-    player.live.update(gradient);
+fn advance<N>(
+    config: &Config,
+    step: u64,
+    player: &mut Averaged<N>,
+    gradient: &Tensor,
+    loss: &Tensor,
+) -> Update {
+    let update = player.live.update(gradient, loss, config.rate_factor(step), skips(config));
     config.average().update(&mut player.average, player.live.params.flat(), step);
+    update
+}
+
+fn bf16(config: &Config) -> bool {
+    config.train.precision == Precision::Bf16
+}
+
+fn skips(config: &Config) -> bool {
+    config.health.on_fault == OnFault::Skip
+}
+
+/// The batch statistics of G and E before an update: a forward pass has moved them before it is known
+/// that the update is to be skipped.
+struct Saved(Vec<(Tensor, Tensor)>);
+
+impl Saved {
+    fn of(state: &TrainState) -> Self {
+        let e = state.e.iter().flat_map(|e| e.live.params.buffers());
+        let all = state.g.live.params.buffers().into_iter().chain(e);
+        Self(all.map(|(_, buffer)| (buffer.copy(), buffer)).collect())
+    }
+
+    fn restore_where(&self, fault: &Tensor) {
+        let fault = fault.gt(0.0);
+        no_grad(|| {
+            for (saved, buffer) in &self.0 {
+                let mut buffer = buffer.shallow_clone();
+                buffer.copy_(&saved.where_self(&fault, &buffer));
+            }
+        });
+    }
 }
 
 /// First row and number of rows of every micro-batch.
@@ -217,7 +294,7 @@ impl Sum {
 
 #[cfg(test)]
 mod tests {
-    use tch::Device;
+    use tch::{Device, Kind};
 
     use super::*;
     use crate::config::Origin;
@@ -225,6 +302,7 @@ mod tests {
     use crate::measure::Work;
     use crate::model::Scores;
     use crate::nn::{Params, SpectralNorm};
+    use crate::optim::Adam;
 
     fn tiny(overrides: &[&str]) -> Config {
         let small = [
@@ -333,8 +411,101 @@ mod tests {
             assert!(losses.d.double_value(&[]).is_finite());
         }
         let e = state.e.as_ref().unwrap();
-        let updates = [state.g.live.adam.steps, e.live.adam.steps, state.d.adam.steps];
+        let updates = [&state.g.live.adam, &e.live.adam, &state.d.adam].map(Adam::steps);
         assert_eq!((updates, state.step), ([3, 3, 6], 3));
+    }
+
+    /// The first network that met a fault in a step from `state`.
+    fn fault(config: &Config, state: &mut TrainState, images: &Images) -> Option<&'static str> {
+        let losses = train_step(config, state, || Ok::<_, ()>(images.rows(0, 4))).unwrap();
+        let faults = Vec::<f32>::try_from(losses.faults).unwrap();
+        NETWORKS.into_iter().zip(faults).find(|(_, fault)| *fault != 0.0).map(|(name, _)| name)
+    }
+
+    #[test]
+    fn a_number_that_is_none_is_found_in_the_step_it_appears_in() {
+        let config = tiny(&[]);
+        let poison = |t: &Tensor| {
+            let _ = t.shallow_clone().view(-1).narrow(0, 3, 1).fill_(f64::NAN);
+        };
+        assert_eq!(fault(&config, &mut new(&config), &images(1)), None);
+        let bad = images(1);
+        poison(&bad.large.contiguous());
+        assert_eq!(fault(&config, &mut new(&config), &bad), Some("d"));
+        let places: [fn(&TrainState) -> &Tensor; 3] =
+            [|s| s.d.params.flat(), |s| &s.d.adam.v, |s| &s.d.adam.m];
+        for place in places {
+            let mut state = new(&config);
+            poison(place(&state));
+            assert_eq!(fault(&config, &mut state, &images(1)), Some("d"));
+        }
+        let mut state = new(&config);
+        poison(&state.e.as_ref().unwrap().live.adam.v);
+        assert_eq!(fault(&config, &mut state, &images(1)), Some("e"));
+        // A latent: not from the prior's generator, which gives none.
+        let state = &mut new(&config);
+        let draws = Draws::new(&config, state, 2);
+        poison(&draws.prior);
+        let ((_, of_g), _) = update_encoder_generator(&config, state, &images(1), &draws);
+        assert_eq!(of_g.fault.double_value(&[]), 1.0);
+    }
+
+    #[test]
+    fn a_skipped_update_leaves_no_trace_but_the_step_count() {
+        let config = tiny(&["health.on_fault=skip"]);
+        let mut state = new(&config);
+        let all = |state: &TrainState| {
+            let e = state.e.as_ref().unwrap();
+            let mut all = vec![];
+            for (params, adam) in [
+                (&state.g.live.params, &state.g.live.adam),
+                (&e.live.params, &e.live.adam),
+                (&state.d.params, &state.d.adam),
+            ] {
+                all.extend(params.parameters().map(|(_, t)| t.copy()));
+                all.extend(params.buffers().into_iter().map(|(_, t)| t.copy()));
+                all.extend([adam.m.copy(), adam.v.copy()]);
+            }
+            all.extend([state.g.average.copy(), e.average.copy()]);
+            (all, [&state.g.live.adam, &e.live.adam, &state.d.adam].map(Adam::steps))
+        };
+        assert_eq!(fault(&config, &mut state, &images(1)), None);
+        let before = all(&state);
+        let bad = images(2);
+        let _ = bad.large.narrow(0, 1, 1).fill_(f64::NAN);
+        assert_eq!(fault(&config, &mut state, &bad), Some("d"));
+        let after = all(&state);
+        assert_eq!((before.1, state.step), (after.1, 2));
+        for (i, (a, b)) in before.0.iter().zip(&after.0).enumerate() {
+            // The average moves towards the weights.
+            let close = (a - b).abs().max().double_value(&[]) < 1e-3;
+            assert!(if i + 2 < before.0.len() { a == b } else { close }, "tensor {i}");
+        }
+        assert_eq!(fault(&config, &mut state, &images(3)), None);
+        assert_ne!(all(&state).1, before.1);
+    }
+
+    #[test]
+    fn bfloat16_gives_nearly_the_losses_of_single_precision_and_the_same_state_kinds() {
+        let losses = |overrides: &[&str]| {
+            let config = tiny(overrides);
+            let mut state = new(&config);
+            let losses = train_step(&config, &mut state, || Ok::<_, ()>(images(1))).unwrap();
+            for params in [&state.g.live.params, &state.d.params] {
+                assert!(params.state().iter().all(|(_, t)| t.kind() == Kind::Float));
+            }
+            assert_eq!(losses.d.kind(), Kind::Float);
+            [losses.d, losses.g, losses.e.unwrap()].map(|loss| loss.double_value(&[]))
+        };
+        for family in ["e.family=small", "e.family=revnet", "e.family=resnet_v2"] {
+            let depth = if family == "e.family=small" { "e.depth=8" } else { "e.depth=50" };
+            let single = losses(&[family, depth]);
+            let half = losses(&[family, depth, "train.precision=bf16"]);
+            assert_ne!(single, half);
+            for (a, b) in single.into_iter().zip(half) {
+                assert!((a - b).abs() < 0.05 * (1.0 + a.abs()), "{family}: {single:?} {half:?}");
+            }
+        }
     }
 
     #[test]
@@ -361,7 +532,7 @@ mod tests {
             (state.d.params.gradient(&loss), loss.detach())
         };
         let ((g1, l1), (g2, l2)) = (half(0), half(2));
-        let loss = discriminator_step(&config, &mut state, &images, 0);
+        let (loss, _) = discriminator_step(&config, &mut state, &images, 0);
         let close = |a: Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]) < 1e-5;
         assert!(close((l1 + l2) / 2.0, &loss));
         assert!(close((g1 + g2) / 2.0, &state.d.adam.m));
@@ -432,8 +603,6 @@ mod tests {
     fn a_whole_step_agrees_with_pytorch() {
         use std::collections::BTreeMap;
 
-        use tch::Kind;
-
         use crate::golden::{close, fill, hashed, sketch};
 
         #[derive(serde::Deserialize)]
@@ -461,12 +630,12 @@ mod tests {
                 let prior = draw("prior", update, &[4, 60]);
                 let draws = Draws { prior, noise: draw("noise", update, &[4, 60]) * 2.0 };
                 if update < 2 {
-                    let loss = update_discriminator(&config, &mut state, &images, &draws);
+                    let (loss, _) = update_discriminator(&config, &mut state, &images, &draws);
                     losses.insert(format!("d{update}"), loss);
                 } else {
                     let (g, e) = update_encoder_generator(&config, &mut state, &images, &draws);
-                    losses.insert("g".to_owned(), g);
-                    losses.insert("e".to_owned(), e.unwrap());
+                    losses.insert("g".to_owned(), g.0);
+                    losses.insert("e".to_owned(), e.unwrap().0);
                 }
             }
             for (name, loss) in &losses {

@@ -94,7 +94,7 @@ pub fn probe(
     let mut average = weight.copy();
     let config = AdamConfig { rate: RATE, beta1: 0.9, beta2: 0.999, eps: 1e-8 };
     let mut adam = Adam::new(config, &weight);
-    let averaging = AverageConfig { decay: 0.999, ramp: true };
+    let averaging = AverageConfig { decay: 0.999, ramp: true, start: 0 };
     let mut order = Order::new(x.size()[0], seed);
     for step in 0..steps {
         let rows = order.next_batch().to_device(x.device());

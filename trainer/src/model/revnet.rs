@@ -4,7 +4,7 @@ use tch::{Tensor, no_grad, with_grad};
 
 use super::EncoderConfig;
 use super::resnet::{conv, max_pool, norm, stages};
-use crate::nn::{BatchNorm, Conv, Scope, Statistics, attach};
+use crate::nn::{BatchNorm, Conv, Scope, Statistics, attach, single};
 
 /// Reversible trunk, factor 4·width. Backward recomputes: a stage keeps its output alone, and each
 /// unit's input is worked out from its output, so memory does not grow with units per stage.
@@ -52,7 +52,8 @@ impl RevNet {
         statistics: Statistics,
         stage_forward: impl Fn(&Stage, &Tensor, Statistics) -> Tensor,
     ) -> Tensor {
-        let mut x = max_pool(&self.root.forward(x));
+        // The stream that units add to, and subtract from on the way back, is never in bfloat16.
+        let mut x = single(&max_pool(&self.root.forward(x)));
         for (i, stage) in self.stages.iter().enumerate() {
             if i > 0 {
                 x = widen(&x);

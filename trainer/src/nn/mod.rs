@@ -18,3 +18,11 @@ pub use mlp::{Mlp, MlpConfig};
 pub use params::{Fill, Init, Kinds, Params, Scope, Weights};
 pub use recompute::attach;
 pub use spectral_norm::{SpectralNorm, SpectralNorms};
+
+/// What was computed in bfloat16, in single precision; anything else as it is.
+pub(crate) fn single(x: &tch::Tensor) -> tch::Tensor {
+    match x.kind() {
+        tch::Kind::BFloat16 => x.to_kind(tch::Kind::Float),
+        _ => x.shallow_clone(),
+    }
+}

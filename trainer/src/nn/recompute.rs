@@ -3,7 +3,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tch::Tensor;
 
-use crate::shim::outcome;
+use crate::shim::{in_bf16, outcome, with_bf16};
 
 /// Computes the gradients of a block's inputs from the gradient of its output.
 type Backward = Box<dyn Fn(&Tensor) -> Vec<Tensor>>;
@@ -21,6 +21,8 @@ unsafe extern "C" {
 
 struct Context {
     backward: Backward,
+    /// Whether the forward pass ran in bfloat16: what is computed again must be so too.
+    bf16: bool,
     count: usize,
 }
 
@@ -41,7 +43,8 @@ pub fn attach(
     let mut output = output.detach();
     let mut handles: Vec<Tensor> = inputs.iter().map(Tensor::shallow_clone).collect();
     let pointers: Vec<*mut c_void> = handles.iter_mut().map(|t| t.as_mut_ptr().cast()).collect();
-    let context = Box::new(Context { backward: Box::new(backward), count: inputs.len() });
+    let context =
+        Box::new(Context { backward: Box::new(backward), bf16: in_bf16(), count: inputs.len() });
     // SAFETY: all pointers are to live tensors; the shim takes `context` over and gives it back to
     // `drop_context` exactly once. It may do so, and call `run_backward`, on a thread of autograd's;
     // the thread that owns the tensors then waits inside the backward pass.
@@ -69,7 +72,7 @@ extern "C" fn run_backward(
         let context = unsafe { &*context.cast::<Context>() };
         // SAFETY: `gradient` is a live tensor; the clone shares it.
         let gradient = unsafe { Tensor::clone_from_ptr(gradient.cast()) };
-        let gradients = (context.backward)(&gradient);
+        let gradients = with_bf16(context.bf16, || (context.backward)(&gradient));
         assert_eq!(gradients.len(), context.count, "one gradient for each input");
         for (i, mut gradient) in gradients.into_iter().enumerate() {
             if gradient.defined() {
