@@ -123,12 +123,14 @@ fn commands_on_what_is_not_a_run() {
 fn every_help_fits_a_screen_and_shows_an_example() {
     let check = |program: fn(&[&str]) -> Said, commands: &[&str]| {
         for command in commands {
-            let said = program(&[command, "--help"]);
+            let words: Vec<_> = command.split(' ').chain(["--help"]).collect();
+            let said = program(&words);
             assert_eq!(said.code, 0);
             assert!(said.out.lines().count() <= 48, "{command}: {}", said.out);
             assert!(said.out.contains("Example"), "{command}: {}", said.out);
         }
     };
     check(trainer, &["run", "sample", "reconstruct", "export", "inspect", "doctor"]);
+    check(trainer, &["eval linear", "eval knn"]);
     check(shard_imagenet, &["build", "verify", "inspect", "synth"]);
 }

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod determinism;
+mod evaluation;
 mod export;
 mod repository;
 mod training;

@@ -20,7 +20,7 @@ fn manifest(checkpoint: &Path) -> Value {
 fn a_run_leaves_pictures_statistics_metrics_and_a_checkpoint_that_can_be_drawn_from() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
-    let said = trainer(&borrowed(&tiny_run(data(), &run, &["images.every=2"])));
+    let said = trainer(&borrowed(&tiny_run(data(), &run, &["images.every=2", "eval.every=2"])));
     assert_eq!(said.code, 0, "{}", said.err);
     for word in
         ["samples.png", "reconstructions.png", "data wait", "loss E", "linear probe", "input "]
@@ -43,11 +43,14 @@ fn a_run_leaves_pictures_statistics_metrics_and_a_checkpoint_that_can_be_drawn_f
         assert!((0.0..=100.0).contains(&wait));
     }
     let metrics = lines(&run.join("metrics.jsonl"));
-    assert_eq!(metrics.len(), 2);
-    assert_eq!(
-        (&metrics[0]["weights"], &metrics[1]["weights"]),
-        (&"average".into(), &"initial".into())
-    );
+    let of = |line: &Value| ["step", "weights", "metric"].map(|key| line[key].to_string());
+    let expected =
+        [(2, "average"), (4, "average"), (4, "initial")].into_iter().flat_map(|(s, w)| {
+            ["avepool", "bn_crelu"].map(|feature| {
+                [s.to_string(), format!("{w:?}"), format!("\"linear_probe_{feature}\"")]
+            })
+        });
+    assert_eq!(metrics.iter().map(of).collect::<Vec<_>>(), expected.collect::<Vec<_>>());
 
     // 64 px tiles with 4 px gaps: 8 x 8 samples; 4 x 8 pairs, which the split cannot fill.
     let size = |name: &str| image::open(run.join("images").join(name)).unwrap().to_rgb8();

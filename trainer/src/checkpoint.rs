@@ -205,6 +205,16 @@ pub fn load_average(path: &Path, network: &str, params: &mut Params) -> Result<(
     Ok(())
 }
 
+/// Reads one live network ("generator" or "encoder") into `params`.
+///
+/// # Errors
+/// [`Error::Checkpoint`], as [`load`].
+pub fn load_live(path: &Path, network: &str, params: &mut Params) -> Result<()> {
+    read_tensors(&path.join(format!("{network}.safetensors")), &mut params.state())?;
+    params.rescale();
+    Ok(())
+}
+
 /// Reads `manifest.json` without checking the files it lists.
 ///
 /// # Errors
@@ -312,6 +322,14 @@ fn read_tensors(path: &Path, tensors: &mut Named) -> Result<()> {
 
 fn hash(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Hexadecimal SHA-256 of a file.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn hash_of(path: &Path) -> Result<String> {
+    fs::read(path).map(|bytes| hash(&bytes)).map_err(Error::io("read", path))
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {

@@ -193,6 +193,8 @@ pub struct ImagesConfig {
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs, reason = "every key has its meaning in presets/base.toml")]
 pub struct EvalConfig {
+    #[serde(default)] // runs of before it have none
+    pub every: u64,
     pub mode: pipeline::Mode,
     pub split: String,
     pub probe_images: usize,

@@ -67,6 +67,14 @@ impl Lines {
                 fs::rename(&aside, path).map_err(Error::io("rename", &aside))?;
             }
         }
+        Self::append(path)
+    }
+
+    /// Opens `path` for appending and leaves what is there alone: another process may write to it.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn append(path: &Path) -> Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(path);
         Ok(Self { file: file.map_err(Error::io("open", path))?, path: path.to_owned() })
     }

@@ -5,7 +5,7 @@ mod commands;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{doctor, export, inspect, pictures, run};
+use commands::{doctor, eval, export, inspect, pictures, run};
 
 /// Trains BigBiGAN: a generator, an encoder and a discriminator, with no labels.
 #[derive(Debug, Parser)]
@@ -22,6 +22,9 @@ struct Cli {
 enum Command {
     /// Train a model, or go on with one
     Run(run::Args),
+    /// Measure a run: linear probes, nearest neighbours
+    #[command(subcommand)]
+    Eval(eval::Command),
     /// Draw a grid of generated images from a run's newest checkpoint
     Sample(pictures::SampleArgs),
     /// Show images beside their reconstructions G(E(x))
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         .init();
     let outcome = match Cli::parse().command {
         Command::Run(args) => run::run(&args),
+        Command::Eval(command) => eval::run(&command),
         Command::Sample(args) => pictures::sample(&args),
         Command::Reconstruct(args) => pictures::reconstruct(&args),
         Command::Export(args) => export::run(&args),

@@ -14,7 +14,8 @@ use crate::checkpoint;
 use crate::config::{Config, HealthConfig, OnFault, Precision};
 use crate::device::{self, Images};
 use crate::error::{Error, Result};
-use crate::eval::linear::{Features, ProbeResult, probe};
+use crate::eval::features::Feature;
+use crate::eval::linear::{self, Protocol, Selection};
 use crate::eval::{Model, loader_config, pictures};
 use crate::log::{Lines, Progress, StatsLine};
 use crate::shim::allow_tf32;
@@ -35,7 +36,7 @@ pub struct Summary {
     /// Which stage of the input limits it, in words.
     pub bottleneck: String,
     /// The linear probe on E's averaged weights and on its initial weights.
-    pub probe: Option<(ProbeResult, ProbeResult)>,
+    pub probe: Option<(linear::Line, linear::Line)>,
 }
 
 /// Why a run ended.
@@ -47,18 +48,6 @@ pub enum Ended {
     Time,
     /// A signal asked it to; everything is saved.
     Signal,
-}
-
-/// A line of `metrics.jsonl`.
-#[derive(Debug, Serialize)]
-struct Metric<'a> {
-    metric: &'a str,
-    step: u64,
-    weights: &'a str,
-    split: &'a str,
-    crop: pipeline::Mode,
-    #[serde(flatten)]
-    result: &'a ProbeResult,
 }
 
 /// A line of `incidents.jsonl`.
@@ -376,9 +365,19 @@ impl Run {
             }
             self.save()?;
         }
-        if self.due(self.config.images.every) {
-            let model = Model::averaged(&self.config, &self.state, Some(&self.data))?;
+        let (draw, measure) =
+            (self.due(self.config.images.every), self.due(self.config.eval.every));
+        if !draw && !measure {
+            return Ok(());
+        }
+        let model = Model::averaged(&self.config, &self.state, Some(&self.data))?;
+        if draw {
             self.pictures(&model, &format!("-{:08}", self.state.step))?;
+        }
+        // Models are chosen on trainval where there is one (paper App. A).
+        let split = if self.has_split("trainval") { "trainval" } else { &self.config.eval.split };
+        if measure && let Some(task) = self.probing(split)? {
+            self.probe(&task, &model)?;
         }
         Ok(())
     }
@@ -394,36 +393,51 @@ impl Run {
     }
 
     /// The last pictures and, where asked for, the probe.
-    fn evaluate(&mut self) -> Result<Option<(ProbeResult, ProbeResult)>> {
+    fn evaluate(&mut self) -> Result<Option<(linear::Line, linear::Line)>> {
         let model = Model::averaged(&self.config, &self.state, Some(&self.data))?;
         self.pictures(&model, "")?;
+        let Some(task) = self.probing(&self.config.eval.split)? else { return Ok(None) };
+        self.progress.say("probing the encoder's features with a linear classifier …");
+        let trained = self.probe(&task, &model)?;
+        let untrained = Model::untrained(&self.config, model.device(), &self.data)?;
+        let initial = self.probe(&task, &untrained)?;
+        Ok(Some((trained, initial)))
+    }
+
+    /// What the run's own probes do, tested on `split`; `None`, with the reason said, where none can
+    /// be made.
+    fn probing(&self, split: &str) -> Result<Option<linear::Task>> {
         let c = &self.config;
         if c.eval.probe_images == 0 || !c.loss.encode() {
             return Ok(None);
         }
-        let Some(test) = self.split(&c.eval.split)? else {
-            self.progress.say(&format!("no split {:?} in the data: no probe", c.eval.split));
+        let Some(test) = self.split(split)? else {
+            self.progress.say(&format!("no split {split:?} in the data: no probe"));
             return Ok(None);
         };
         if self.data.label(0).is_none() || test.label(0).is_none() {
             self.progress.say("the images have no labels: no probe");
             return Ok(None);
         }
-        self.progress.say("probing the encoder's features with a linear classifier …");
-        let untrained = Model::untrained(c, model.device(), &self.data)?;
-        let classes = self.data.classes().len() as i64;
-        let mut results = vec![];
-        for (model, weights) in [(&model, "average"), (&untrained, "initial")] {
-            let train = Features::of(model, &self.data, c.eval.probe_images)?;
-            let test = Features::of(model, &test, usize::MAX)?;
-            let result = probe(&train, &test, classes, c.eval.probe_steps, c.train.seed);
-            let (step, split, crop) = (self.state.step, c.eval.split.as_str(), c.eval.mode);
-            let metric = "linear_probe_bn_crelu";
-            self.metrics.write(&Metric { metric, step, weights, split, crop, result: &result })?;
-            results.push(result);
+        Ok(Some(linear::Task {
+            features: vec![Feature::AvePool, Feature::BnCrelu],
+            protocol: Protocol { steps: c.eval.probe_steps, ..Protocol::table1(c.train.seed) },
+            train: self.data.clone(),
+            images: c.eval.probe_images,
+            fresh_crops: false,
+            selection: Selection::None,
+            test,
+        }))
+    }
+
+    /// Writes the probes' lines; returns that of BN+CReLU.
+    fn probe(&mut self, task: &linear::Task, model: &Model) -> Result<linear::Line> {
+        let mut lines = task.run(model)?;
+        for line in &mut lines {
+            line.subject.step = self.state.step; // of the initial weights too: resuming drops by step
+            self.metrics.write(line)?;
         }
-        let initial = results.pop();
-        Ok(results.pop().zip(initial))
+        Ok(lines.pop().expect("a line for each feature"))
     }
 
     fn pictures(&self, model: &Model, suffix: &str) -> Result<()> {
@@ -449,8 +463,11 @@ impl Run {
 
     /// A split, if the data folder has it.
     fn split(&self, name: &str) -> Result<Option<Arc<Dataset>>> {
-        let has = self.data.index().splits().iter().any(|split| split.name == name);
-        has.then(|| open_data(&self.config, name)).transpose()
+        self.has_split(name).then(|| open_data(&self.config, name)).transpose()
+    }
+
+    fn has_split(&self, name: &str) -> bool {
+        self.data.index().splits().iter().any(|split| split.name == name)
     }
 
     fn mark(&self) -> Mark {

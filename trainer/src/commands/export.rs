@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use trainer::error::Result;
-use trainer::eval::Model;
+use trainer::eval::{Model, Variant};
 use trainer::export::export;
 use trainer::{checkpoint, device, run};
 
@@ -30,7 +30,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let train = run::open_data(&config, "train")?;
     let path = checkpoint::newest(&args.run.join("checkpoints"))?;
     let step = checkpoint::read_manifest(&path)?.step;
-    let model = Model::load(&path, &config, device::parse(&args.device)?, Some(&train))?;
+    let model =
+        Model::load(&path, &config, device::parse(&args.device)?, Variant::Average, Some(&train))?;
     for file in export(&model, step, &train, &args.out)? {
         println!("{}", file.display());
     }

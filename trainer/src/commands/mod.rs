@@ -1,6 +1,7 @@
 //! The subcommands: what was typed becomes calls of the library, and its results become text.
 
 pub(crate) mod doctor;
+pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod inspect;
 pub(crate) mod pictures;
@@ -13,7 +14,7 @@ use tch::Device;
 use trainer::checkpoint;
 use trainer::config::{Config, Origin};
 use trainer::error::{Error, Result};
-use trainer::eval::Model;
+use trainer::eval::{Model, Variant};
 use trainer::run::open_data;
 
 #[derive(Debug, Args)]
@@ -40,9 +41,15 @@ pub(crate) fn usage(problem: &str) -> Error {
     Error::Config { problems: vec![problem.to_owned()] }
 }
 
-/// The averaged networks of a run's newest checkpoint.
-pub(crate) fn load(out: &Path, config: &Config, device: Device, with_data: bool) -> Result<Model> {
+/// The networks of a run's newest sound checkpoint; nothing is written to the run.
+pub(crate) fn load(
+    out: &Path,
+    config: &Config,
+    device: Device,
+    variant: Variant,
+    with_data: bool,
+) -> Result<Model> {
     let path = checkpoint::newest(&out.join("checkpoints"))?;
     let train = with_data.then(|| open_data(config, "train")).transpose()?;
-    Model::load(&path, config, device, train.as_ref())
+    Model::load(&path, config, device, variant, train.as_ref())
 }

@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use trainer::error::Result;
-use trainer::eval::pictures;
+use trainer::eval::{Variant, pictures};
 use trainer::{device, run};
 
 use super::load;
@@ -48,7 +48,7 @@ pub(crate) struct ReconstructArgs {
 
 pub(crate) fn sample(args: &SampleArgs) -> Result<()> {
     let config = run::read_config(&args.run)?;
-    let model = load(&args.run, &config, device::parse(&args.device)?, false)?;
+    let model = load(&args.run, &config, device::parse(&args.device)?, Variant::Average, false)?;
     let images = model.generate(&model.latents(args.draw, args.count));
     let columns = (args.count as f64).sqrt().ceil() as u32;
     pictures::save(&pictures::grid(&images, columns), &args.out)?;
@@ -63,7 +63,7 @@ pub(crate) fn reconstruct(args: &ReconstructArgs) -> Result<()> {
     }
     let split = args.split.as_ref().unwrap_or(&config.eval.split);
     let split = run::open_data(&config, split)?;
-    let model = load(&args.run, &config, device::parse(&args.device)?, true)?;
+    let model = load(&args.run, &config, device::parse(&args.device)?, Variant::Average, true)?;
     pictures::save(&run::reconstructions(&model, &split)?, &args.out)?;
     println!("{}", args.out.display());
     Ok(())

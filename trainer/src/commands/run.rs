@@ -122,7 +122,7 @@ fn finish(summary: &Summary) -> Result<()> {
     if let Some((trained, initial)) = &summary.probe {
         println!(
             "linear probe     {:.1} % top-1 on {} images ({:.1} % with the initial encoder)",
-            trained.top1, trained.test_images, initial.top1
+            trained.result.top1, trained.result.test_images, initial.result.top1
         );
     }
     println!("{table}");

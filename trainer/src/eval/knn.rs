@@ -1,7 +1,16 @@
 //! Nearest neighbours among features, in blocks of bounded memory, and the vote of their classes.
 
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use pipeline::{Dataset, Mode};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
+
+use super::features::{Feature, Features};
+use super::{Model, Subject};
+use crate::error::Result;
 
 /// Queries compared with the whole bank at a time.
 const BLOCK: i64 = 64;
@@ -22,6 +31,95 @@ pub enum Distance {
     L2,
     /// 1 − a·b; its neighbours are those of L2, its votes are weighted by exp(a·b / 0.07).
     Cosine,
+}
+
+impl fmt::Display for Distance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::L1 => "l1",
+            Self::L2 => "l2",
+            Self::Cosine => "cosine",
+        })
+    }
+}
+
+/// All of them.
+pub const DISTANCES: [Distance; 3] = [Distance::L1, Distance::L2, Distance::Cosine];
+/// Numbers of neighbours that vote (paper, App. C).
+pub const VOTERS: [usize; 4] = [1, 5, 25, 50];
+
+/// A whole evaluation by nearest neighbours.
+#[derive(Debug, Clone)]
+pub struct Task {
+    /// What is compared.
+    pub feature: Feature,
+    /// Images whose labels vote, in the crop of `eval.mode`.
+    pub train: Arc<Dataset>,
+    /// How many of them.
+    pub images: usize,
+    /// Images that are classified, all of them, in the same crop.
+    pub test: Arc<Dataset>,
+}
+
+/// What the neighbours said, with all that is needed to ask them again: a line of `metrics.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Line {
+    /// `knn_DISTANCE_FEATURE`.
+    pub metric: String,
+    /// What was evaluated.
+    #[serde(flatten)]
+    pub subject: Subject,
+    /// Split of the queries.
+    pub split: String,
+    /// How all images were cropped.
+    pub crop: Mode,
+    /// Images that vote.
+    pub train_images: usize,
+    /// Images that were classified.
+    pub test_images: usize,
+    /// Width of the features.
+    pub width: i64,
+    /// Distance.
+    pub distance: Distance,
+    /// Accuracy in percent, by the number of neighbours that vote ([`VOTERS`]).
+    pub top1: BTreeMap<usize, f64>,
+}
+
+impl Task {
+    /// Accuracies of a model by each of [`DISTANCES`].
+    ///
+    /// # Errors
+    /// [`Error::Data`](crate::error::Error::Data); [`Error::Config`](crate::error::Error::Config) for
+    /// images without labels, and features that the model lacks.
+    pub fn run(&self, model: &Model) -> Result<Vec<Line>> {
+        let crop = model.config().eval.mode;
+        let of = |data: &Arc<Dataset>, count| {
+            Features::of(model, data, crop, count, &[self.feature])?.labelled(data.split())
+        };
+        let (bank, queries) = (of(&self.train, self.images)?, of(&self.test, usize::MAX)?);
+        let (x, labels) = (bank.get(self.feature), Tensor::from_slice(&bank.labels));
+        let line = |distance| {
+            let most = VOTERS[VOTERS.len() - 1] as i64;
+            let found = nearest(x, Some(&labels), queries.get(self.feature), distance, most);
+            let accuracy = |k| {
+                let predicted = vote(&found, &bank.labels, distance, k);
+                let right = predicted.iter().zip(&queries.labels).filter(|(a, b)| a == b).count();
+                (k, 100.0 * right as f64 / predicted.len() as f64)
+            };
+            Line {
+                metric: format!("knn_{distance}_{}", self.feature),
+                subject: model.subject().clone(),
+                split: self.test.split().to_owned(),
+                crop,
+                train_images: bank.labels.len(),
+                test_images: queries.labels.len(),
+                width: x.size()[1],
+                distance,
+                top1: VOTERS.into_iter().map(accuracy).collect(),
+            }
+        };
+        Ok(DISTANCES.into_iter().map(line).collect())
+    }
 }
 
 /// The nearest rows of a bank, nearest first.
@@ -202,13 +300,8 @@ fn manhattan_four(query: &[f32], rows: [&[f32]; 4]) -> [f32; 4] {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::golden::hashed;
-
-    const ALL: [(&str, Distance); 3] =
-        [("l1", Distance::L1), ("l2", Distance::L2), ("cosine", Distance::Cosine)];
 
     #[derive(Debug, Deserialize)]
     struct Golden {
@@ -231,10 +324,11 @@ mod tests {
         let text = include_str!("../../../tests/golden/knn.json");
         let golden: BTreeMap<String, Golden> = serde_json::from_str(text).unwrap();
         let (bank, labels, queries) = set();
-        for (name, distance) in ALL {
+        for distance in DISTANCES {
+            let name = distance.to_string();
             let found = nearest(&bank, Some(&labels), &queries, distance, 50);
-            assert_eq!(numbers(&found.rows), golden[name].rows.concat(), "{name}");
-            for (k, expected) in &golden[name].votes {
+            assert_eq!(numbers(&found.rows), golden[&name].rows.concat(), "{name}");
+            for (k, expected) in &golden[&name].votes {
                 let got = vote(&found, &numbers(&labels), distance, *k);
                 assert_eq!(&got, expected, "{name} k = {k}");
             }
@@ -248,7 +342,8 @@ mod tests {
         let twins = Tensor::cat(&[&bank, &bank.narrow(0, 0, 50)], 0); // equal features, other labels
         let twin_labels = Tensor::cat(&[&labels, &(labels.narrow(0, 0, 50) + 1).remainder(5)], 0);
         let order = Tensor::arange_start_step(449, -1, -1, (Kind::Int64, Device::Cpu));
-        for (name, distance) in ALL {
+        for distance in DISTANCES {
+            let name = distance.to_string();
             let own = nearest(&bank, None, &bank, distance, 1);
             assert_eq!(numbers(&own.rows), (0..400).collect::<Vec<_>>(), "{name}");
             assert!(own.distances.abs().max().double_value(&[]) < 1e-6);

@@ -2,23 +2,50 @@ use std::path::Path;
 use std::sync::Arc;
 
 use pipeline::{BadSamples, Cursor, Dataset, LastBatch, Loader, LoaderConfig, Mode, Shuffle};
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::checkpoint;
 use crate::config::Config;
 use crate::device::{self, Images};
 use crate::error::{Error, Result};
-use crate::model::{Encoder, Generator};
+use crate::model::{Encoded, Encoder, Generator};
 use crate::nn::{Fill, Params, Statistics};
 use crate::random::{Key, Purpose};
 use crate::state::TrainState;
 
-/// G and E with averaged weights, for evaluation: batch norm uses standing statistics, collected
-/// for these very weights.
+/// Which weights a model holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Variant {
+    /// The averages over training: what the paper evaluates.
+    Average,
+    /// Those that training goes on with.
+    Live,
+    /// Those before step 1: the baseline.
+    Initial,
+}
+
+/// What was evaluated; part of every line of `metrics.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Subject {
+    /// G/E updates done.
+    pub step: u64,
+    /// Which weights.
+    pub weights: Variant,
+    /// SHA-256 of the checkpoint's manifest, which carries those of all its files; none inside a run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<String>,
+    /// Images behind batch norm's standing statistics.
+    pub standing_images: i64,
+}
+
+/// G and E for evaluation: batch norm uses standing statistics, collected for these very weights.
 #[derive(Debug)]
 pub struct Model {
     config: Config,
     device: Device,
+    subject: Subject,
     g: Generator,
     g_params: Params,
     e: Option<(Encoder, Params)>,
@@ -35,8 +62,17 @@ impl Model {
         state: &TrainState,
         train: Option<&Arc<Dataset>>,
     ) -> Result<Self> {
+        Self::of_state(config, state, Variant::Average, train)
+    }
+
+    fn of_state(
+        config: &Config,
+        state: &TrainState,
+        variant: Variant,
+        train: Option<&Arc<Dataset>>,
+    ) -> Result<Self> {
         let device = state.d.params.kinds().1;
-        let mut model = Self::unset(config, device);
+        let mut model = Self::unset(config, device, state.step, variant);
         model.g_params.adopt(&state.g.average, &state.g.live.params);
         if let (Some((_, params)), Some(e)) = (&mut model.e, &state.e) {
             params.adopt(&e.average, &e.live.params);
@@ -45,7 +81,7 @@ impl Model {
         Ok(model)
     }
 
-    /// The same from a checkpoint folder.
+    /// From a checkpoint folder.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] or [`Error::Data`].
@@ -53,14 +89,23 @@ impl Model {
         path: &Path,
         config: &Config,
         device: Device,
+        variant: Variant,
         train: Option<&Arc<Dataset>>,
     ) -> Result<Self> {
-        checkpoint::verify(path)?;
-        let mut model = Self::unset(config, device);
-        checkpoint::load_average(path, "generator", &mut model.g_params)?;
-        if let Some((_, params)) = &mut model.e {
-            checkpoint::load_average(path, "encoder", params)?;
+        let manifest = checkpoint::verify(path)?;
+        if variant == Variant::Initial {
+            return Self::of_state(config, &TrainState::new(config, device, true), variant, train);
         }
+        let mut model = Self::unset(config, device, manifest.step, variant);
+        let read = match variant {
+            Variant::Live => checkpoint::load_live,
+            _ => checkpoint::load_average,
+        };
+        read(path, "generator", &mut model.g_params)?;
+        if let Some((_, params)) = &mut model.e {
+            read(path, "encoder", params)?;
+        }
+        model.subject.checkpoint = Some(checkpoint::hash_of(&path.join("manifest.json"))?);
         model.collect(train)?;
         Ok(model)
     }
@@ -70,17 +115,20 @@ impl Model {
     /// # Errors
     /// [`Error::Data`] if images cannot be read.
     pub fn untrained(config: &Config, device: Device, train: &Arc<Dataset>) -> Result<Self> {
-        Self::averaged(config, &TrainState::new(config, device, true), Some(train))
+        let state = TrainState::new(config, device, true);
+        Self::of_state(config, &state, Variant::Initial, Some(train))
     }
 
-    fn unset(config: &Config, device: Device) -> Self {
+    fn unset(config: &Config, device: Device, step: u64, weights: Variant) -> Self {
         let kinds = (Kind::Float, device);
         let (g, g_params) =
             Params::build(kinds, Fill::Unset, |s| Generator::new(s, config.g, config.latent));
         let e = config.loss.encode().then(|| {
             Params::build(kinds, Fill::Unset, |s| Encoder::new(s, config.e, config.latent))
         });
-        Self { config: config.clone(), device, g, g_params, e }
+        let standing_images = standing_batches(config) * config.micro_batch();
+        let subject = Subject { step, weights, checkpoint: None, standing_images };
+        Self { config: config.clone(), device, subject, g, g_params, e }
     }
 
     /// Standing statistics: the mean over `images.standing_images` of per-batch statistics, G's from
@@ -90,7 +138,7 @@ impl Model {
     /// Brock et al. 2018; the released generator's `accumulated_mean`. For E ours.
     fn collect(&mut self, train: Option<&Arc<Dataset>>) -> Result<()> {
         let batch = self.config.micro_batch();
-        let batches = (self.config.images.standing_images / batch).max(1);
+        let batches = standing_batches(&self.config);
         no_grad(|| {
             for seen in 0..batches {
                 // Latents of their own: sample grids use index 0.
@@ -126,6 +174,15 @@ impl Model {
     pub fn features(&self, images: &Images) -> Result<Tensor> {
         let e = self.encoder()?;
         Ok(no_grad(|| e.features(&images.large, Statistics::Stored)))
+    }
+
+    /// What E says of images, with the pooled output of each of its stages.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the model has no encoder.
+    pub fn encode(&self, images: &Images) -> Result<(Vec<Tensor>, Encoded)> {
+        let e = self.encoder()?;
+        Ok(no_grad(|| e.forward_stages(&images.large, Statistics::Stored)))
     }
 
     /// G(μ(x)): reconstructions from the mean of the code, (N, 3, R_G, R_G).
@@ -168,12 +225,13 @@ impl Model {
         mode: Mode,
         count: i64,
     ) -> Result<impl Iterator<Item = Result<(Images, Vec<i64>)>> + use<'a>> {
+        let count = count.min(data.len() as i64);
         let mut config = loader_config(&self.config);
         config.mode = mode;
         config.shuffle = Shuffle::Global;
         config.last = LastBatch::Keep;
         config.epochs = Some(1);
-        config.batch = config.batch.min(count as usize);
+        config.batch = self.config.micro_batch().min(count) as usize;
         let (large, small) = (config.large as i64, config.small as i64);
         let loader =
             Loader::start(data.clone(), config, Cursor::default(), device::memory(self.device))?;
@@ -202,10 +260,39 @@ impl Model {
         self.e.as_ref().map(|(e, params)| (e, params))
     }
 
+    /// Batches of `batch` images and labels without end, each epoch in another order and each image
+    /// seen afresh in the training's mode.
+    ///
+    /// # Errors
+    /// [`Error::Data`].
+    pub fn endless<'a>(
+        &'a self,
+        data: &Arc<Dataset>,
+        batch: i64,
+    ) -> Result<impl Iterator<Item = Result<(Images, Vec<i64>)>> + use<'a>> {
+        let mut config = loader_config(&self.config);
+        config.shuffle = Shuffle::Global;
+        config.batch = batch.min(data.len() as i64) as usize;
+        let (large, small) = (config.large as i64, config.small as i64);
+        let loader =
+            Loader::start(data.clone(), config, Cursor::default(), device::memory(self.device))?;
+        Ok(loader.map(move |batch| {
+            let batch = batch?;
+            let images = Images::upload(&batch, large, small, self.device);
+            Ok((images, batch.labels().to_vec()))
+        }))
+    }
+
     /// The configuration it was built from.
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// What it is, for the record.
+    #[must_use]
+    pub fn subject(&self) -> &Subject {
+        &self.subject
     }
 
     /// The device it is on.
@@ -213,6 +300,10 @@ impl Model {
     pub fn device(&self) -> Device {
         self.device
     }
+}
+
+fn standing_batches(config: &Config) -> i64 {
+    (config.images.standing_images / config.micro_batch()).max(1)
 }
 
 /// The loader that a configuration's training needs.

@@ -128,19 +128,29 @@ impl Encoder {
     /// Features and code of images x.
     #[must_use]
     pub fn forward(&self, x: &Tensor, statistics: Statistics) -> Encoded {
-        let features = self.features(x, statistics);
+        self.forward_stages(x, statistics).1
+    }
+
+    /// Also the mean over positions of what each stage of the trunk puts out, (N, channels) each.
+    #[must_use]
+    pub fn forward_stages(&self, x: &Tensor, statistics: Statistics) -> (Vec<Tensor>, Encoded) {
+        let mut stages = vec![];
+        let features = self.pooled(x, statistics, |map| stages.push(mean(map)));
         let code = self.code(&features);
-        Encoded { features, code }
+        (stages, Encoded { features, code })
     }
 
     /// a alone, (N, features).
     pub fn features(&self, x: &Tensor, statistics: Statistics) -> Tensor {
-        let map = match &self.trunk {
-            Trunk::ResNet(trunk) => trunk.forward(x, statistics),
-            Trunk::RevNet(trunk) => trunk.forward(x, statistics),
-            Trunk::Small(trunk) => trunk.forward(x, statistics),
-        };
-        map.mean_dim([2i64, 3].as_slice(), false, None::<Kind>)
+        self.pooled(x, statistics, |_| {})
+    }
+
+    fn pooled(&self, x: &Tensor, statistics: Statistics, seen: impl FnMut(&Tensor)) -> Tensor {
+        mean(&match &self.trunk {
+            Trunk::ResNet(trunk) => trunk.forward(x, statistics, seen),
+            Trunk::RevNet(trunk) => trunk.forward(x, statistics, seen),
+            Trunk::Small(trunk) => trunk.forward(x, statistics, seen),
+        })
     }
 
     fn code(&self, features: &Tensor) -> Code {
@@ -154,6 +164,11 @@ impl Encoder {
             Code::Point(out)
         }
     }
+}
+
+/// Mean over positions.
+fn mean(map: &Tensor) -> Tensor {
+    map.mean_dim([2i64, 3].as_slice(), false, None::<Kind>)
 }
 
 /// What the tests of the trunks build.

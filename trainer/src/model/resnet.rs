@@ -37,35 +37,45 @@ pub(super) fn max_pool(x: &Tensor) -> Tensor {
 #[derive(Debug)]
 pub(super) struct ResNet {
     root: Conv,
-    units: Vec<Bottleneck>,
+    stages: Vec<Vec<Bottleneck>>,
     end: BatchNorm,
 }
 
 impl ResNet {
     pub(super) fn new(s: &Scope<'_>, c: EncoderConfig) -> Self {
         let stages = stages(c.depth).expect("a checked config has depth 50 or 101");
-        let mut units = vec![];
+        let mut all = vec![];
         let mut cin = 64 * c.width;
         for (stage, count) in stages.into_iter().enumerate() {
             let mid = (64 * c.width) << stage;
+            let mut units = vec![];
             for unit in 0..count {
                 let stride = if stage > 0 && unit == 0 { 2 } else { 1 };
                 let s = s.sub(format!("stage{}", stage + 1)).sub(unit);
                 units.push(Bottleneck::new(&s, (cin, mid), stride, &c));
                 cin = 4 * mid;
             }
+            all.push(units);
         }
         Self {
             root: conv(&s.sub("root"), 3, 64 * c.width, 7, 2),
-            units,
+            stages: all,
             end: norm(&s.sub("end"), cin, &c),
         }
     }
 
-    pub(super) fn forward(&self, x: &Tensor, statistics: Statistics) -> Tensor {
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        statistics: Statistics,
+        mut seen: impl FnMut(&Tensor),
+    ) -> Tensor {
         let mut x = max_pool(&self.root.forward(x));
-        for unit in &self.units {
-            x = unit.forward(&x, statistics);
+        for stage in &self.stages {
+            for unit in stage {
+                x = unit.forward(&x, statistics);
+            }
+            seen(&x);
         }
         self.end.forward(&x, statistics).relu()
     }

@@ -42,15 +42,24 @@ impl RevNet {
         }
     }
 
-    pub(super) fn forward(&self, x: &Tensor, statistics: Statistics) -> Tensor {
-        self.forward_by(x, statistics, Stage::forward)
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        statistics: Statistics,
+        mut seen: impl FnMut(&Tensor),
+    ) -> Tensor {
+        self.forward_by(x, statistics, |stage, x, statistics| {
+            let y = stage.forward(x, statistics);
+            seen(&y);
+            y
+        })
     }
 
     fn forward_by(
         &self,
         x: &Tensor,
         statistics: Statistics,
-        stage_forward: impl Fn(&Stage, &Tensor, Statistics) -> Tensor,
+        mut stage_forward: impl FnMut(&Stage, &Tensor, Statistics) -> Tensor,
     ) -> Tensor {
         // The stream that units add to, and subtract from on the way back, is never in bfloat16.
         let mut x = single(&max_pool(&self.root.forward(x)));
@@ -229,12 +238,12 @@ mod tests {
                 let y = if plain {
                     net.forward_by(&x, Statistics::Batch, Stage::plain)
                 } else {
-                    net.forward(&x, Statistics::Batch)
+                    net.forward(&x, Statistics::Batch, |_| {})
                 };
                 let loss = (&y * crate::golden::hashed("direction", &y.size())).sum(kind);
                 let of_x = Tensor::run_backward(&[&loss], &[&x], true, false).remove(0);
                 // A second run over the same graph is refused, so the graph is built anew.
-                let y = if plain { y } else { net.forward(&x, Statistics::Repeat) };
+                let y = if plain { y } else { net.forward(&x, Statistics::Repeat, |_| {}) };
                 let loss = (&y * crate::golden::hashed("direction", &y.size())).sum(kind);
                 let buffers = Tensor::cat(
                     &params.buffers().into_iter().map(|(_, b)| b).collect::<Vec<_>>(),
@@ -262,7 +271,7 @@ mod tests {
             let y = if plain {
                 net.forward_by(&x, Statistics::Batch, Stage::plain)
             } else {
-                net.forward(&x, Statistics::Batch)
+                net.forward(&x, Statistics::Batch, |_| {})
             };
             let loss = y.square().sum(Kind::Float);
             let gradients = Tensor::run_backward(&[loss], &weights, false, false);

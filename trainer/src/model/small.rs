@@ -15,7 +15,7 @@ const CHANNELS: [i64; 3] = [32, 64, 128];
 #[derive(Debug)]
 pub(super) struct Small {
     root: Conv,
-    blocks: Vec<Basic>,
+    stages: Vec<Vec<Basic>>,
     end: BatchNorm,
 }
 
@@ -25,24 +25,34 @@ impl Small {
     }
 
     pub(super) fn new(s: &Scope<'_>, c: EncoderConfig) -> Self {
-        let mut blocks = vec![];
+        let mut stages = vec![];
         let mut cin = CHANNELS[0] * c.width;
         let root = conv(&s.sub("root"), 3, cin, 3, 1);
         for (stage, channels) in CHANNELS.into_iter().enumerate() {
+            let mut blocks = vec![];
             for block in 0..(c.depth - 2) / 6 {
                 let s = s.sub(format!("stage{}", stage + 1)).sub(block);
                 let stride = if block == 0 { 2 } else { 1 };
                 blocks.push(Basic::new(&s, (cin, channels * c.width), stride, &c));
                 cin = channels * c.width;
             }
+            stages.push(blocks);
         }
-        Self { root, blocks, end: norm(&s.sub("end"), cin, &c) }
+        Self { root, stages, end: norm(&s.sub("end"), cin, &c) }
     }
 
-    pub(super) fn forward(&self, x: &Tensor, statistics: Statistics) -> Tensor {
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        statistics: Statistics,
+        mut seen: impl FnMut(&Tensor),
+    ) -> Tensor {
         let mut x = self.root.forward(x);
-        for block in &self.blocks {
-            x = block.forward(&x, statistics);
+        for stage in &self.stages {
+            for block in stage {
+                x = block.forward(&x, statistics);
+            }
+            seen(&x);
         }
         self.end.forward(&x, statistics).relu()
     }

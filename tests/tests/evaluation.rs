@@ -1,0 +1,105 @@
+//! What `trainer eval` says of a run, and what it leaves in the run's folder.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use integration::{Said, borrowed, data, text, tiny_run, trainer};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A tiny run, made once; evaluations only add to its metrics.
+fn run() -> &'static Path {
+    static RUN: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    let (_, path) = RUN.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        let said = trainer(&borrowed(&tiny_run(data(), &path, &["eval.probe_images=0"])));
+        assert_eq!(said.code, 0, "{}", said.err);
+        (folder, path)
+    });
+    path
+}
+
+/// Runs `trainer COMMAND --run RUN --device cpu ARGS` and returns the JSON lines it prints.
+fn evaluate(command: &[&str], args: &[&str]) -> (Said, Vec<Value>) {
+    let run = text(run());
+    let common = ["--run", &run, "--device", "cpu"];
+    let said = trainer(&[command, &common, args].concat());
+    let lines = said.out.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    (said, lines)
+}
+
+/// The checkpoints, images and configuration of the run, byte by byte.
+fn contents(folder: &Path, found: &mut Vec<(PathBuf, Vec<u8>)>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            contents(&path, found);
+        } else if !path.ends_with("metrics.jsonl") {
+            found.push((path.clone(), fs::read(&path).unwrap()));
+        }
+    }
+    found.sort();
+}
+
+#[test]
+fn linear_probes_state_their_protocol_repeat_and_leave_the_run_alone() {
+    let (mut before, mut after) = (vec![], vec![]);
+    contents(run(), &mut before);
+    let args = ["--steps", "6", "--rates", "0.001,0.1", "--features", "avepool,bn_crelu,mu,stage2"];
+    let (said, lines) = evaluate(&["eval", "linear"], &args);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert_eq!(lines.len(), 9, "four features of two encoders, and pixels: {}", said.out);
+    let widths: Vec<_> = lines.iter().map(|line| line["width"].as_i64().unwrap()).collect();
+    assert_eq!(widths, [128, 256, 60, 64, 128, 256, 60, 64, 3072]);
+    for line in &lines {
+        for key in ["metric", "step", "checkpoint", "standing_images", "split", "crop", "seed"] {
+            assert!(!line[key].is_null() || line["weights"] == "initial", "{key} in {line}");
+        }
+        assert_eq!(line["rates"], serde_json::json!([0.001, 0.1]));
+        assert_eq!((&line["split"], &line["steps"]), (&"val".into(), &6.into()));
+        // 4 of 40 images choose, as there is no trainval.
+        assert_eq!(line["train_images"], 36);
+        assert_eq!(line["selected_on"], "every tenth training image");
+        assert_eq!(line["selection"].as_array().unwrap().len(), 2);
+    }
+    let written = fs::read_to_string(run().join("metrics.jsonl")).unwrap();
+    assert!(said.out.lines().filter(|l| l.starts_with('{')).all(|l| written.contains(l)));
+    contents(run(), &mut after);
+    assert!(before == after, "an evaluation changed the run");
+    assert_eq!(evaluate(&["eval", "linear"], &args).1, lines, "the same digits again");
+
+    let fresh = ["--steps", "3", "--no-baselines", "--fresh-crops", "--live", "--images", "16"];
+    let (said, lines) = evaluate(&["eval", "linear"], &fresh);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert_eq!(lines.len(), 2);
+    assert_eq!((&lines[0]["weights"], &lines[0]["train_crop"]), (&"live".into(), &"small".into()));
+    assert_eq!((&lines[0]["rate"], &lines[0]["selected_on"]), (&0.01.into(), &"none".into()));
+}
+
+#[test]
+fn nearest_training_images_of_training_images_are_themselves() {
+    let (said, lines) = evaluate(&["eval", "knn"], &["--split", "train"]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    let metrics: Vec<_> = lines.iter().map(|line| line["metric"].as_str().unwrap()).collect();
+    assert_eq!(metrics, ["knn_l1_avepool", "knn_l2_avepool", "knn_cosine_avepool"]);
+    for line in &lines {
+        assert_eq!(line["top1"]["1"], 100.0, "{line}");
+        assert_eq!((&line["train_images"], &line["test_images"]), (&40.into(), &40.into()));
+    }
+}
+
+#[test]
+fn wrong_requests_are_refused() {
+    for (args, word) in [
+        (&["--features", "conv3"][..], "stage1"),
+        (&["--features", "stage7"], "3 stages"),
+        (&["--rates", "0"], "--rates"),
+        (&["--split", "test"], "test"),
+    ] {
+        let (said, _) = evaluate(&["eval", "linear"], &[args, &["--steps", "1"]].concat());
+        assert_eq!(said.code, 2, "{said:?}");
+        assert!(said.err.contains(word), "{word} is not in {}", said.err);
+    }
+}
