@@ -1,5 +1,5 @@
-//! Any bytes as a picture: an error or pixels. Where the whole decodes, every crop of it does, by
-//! whichever road (region, splice), and shows the same pixels.
+//! Any bytes as a picture: an error or pixels. Where the whole decodes, every crop of it does, with
+//! or without restart markers, and shows the same pixels.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

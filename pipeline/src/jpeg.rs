@@ -1,5 +1,5 @@
-//! The markers of a JPEG file: enough to judge it before decoding, and to splice out the restart
-//! segments that a crop needs. Safe code on untrusted bytes; the pixels are libjpeg-turbo's work.
+//! The markers of a JPEG file: enough to judge it before decoding, and to write the headers of the
+//! small picture that a window of it is. Safe code on untrusted bytes.
 //!
 //! # Source
 //! ITU-T T.81 annex B (markers), JFIF 1.02, EXIF 2.3 (orientation).
@@ -16,8 +16,10 @@ pub(crate) struct Header {
     pub(crate) height: usize,
     /// Horizontal and vertical sampling factors of each component.
     sampling: Vec<(u8, u8)>,
-    /// Baseline or extended sequential Huffman, 8 bits: the only kind that can be spliced.
+    /// Baseline or extended sequential Huffman, 8 bits.
     sequential: bool,
+    /// No DCT, so no reduced size.
+    pub(crate) lossless: bool,
     /// MCUs in a restart interval, 0 for none.
     interval: usize,
     /// Components in the first scan.
@@ -27,11 +29,24 @@ pub(crate) struct Header {
     /// Segments before the scan that decoding needs, as ranges with their markers.
     needed: Vec<std::ops::Range<usize>>,
     /// First byte of entropy-coded data.
-    scan: usize,
+    pub(crate) scan: usize,
     /// EXIF orientation, 1 to 8; 1 where there is none or it makes no sense.
     pub(crate) orientation: u8,
     /// True when something stands between the segments that would only draw a warning.
     pub(crate) junk: bool,
+}
+
+/// The part of a picture that is wanted, in MCUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// MCUs in a row of the picture.
+    pub(crate) columns: usize,
+    /// MCUs in a restart interval, 0 for none.
+    pub(crate) interval: usize,
+    /// The part's first column and row.
+    pub(crate) first: (usize, usize),
+    /// Its columns.
+    pub(crate) width: usize,
 }
 
 fn cut(what: &str) -> Fault {
@@ -45,6 +60,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Header, Fault> {
         height: 0,
         sampling: Vec::with_capacity(4),
         sequential: false,
+        lossless: false,
         interval: 0,
         scan_components: 0,
         frame: 0,
@@ -113,6 +129,7 @@ impl Header {
                 self.height = word(1).unwrap_or(0);
                 self.width = word(3).unwrap_or(0);
                 self.sequential = code <= 0xc1 && body[0] == 8;
+                self.lossless = code & 3 == 3;
                 self.sampling.extend(components.chunks_exact(3).map(|c| (c[1] >> 4, c[1] & 15)));
                 if count == 0 || self.sampling.iter().any(|&(h, v)| !(1..=4).contains(&h.min(v))) {
                     return Err(Fault::Jpeg("the frame header makes no sense".into()));
@@ -156,66 +173,36 @@ impl Header {
 
     /// The headers without what decoding does not need, then everything from the scan on: the
     /// same picture, with no junk between segments to warn about.
-    pub(crate) fn without_junk(&self, bytes: &[u8], out: &mut Vec<u8>) {
+    pub(crate) fn without_junk<'a>(&self, bytes: &[u8], out: &'a mut Vec<u8>) -> &'a [u8] {
         out.clear();
         out.extend_from_slice(&[0xff, 0xd8]);
         for range in &self.needed {
             out.extend_from_slice(&bytes[range.clone()]);
         }
         out.extend_from_slice(&bytes[self.scan..]);
+        out
     }
 
-    /// Builds in `out` a small JPEG of the restart segments that cover `window`, and returns the
-    /// rectangle of the source that it shows. None where the file has no fit restart markers; then
-    /// nothing is known of the picture, and it is to be decoded as it is.
-    pub(crate) fn splice(&self, bytes: &[u8], window: Crop, out: &mut Vec<u8>) -> Option<Crop> {
-        let (unit_width, unit_height) = self.unit();
-        let columns = self.width.div_ceil(unit_width);
-        let rows = self.height.div_ceil(unit_height);
-        let whole = self.scan_components == self.sampling.len();
-        if !self.sequential || !whole || self.interval == 0 || columns % self.interval != 0 {
-            return None;
-        }
-        let across = columns / self.interval; // segments in a row of MCUs
-        let (segment_width, data) = (self.interval * unit_width, &bytes[self.scan..]);
-        let first = (window.x / segment_width, window.y / unit_height);
-        let last = (
-            (window.x + window.width).div_ceil(segment_width),
-            (window.y + window.height).div_ceil(unit_height),
-        );
-        if (last.0 - first.0) * (last.1 - first.1) == across * rows {
-            return None; // everything is needed
-        }
-        let shown = Crop {
-            x: first.0 * segment_width,
-            y: first.1 * unit_height,
-            width: (last.0 * segment_width).min(self.width) - first.0 * segment_width,
-            height: (last.1 * unit_height).min(self.height) - first.1 * unit_height,
-        };
-        self.small_headers(bytes, shown, out);
-        let (mut start, mut kept) = (0, 0);
-        for number in 0..last.1 * across {
-            // The last segment of the picture ends at the end marker, all others at a restart.
-            let (stop, code) = next_marker(data, start)?;
-            let restart = 0xd0 + (number % 8) as u8;
-            if code != if number + 1 == across * rows { 0xd9 } else { restart } {
-                return None;
-            }
-            if number / across >= first.1 && (first.0..last.0).contains(&(number % across)) {
-                if kept > 0 {
-                    out.extend_from_slice(&[0xff, 0xd0 + ((kept - 1) % 8) as u8]);
-                }
-                kept += 1;
-                out.extend_from_slice(&data[start..stop]);
-            }
-            start = stop + 2;
-        }
-        out.extend_from_slice(&[0xff, 0xd9]);
-        Some(shown)
+    /// Whether all coefficients are in one scan of Huffman codes with 8-bit samples.
+    pub(crate) fn one_scan(&self) -> bool {
+        self.sequential && self.scan_components == self.sampling.len()
+    }
+
+    /// The MCUs that cover `window`, and what they show of the picture: up to the window's right and
+    /// lower edges, for a smaller frame ends where it likes.
+    pub(crate) fn part(&self, window: Crop) -> (Part, Crop) {
+        let (across, down) = self.unit();
+        let first = (window.x / across, window.y / down);
+        let (x, y) = (first.0 * across, first.1 * down);
+        let (right, bottom) = (window.x + window.width, window.y + window.height);
+        let shown = Crop { x, y, width: right - x, height: bottom - y };
+        let columns = self.width.div_ceil(across);
+        let width = shown.width.div_ceil(across);
+        (Part { columns, interval: self.interval, first, width }, shown)
     }
 
     /// The needed headers, with the frame's size set to that of `shown`.
-    fn small_headers(&self, bytes: &[u8], shown: Crop, out: &mut Vec<u8>) {
+    pub(crate) fn small_headers(&self, bytes: &[u8], shown: Crop, out: &mut Vec<u8>) {
         out.clear();
         out.extend_from_slice(&[0xff, 0xd8]);
         for range in &self.needed {
@@ -232,12 +219,13 @@ impl Header {
 }
 
 /// Where the first marker at or after `start` stands, and its code.
-fn next_marker(data: &[u8], start: usize) -> Option<(usize, u8)> {
+pub(crate) fn next_marker(data: &[u8], start: usize) -> Option<(usize, u8)> {
     let mut at = start;
     loop {
         at += memchr(0xff, data.get(at..)?)?;
         match *data.get(at + 1)? {
-            0 => at += 2, // a stuffed byte of data
+            0 => at += 2,    // a stuffed byte of data
+            0xff => at += 1, // a fill byte
             code => return Some((at, code)),
         }
     }

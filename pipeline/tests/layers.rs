@@ -18,7 +18,8 @@ fn each_part_imports_only_from_parts_above_it() -> std::io::Result<()> {
         files += 1;
         let place = ORDER.iter().position(|&part| part == name);
         let place = place.unwrap_or_else(|| panic!("{name} has no place in the order"));
-        for line in std::fs::read_to_string(&path)?.lines() {
+        let file = if path.is_dir() { path.join("mod.rs") } else { path.clone() };
+        for line in std::fs::read_to_string(file)?.lines() {
             let Some(used) = line.strip_prefix("use crate::") else { continue };
             let used = used.split([':', ';']).next().unwrap_or_default();
             // What starts with a capital letter is a name of the crate's root.

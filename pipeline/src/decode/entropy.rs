@@ -1,0 +1,500 @@
+//! The entropy-coded data of sequential Huffman JPEGs, for a window of the picture: what lies above
+//! it and beside it is walked over several symbols at a time, what lies below is not looked at, and
+//! restart intervals without a part in it are jumped over. Safe code on untrusted bytes.
+//!
+//! Damage is a fault wherever a code was read: an unknown code, a run past the end of its block, a
+//! DC value beyond 16 bits, data that end before or, at a restart marker, after their MCUs, a
+//! restart marker out of turn. Of what was not read only the restart markers up to the window and
+//! the end marker are checked ([`crate::jpeg::parse`]).
+//!
+//! # Source
+//! ITU-T T.81 annex F.2. The tables that give code, run and value at once are after stb_image; the
+//! bit reader is variant 4 of Giesen, "Reading bits in far too many ways", 2018.
+
+use memchr::memchr;
+
+use super::libjpeg::{Block, Coefficients, Layout, Table};
+use crate::error::Fault;
+use crate::jpeg::{Part, next_marker};
+
+/// Bits that index a lookup table.
+const PEEK: u32 = 10;
+/// Bytes of data made ready at once.
+const CHUNK: usize = 16 << 10;
+/// No MCU is longer: 10 blocks of 64 codes and values, each of at most 31 bits.
+const LONGEST_MCU: usize = 10 * 64 * 31 / 8;
+
+/// Natural order of the coefficients; runs from the last may go 16 places too far.
+const NATURAL: [u8; 128] = {
+    let mut order = [63; 128];
+    let (mut at, mut x, mut y) = (0, 0usize, 0usize);
+    while at < 64 {
+        order[at] = (8 * y + x) as u8;
+        at += 1;
+        let up = (x + y) % 2 == 0;
+        match (up, x, y) {
+            (true, 7, _) => y += 1,
+            (true, _, 0) => x += 1,
+            (true, ..) => (x, y) = (x + 1, y - 1),
+            (false, _, 7) => x += 1,
+            (false, 0, _) => y += 1,
+            (false, ..) => (x, y) = (x - 1, y + 1),
+        }
+    }
+    order
+};
+
+/// A flag of [`Lookup::fast`].
+const SPECIAL: u32 = 1 << 7;
+
+/// A Huffman table made ready.
+#[derive(Debug, Clone)]
+struct Lookup {
+    /// By the next bits: value << 16 | run << 8 | length of code and value, where they are no
+    /// longer than the bits; else symbol << 8 | `SPECIAL` | length of the code, 0 where that is
+    /// longer. Of AC tables the symbols without a value are special too.
+    fast: [u32; 1 << PEEK],
+    /// Of AC tables, by the next bits: all symbols whose codes they hold, as coefficients passed
+    /// << 6 | whether the block ends << 5 | length of codes and values; 0 where there is none.
+    skip: [u16; 1 << PEEK],
+    /// The first 16 bits that are above all codes of a length.
+    above: [u32; 17],
+    /// What to add to a code of a length for its symbol's place.
+    offset: [i32; 17],
+    symbols: [u8; 256],
+}
+
+/// The value that `size` bits stand for.
+#[inline(always)]
+fn extend(bits: u32, size: u32) -> i32 {
+    let (bits, half) = (bits as i32, (1 << size) >> 1);
+    if bits < half { bits - (1 << size) + 1 } else { bits }
+}
+
+impl Lookup {
+    const NONE: Self = Self {
+        fast: [SPECIAL; 1 << PEEK],
+        skip: [0; 1 << PEEK],
+        above: [0; 17],
+        offset: [0; 17],
+        symbols: [0; 256],
+    };
+
+    /// Makes a table ready. libjpeg-turbo has checked that its codes fit their lengths.
+    fn set(&mut self, table: &Table, dc: bool) {
+        self.symbols = table.symbols;
+        self.fast.fill(SPECIAL);
+        let (mut code, mut place) = (0u32, 0usize);
+        for length in 1..=16 {
+            self.offset[length] = place as i32 - code as i32;
+            for _ in 0..table.lengths[length - 1] {
+                if length <= PEEK as usize {
+                    let span = 1 << (PEEK as usize - length);
+                    let start = code as usize * span;
+                    let slots = self.fast.get_mut(start..start + span).unwrap_or_default();
+                    set_fast(slots, table.symbols[place % 256], length as u32, dc);
+                }
+                (code, place) = (code + 1, place + 1);
+            }
+            self.above[length] = code << (16 - length);
+            code <<= 1;
+        }
+    }
+
+    /// Makes an AC table ready for skipping too.
+    fn set_skip(&mut self) {
+        for first in 0..1 << PEEK {
+            let (mut used, mut passed, mut end) = (0, 0, 0);
+            while used < PEEK && end == 0 {
+                let entry = self.fast[(first << used) % (1 << PEEK)];
+                let (bits, run) = (entry & 31, entry >> 8 & 255);
+                // The code must be in sight, its value need not.
+                let (length, size, advance) = if entry & SPECIAL == 0 {
+                    let size = 32 - (entry as i32 >> 16).unsigned_abs().leading_zeros();
+                    (bits - size, size, run + 1)
+                } else {
+                    match run {
+                        0x00 => (bits, 0, 0),
+                        0xf0 => (bits, 0, 16),
+                        symbol if symbol & 15 == 0 => break,
+                        symbol => (bits, symbol & 15, (symbol >> 4) + 1),
+                    }
+                };
+                if length == 0 || used + length > PEEK {
+                    break;
+                }
+                end = u32::from(advance == 0) << 5;
+                (used, passed) = (used + length + size, passed + advance);
+            }
+            self.skip[first] = (passed << 6 | end | used) as u16;
+        }
+    }
+
+    /// The symbol at the front of 16 bits, and the length of its code.
+    #[cold]
+    fn long(&self, bits: u32) -> Result<(u32, u32), Damage> {
+        let length = (1..17).find(|&length| bits < self.above[length]).ok_or(Damage::Code)?;
+        let place = (bits >> (16 - length)) as i32 + self.offset[length];
+        let symbol = *self.symbols.get(place as usize).ok_or(Damage::Code)?;
+        Ok((u32::from(symbol), length as u32))
+    }
+}
+
+/// Fills the slots of [`Lookup::fast`] that begin with a code of this length.
+fn set_fast(slots: &mut [u32], symbol: u8, length: u32, dc: bool) {
+    let size = u32::from(symbol & 15);
+    let each = slots.len() >> size; // slots of one value
+    if each == 0 || (size == 0 && !dc) {
+        slots.fill(u32::from(symbol) << 8 | SPECIAL | length);
+        return;
+    }
+    for (bits, slots) in slots.chunks_exact_mut(each).enumerate() {
+        let value = extend(bits as u32, size) as u32;
+        slots.fill(value << 16 | u32::from(symbol >> 4) << 8 | (length + size));
+    }
+}
+
+/// What is wrong with the data of an MCU.
+#[derive(Debug, Clone, Copy)]
+enum Damage {
+    Code,
+    Run,
+    Dc,
+}
+
+/// A reader of bits, first the highest.
+#[derive(Debug, Clone, Copy, Default)]
+struct Bits {
+    /// The next bits, in the highest places.
+    window: u64,
+    /// How many of them count, below 64.
+    count: u32,
+    /// The next byte of the data.
+    at: usize,
+}
+
+impl Bits {
+    /// Makes at least 56 bits ready. Past the data they have no meaning.
+    #[inline(always)]
+    fn refill(&mut self, data: &[u8]) {
+        let next = data.get(self.at..).and_then(|rest| rest.first_chunk());
+        self.window |= next.map_or(0, |&bytes| u64::from_be_bytes(bytes)) >> self.count;
+        self.at += (63 - self.count as usize) >> 3;
+        self.count |= 56;
+    }
+
+    /// The next bits, 1 to 32.
+    #[inline(always)]
+    fn peek(&self, count: u32) -> u32 {
+        (self.window >> (64 - count)) as u32
+    }
+
+    #[inline(always)]
+    fn consume(&mut self, count: u32) {
+        self.window <<= count;
+        self.count -= count;
+    }
+
+    /// The value in the next `size` bits, at most 15.
+    #[inline(always)]
+    fn value(&mut self, size: u32) -> i32 {
+        let bits = (self.window >> 1 >> (63 - size)) as u32;
+        self.consume(size);
+        extend(bits, size)
+    }
+
+    /// The symbol of a special entry.
+    #[inline(always)]
+    fn symbol(&mut self, entry: u32, lookup: &Lookup) -> Result<u32, Damage> {
+        let (symbol, length) = match entry & 31 {
+            0 => lookup.long(self.peek(16))?,
+            length => (entry >> 8 & 255, length),
+        };
+        self.consume(length);
+        Ok(symbol)
+    }
+
+    #[inline(always)]
+    fn difference(&mut self, data: &[u8], dc: &Lookup) -> Result<i32, Damage> {
+        self.refill(data);
+        let entry = dc.fast[self.peek(PEEK) as usize];
+        if entry & SPECIAL == 0 {
+            self.consume(entry & 31);
+            return Ok(entry as i32 >> 16);
+        }
+        let size = self.symbol(entry, dc)?;
+        Ok(self.value(size & 15))
+    }
+
+    /// Reads the AC coefficients of a block.
+    #[inline(always)]
+    fn coefficients(&mut self, data: &[u8], ac: &Lookup, block: &mut Block) -> Result<(), Damage> {
+        let mut at = 1;
+        while at < 64 {
+            self.refill(data);
+            let entry = ac.fast[self.peek(PEEK) as usize];
+            let (run, value);
+            if entry & SPECIAL == 0 {
+                self.consume(entry & 31);
+                (run, value) = (entry >> 8, entry >> 16);
+            } else {
+                let symbol = self.symbol(entry, ac)?;
+                match symbol {
+                    0x00 => return Ok(()),
+                    0xf0 => {
+                        at += 16;
+                        continue;
+                    }
+                    _ if symbol & 15 == 0 => return Err(Damage::Code),
+                    _ => (run, value) = (symbol >> 4, self.value(symbol & 15) as u32),
+                }
+            }
+            at += run as usize & 15;
+            block[NATURAL[at & 127] as usize & 63] = value as i16;
+            at += 1;
+        }
+        if at == 64 { Ok(()) } else { Err(Damage::Run) }
+    }
+
+    /// Passes over the AC coefficients of a block.
+    #[inline(always)]
+    fn pass(&mut self, data: &[u8], ac: &Lookup) -> Result<(), Damage> {
+        let mut at = 1;
+        while at < 64 {
+            self.refill(data);
+            let peek = self.peek(PEEK) as usize;
+            let entry = u32::from(ac.skip[peek]);
+            // Symbols beyond the last coefficient belong to the next block.
+            if entry != 0 && at + (entry >> 6) < 64 {
+                self.consume(entry & 31);
+                at += entry >> 6;
+                if entry & 32 != 0 {
+                    return Ok(());
+                }
+                continue;
+            }
+            let entry = ac.fast[peek];
+            if entry & SPECIAL == 0 {
+                self.consume(entry & 31);
+                at += (entry >> 8 & 15) + 1;
+                continue;
+            }
+            match self.symbol(entry, ac)? {
+                0x00 => return Ok(()),
+                0xf0 => at += 16,
+                symbol if symbol & 15 == 0 => return Err(Damage::Code),
+                symbol => {
+                    self.consume(symbol & 15);
+                    at += (symbol >> 4) + 1;
+                }
+            }
+        }
+        if at == 64 { Ok(()) } else { Err(Damage::Run) }
+    }
+}
+
+/// Memory of the decoder, kept between pictures.
+#[derive(Debug)]
+pub(super) struct Entropy {
+    dc: Vec<Lookup>,
+    ac: Vec<Lookup>,
+    /// Data of the current restart interval, without the stuffed bytes.
+    clean: Vec<u8>,
+}
+
+/// The coefficients of a part of a picture.
+#[derive(Debug)]
+pub(super) struct Scan<'a> {
+    data: &'a [u8],
+    part: Part,
+    layout: Layout,
+    memory: &'a mut Entropy,
+    bits: Bits,
+    /// Bytes of `memory.clean` in use.
+    filled: usize,
+    /// The next byte of `data`; where `ended`, the marker's.
+    raw: usize,
+    ended: bool,
+    dc: [i32; 4],
+    /// The next MCU of the picture, and the restart interval that it is in.
+    mcu: usize,
+    segment: usize,
+    /// MCUs given out.
+    given: usize,
+}
+
+impl Entropy {
+    pub(super) fn new() -> Self {
+        let lookups = || vec![Lookup::NONE; 4];
+        Self { dc: lookups(), ac: lookups(), clean: vec![0; CHUNK] }
+    }
+
+    /// A reader of the MCUs of `part`, row after row, in the data behind the scan's header.
+    pub(super) fn scan<'a>(&'a mut self, data: &'a [u8], part: Part, layout: &Layout) -> Scan<'a> {
+        let skips = part.first != (0, 0) || part.width < part.columns;
+        let used = |table: fn(&super::libjpeg::BlockLayout) -> u8, n: usize| {
+            layout.blocks().iter().any(|block| usize::from(table(block)) == n)
+        };
+        let thin = layout.blocks().iter().any(|block| block.detail == 0);
+        for n in 0..4 {
+            if used(|block| block.dc, n) {
+                self.dc[n].set(&layout.dc[n], true);
+            }
+            if used(|block| block.ac, n) {
+                self.ac[n].set(&layout.ac[n], false);
+                if skips || thin {
+                    self.ac[n].set_skip();
+                }
+            }
+        }
+        Scan {
+            data,
+            part,
+            layout: *layout,
+            memory: self,
+            bits: Bits::default(),
+            filled: 0,
+            raw: 0,
+            ended: false,
+            dc: [0; 4],
+            mcu: 0,
+            segment: 0,
+            given: 0,
+        }
+    }
+}
+
+impl Coefficients for Scan<'_> {
+    fn next(&mut self, blocks: &mut [Block]) -> Result<(), Fault> {
+        let Part { columns, first, width, .. } = self.part;
+        let (row, column) = (self.given / width, self.given % width);
+        self.seek((first.1 + row) * columns + first.0 + column)?;
+        self.given += 1;
+        self.read(Some(blocks))
+    }
+}
+
+impl Scan<'_> {
+    /// Goes on to an MCU.
+    fn seek(&mut self, mcu: usize) -> Result<(), Fault> {
+        if let Some(segment) = mcu.checked_div(self.part.interval) {
+            while self.segment < segment {
+                self.restart()?;
+            }
+        }
+        while self.mcu < mcu {
+            self.read(None)?;
+        }
+        Ok(())
+    }
+
+    /// Goes on to the next restart interval.
+    fn restart(&mut self) -> Result<(), Fault> {
+        let wanted = 0xd0 + (self.segment % 8) as u8;
+        match next_marker(self.data, self.raw) {
+            None => return Err(Fault::Truncated("the data end before the picture".into())),
+            Some((_, code)) if code != wanted => {
+                return Err(self.fault(format!("marker {code:#x} in place of {wanted:#x}")));
+            }
+            Some((at, _)) => self.raw = at + 2,
+        }
+        self.segment += 1;
+        let finished = self.mcu == self.segment * self.part.interval;
+        if finished && (!self.ended || self.left() >= 8) {
+            return Err(self.fault("data left over before a restart marker".into()));
+        }
+        self.mcu = self.segment * self.part.interval;
+        (self.bits, self.filled, self.ended, self.dc) = (Bits::default(), 0, false, [0; 4]);
+        Ok(())
+    }
+
+    /// Bits ready and not read; negative where more were read than there are.
+    fn left(&self) -> isize {
+        (8 * self.filled + self.bits.count as usize) as isize - 8 * self.bits.at as isize
+    }
+
+    fn fault(&self, what: String) -> Fault {
+        Fault::Jpeg(format!("{what} (MCU {})", self.mcu))
+    }
+
+    /// Reads an MCU, or passes over it.
+    fn read(&mut self, blocks: Option<&mut [Block]>) -> Result<(), Fault> {
+        if !self.ended && self.filled < self.bits.at + LONGEST_MCU + 8 {
+            self.fill();
+        }
+        let done = self.blocks(blocks);
+        let left = self.left();
+        // The end may show as a wrong code, for what lies behind it has no meaning.
+        if self.ended && left < if done.is_ok() { 0 } else { 32 } {
+            return Err(Fault::Truncated("premature end of the picture's data".into()));
+        }
+        let what = match done {
+            Ok(()) => {
+                self.mcu += 1;
+                return Ok(());
+            }
+            Err(Damage::Code) => "an unknown code",
+            Err(Damage::Run) => "coefficients beyond the end of a block",
+            Err(Damage::Dc) => "a DC coefficient beyond 16 bits",
+        };
+        Err(self.fault(what.into()))
+    }
+
+    fn blocks(&mut self, mut blocks: Option<&mut [Block]>) -> Result<(), Damage> {
+        let Self { layout, memory: Entropy { dc, ac, clean }, .. } = self;
+        let (data, mut bits) = (&clean[..], self.bits);
+        let mut done = Ok(());
+        for (n, plan) in layout.blocks().iter().enumerate() {
+            let (dc, ac) = (&dc[usize::from(plan.dc)], &ac[usize::from(plan.ac)]);
+            let last = &mut self.dc[usize::from(plan.component)];
+            done = bits.difference(data, dc).and_then(|difference| {
+                *last += difference;
+                let level = i16::try_from(*last).map_err(|_| Damage::Dc)?;
+                let Some(blocks) = &mut blocks else { return bits.pass(data, ac) };
+                blocks[n][0] = level;
+                if plan.detail == 0 {
+                    return bits.pass(data, ac);
+                }
+                bits.coefficients(data, ac, &mut blocks[n])
+            });
+            if done.is_err() {
+                break;
+            }
+        }
+        self.bits = bits;
+        done
+    }
+
+    /// Makes more data ready, up to the next marker.
+    fn fill(&mut self) {
+        let clean = &mut self.memory.clean;
+        clean.copy_within(self.bits.at..self.filled, 0);
+        (self.filled, self.bits.at) = (self.filled - self.bits.at, 0);
+        while self.filled < clean.len() {
+            let end = self.data.len().min(self.raw + clean.len() - self.filled);
+            let rest = &self.data[self.raw..end];
+            let plain = memchr(0xff, rest).unwrap_or(rest.len());
+            clean[self.filled..self.filled + plain].copy_from_slice(&rest[..plain]);
+            (self.filled, self.raw) = (self.filled + plain, self.raw + plain);
+            if plain < rest.len() {
+                let mut next = self.raw + 1;
+                while self.data.get(next) == Some(&0xff) {
+                    next += 1;
+                }
+                match self.data.get(next) {
+                    Some(0) => {
+                        clean[self.filled] = 0xff;
+                        (self.filled, self.raw) = (self.filled + 1, next + 1);
+                    }
+                    _ => {
+                        self.ended = true;
+                        return;
+                    }
+                }
+            } else if end == self.data.len() {
+                self.ended = true;
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,444 @@
+//! One member of a shard to pixels: no more of a JPEG than the view needs, PNG through `image`, and
+//! the resize to a row at both resolutions.
+//!
+//! Huffman-coded JPEGs of one scan, which nearly all are, go by our own entropy decoder: it passes
+//! over what lies outside the window in less time than decoding takes, and stops below it.
+//! libjpeg-turbo is given the window's coefficients as if they were a small picture, and does the
+//! rest. It decodes other kinds (progressive, arithmetic, lossless) whole.
+//!
+//! The window takes a margin along for the chroma upsampling, so its pixels equal the full decode,
+//! cut. Decoding is exact ("ISLOW", smooth upsampling); only [`Scaling::Dct`] trades pixels for
+//! speed.
+//!
+//! A file without an end marker is refused as cut short. Other damage is found where it is decoded
+//! or passed over, never below the window; restart intervals outside of it are not looked into.
+
+mod entropy;
+mod libjpeg;
+mod rows;
+#[cfg(test)]
+mod tests;
+
+use std::io::Cursor;
+
+use fast_image_resize as fir;
+use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use image::ImageDecoder;
+use serde::{Deserialize, Serialize};
+
+use self::entropy::Entropy;
+use self::libjpeg::Picture;
+use self::rows::{cmyk_to_rgb, flip, shift_mirrored, shrink, turned};
+use crate::augment::{Crop, View};
+use crate::error::Fault;
+use crate::jpeg;
+
+/// Scratch that is kept between images; a rare giant's is given back.
+const KEPT: usize = 24 << 20;
+
+/// The resampling filter. Both are antialiased: their support grows with the reduction, as in
+/// Pillow. The papers' TensorFlow code does not antialias; this is a departure of ours, for
+/// sparse sampling of a large photograph is noise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Filter {
+    /// Cubic convolution, a = -0.5.
+    #[default]
+    Bicubic,
+    /// Triangle.
+    Bilinear,
+}
+
+/// Whether a JPEG may be decoded at a reduced size where the crop is large.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scaling {
+    /// Never: the pixels are exact.
+    #[default]
+    Off,
+    /// By 1/2, 1/4 or 1/8, as long as the crop stays at least as large as the row.
+    Dct,
+}
+
+/// What EXIF says about which way is up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Orientation {
+    /// Not looked at, as in ImageNet recipes.
+    #[default]
+    Ignore,
+    /// The picture is turned upright before it is cropped.
+    Apply,
+}
+
+/// How a [`Decoder`] works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DecodeOptions {
+    /// The resampling filter.
+    pub filter: Filter,
+    /// Reduced-size decoding.
+    pub scaling: Scaling,
+    /// EXIF orientation.
+    pub orientation: Orientation,
+    /// Most pixels a header may claim; more are refused before anything is allocated.
+    pub max_pixels: u64,
+}
+
+impl Default for DecodeOptions {
+    fn default() -> Self {
+        let (filter, scaling) = (Filter::default(), Scaling::default());
+        Self { filter, scaling, orientation: Orientation::default(), max_pixels: 100_000_000 }
+    }
+}
+
+/// A whole picture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decoded {
+    /// Width in pixels.
+    pub width: usize,
+    /// Height in pixels.
+    pub height: usize,
+    /// RGB, (height, width, 3).
+    pub pixels: Vec<u8>,
+}
+
+/// Decodes one picture after the other, keeping its memory. One per thread.
+#[derive(Debug)]
+pub struct Decoder {
+    picture: Picture,
+    entropy: Entropy,
+    options: DecodeOptions,
+    resizer: fir::Resizer,
+    resize: fir::ResizeOptions,
+    pixels: Vec<u8>,
+    spare: Vec<u8>,
+    headers: Vec<u8>,
+}
+
+/// The format of a file by its first bytes.
+fn sniff(bytes: &[u8]) -> Result<bool, Fault> {
+    let found = match bytes {
+        [] => return Err(Fault::Empty),
+        [0xff, 0xd8, 0xff, ..] => return Ok(true),
+        [0x89, b'P', b'N', b'G', ..] => return Ok(false),
+        [0xff] | [0xff, 0xd8] | [0x89] | [0x89, b'P'] | [0x89, b'P', b'N'] => {
+            return Err(Fault::Truncated(format!("{} bytes are no picture", bytes.len())));
+        }
+        [b'G', b'I', b'F', b'8', ..] => "GIF",
+        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => "WebP",
+        [b'B', b'M', ..] => "BMP",
+        [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => "TIFF",
+        [b'<', ..] => "HTML or XML",
+        _ if bytes.iter().take(512).all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace()) => {
+            "text"
+        }
+        _ if bytes.iter().take(512).all(|&b| b == 0) => "nothing but zeros",
+        _ => "an unknown format",
+    };
+    Err(Fault::Unsupported(found))
+}
+
+impl Decoder {
+    /// A decoder.
+    ///
+    /// # Errors
+    /// [`Fault::Jpeg`] when libjpeg-turbo has no memory to start.
+    pub fn new(options: DecodeOptions) -> Result<Self, Fault> {
+        let filter = match options.filter {
+            Filter::Bicubic => fir::FilterType::CatmullRom,
+            Filter::Bilinear => fir::FilterType::Bilinear,
+        };
+        Ok(Self {
+            picture: Picture::new()?,
+            entropy: Entropy::new(),
+            options,
+            resizer: fir::Resizer::new(),
+            resize: fir::ResizeOptions::new().resize_alg(fir::ResizeAlg::Convolution(filter)),
+            pixels: Vec::new(),
+            spare: Vec::new(),
+            headers: Vec::new(),
+        })
+    }
+
+    /// Width and height in pixels, from the header alone, turned where the options say so.
+    ///
+    /// # Errors
+    /// Any [`Fault`] that shows in the header, or a missing end marker.
+    pub fn size(&mut self, bytes: &[u8]) -> Result<(usize, usize), Fault> {
+        if sniff(bytes)? {
+            let header = jpeg::parse(bytes)?;
+            self.check_pixels(header.width as u64, header.height as u64)?;
+            let turned = self.turn(&header) >= 5;
+            Ok(if turned { (header.height, header.width) } else { (header.width, header.height) })
+        } else {
+            let (width, height) = png(bytes)?.dimensions();
+            self.check_pixels(width.into(), height.into())?;
+            Ok((width as usize, height as usize))
+        }
+    }
+
+    /// The whole picture as RGB. An alpha channel is dropped, 16 bits become 8, grey and palette
+    /// become RGB, CMYK and YCCK are converted as Pillow does (Adobe's inverted convention).
+    ///
+    /// # Errors
+    /// Any [`Fault`]. A picture that is cut short is an error, never filled up.
+    pub fn decode(&mut self, bytes: &[u8]) -> Result<Decoded, Fault> {
+        let mut seen = (0, 0);
+        self.window(bytes, |width, height| {
+            seen = (width, height);
+            Crop { x: 0, y: 0, width, height }
+        })?;
+        let (width, height) = seen;
+        let pixels = self.pixels[..width * height * 3].to_vec();
+        self.forget_giants();
+        Ok(Decoded { width, height, pixels })
+    }
+
+    /// Decodes the part of the picture that `choose` wants of one of this width and height, and
+    /// writes it into two rows, `large` of `side` by `side` pixels and `small`, its mean.
+    ///
+    /// # Errors
+    /// Any [`Fault`].
+    ///
+    /// # Panics
+    /// When `large` does not hold `side` x `side` RGB pixels or `small` has no side that divides it.
+    pub fn view(
+        &mut self,
+        bytes: &[u8],
+        choose: impl FnOnce(usize, usize) -> View,
+        side: usize,
+        (large, small): (&mut [u8], &mut [u8]),
+    ) -> Result<(), Fault> {
+        let mut seen =
+            View { crop: Crop { x: 0, y: 0, width: 1, height: 1 }, flip: false, shift: (0, 0) };
+        let window = self.scaled_window(bytes, side, |width, height| {
+            seen = choose(width, height);
+            seen.crop
+        })?;
+        self.render(&window, side, large)?;
+        if seen.shift != (0, 0) {
+            self.spare.clear();
+            self.spare.extend_from_slice(large);
+            shift_mirrored(&self.spare, seen.shift, side, large);
+        }
+        if seen.flip {
+            flip(large, side);
+        }
+        shrink(large, side, small);
+        self.forget_giants();
+        Ok(())
+    }
+
+    /// Resizes the crop in `self.pixels` to a row.
+    fn render(&mut self, window: &Window, side: usize, row: &mut [u8]) -> Result<(), Fault> {
+        let fail = |error: &dyn std::fmt::Display| Fault::Resize(error.to_string());
+        let used = &self.pixels[..window.width * window.height * 3];
+        let (width, height) = (window.width as u32, window.height as u32);
+        let source: TypedImageRef<U8x3> =
+            TypedImageRef::from_buffer(width, height, used).map_err(|e| fail(&e))?;
+        // The resizer must see nothing beyond the crop: filters reach over its edges.
+        let Crop { x, y, width, height } = window.inner;
+        let [x, y, width, height] = [x, y, width, height].map(|v| v as u32);
+        let inner =
+            TypedCroppedImage::from_ref(&source, x, y, width, height).map_err(|e| fail(&e))?;
+        let mut target: TypedImage<U8x3> =
+            TypedImage::from_buffer(side as u32, side as u32, row).map_err(|e| fail(&e))?;
+        let options = match window.fraction {
+            None => self.resize,
+            Some([left, top, width, height]) => self.resize.crop(left, top, width, height),
+        };
+        self.resizer.resize_typed(&inner, &mut target, &options).map_err(|e| fail(&e))
+    }
+
+    fn window(
+        &mut self,
+        bytes: &[u8],
+        choose: impl FnOnce(usize, usize) -> Crop,
+    ) -> Result<Window, Fault> {
+        self.scaled_window(bytes, usize::MAX, choose)
+    }
+
+    /// Fills `self.pixels` with a part of the picture around the chosen crop. With DCT scaling the
+    /// part may be reduced, but the crop in it has at least `side` pixels both ways.
+    fn scaled_window(
+        &mut self,
+        bytes: &[u8],
+        side: usize,
+        choose: impl FnOnce(usize, usize) -> Crop,
+    ) -> Result<Window, Fault> {
+        if !sniff(bytes)? {
+            let (width, height) = self.decode_png(bytes)?;
+            return Ok(Window::whole(width, height, choose(width, height)));
+        }
+        let header = jpeg::parse(bytes)?;
+        self.check_pixels(header.width as u64, header.height as u64)?;
+        let turn = self.turn(&header);
+        if turn > 1 {
+            let all = Crop { x: 0, y: 0, width: header.width, height: header.height };
+            self.decode_jpeg(bytes, &header, all, 1)?;
+            let (width, height) =
+                turned(turn, (header.width, header.height), &self.pixels, &mut self.spare);
+            std::mem::swap(&mut self.pixels, &mut self.spare);
+            return Ok(Window::whole(width, height, choose(width, height)));
+        }
+        let crop = choose(header.width, header.height);
+        let fits = |&divisor: &usize| crop.width / divisor >= side && crop.height / divisor >= side;
+        let divisor = match self.options.scaling {
+            Scaling::Off => 1,
+            Scaling::Dct => [8, 4, 2].into_iter().find(fits).unwrap_or(1),
+        };
+        self.decode_jpeg(bytes, &header, crop, divisor)
+    }
+
+    fn decode_jpeg(
+        &mut self,
+        bytes: &[u8],
+        header: &jpeg::Header,
+        crop: Crop,
+        divisor: usize,
+    ) -> Result<Window, Fault> {
+        // Smooth chroma upsampling looks one chroma sample, at most four pixels, to each side.
+        let margin = if header.unit() == (8, 8) { 0 } else { 4 * divisor };
+        let wide = Crop {
+            x: crop.x.saturating_sub(margin),
+            y: crop.y.saturating_sub(margin),
+            width: (crop.x + crop.width + margin).min(header.width) - crop.x.saturating_sub(margin),
+            height: (crop.y + crop.height + margin).min(header.height)
+                - crop.y.saturating_sub(margin),
+        };
+        let divisor = if header.lossless { 1 } else { divisor };
+        let Self { picture, entropy, pixels, spare, headers, .. } = self;
+        let (shown, layout) = if header.one_scan() {
+            let (part, shown) = header.part(wide);
+            header.small_headers(bytes, shown, headers);
+            let started = picture.start(headers, (shown.width, shown.height), divisor)?;
+            let layout = started.layout;
+            let mut scan = entropy.scan(&bytes[header.scan..], part, &layout);
+            started.read(Some(&mut scan), pixels)?;
+            (shown, layout)
+        } else {
+            let size = (header.width, header.height);
+            let file = if header.junk { header.without_junk(bytes, headers) } else { bytes };
+            let started = picture.start(file, size, divisor)?;
+            let layout = started.layout;
+            started.read(None, pixels)?;
+            (Crop { x: 0, y: 0, width: size.0, height: size.1 }, layout)
+        };
+        let part = Crop {
+            x: shown.x / divisor,
+            y: shown.y / divisor,
+            width: layout.width as usize,
+            height: layout.height as usize,
+        };
+        if layout.channels == 4 {
+            std::mem::swap(pixels, spare);
+            grow(pixels, part.width * part.height * 3);
+            cmyk_to_rgb(&spare[..part.width * part.height * 4], pixels);
+        }
+        Ok(Window::of(crop, part, divisor))
+    }
+
+    fn turn(&self, header: &jpeg::Header) -> u8 {
+        match self.options.orientation {
+            Orientation::Ignore => 1,
+            Orientation::Apply => header.orientation,
+        }
+    }
+
+    fn check_pixels(&self, width: u64, height: u64) -> Result<(), Fault> {
+        let limit = self.options.max_pixels;
+        match width.checked_mul(height) {
+            Some(1..) if width * height <= limit => Ok(()),
+            _ => Err(Fault::Pixels { width, height, limit }),
+        }
+    }
+
+    fn decode_png(&mut self, bytes: &[u8]) -> Result<(usize, usize), Fault> {
+        let decoder = png(bytes)?;
+        let (width, height) = decoder.dimensions();
+        self.check_pixels(width.into(), height.into())?;
+        let need = width as usize * height as usize * 3;
+        grow(&mut self.pixels, need);
+        if decoder.color_type() == image::ColorType::Rgb8 {
+            decoder.read_image(&mut self.pixels[..need]).map_err(png_fault)?;
+        } else {
+            let picture = image::DynamicImage::from_decoder(decoder).map_err(png_fault)?;
+            self.pixels[..need].copy_from_slice(&picture.into_rgb8());
+        }
+        Ok((width as usize, height as usize))
+    }
+
+    fn forget_giants(&mut self) {
+        for buffer in [&mut self.pixels, &mut self.spare, &mut self.headers] {
+            if buffer.capacity() > KEPT {
+                *buffer = Vec::new();
+            }
+        }
+        if self.resizer.size_of_internal_buffers() > KEPT {
+            self.resizer.reset_internal_buffers();
+        }
+    }
+}
+
+/// A part of a picture in a decoder's memory.
+#[derive(Debug)]
+struct Window {
+    width: usize,
+    height: usize,
+    /// The crop's place in it, in whole pixels.
+    inner: Crop,
+    /// The crop within `inner`, where scaling made it fall between pixels: left, top, width, height.
+    fraction: Option<[f64; 4]>,
+}
+
+impl Window {
+    fn whole(width: usize, height: usize, inner: Crop) -> Self {
+        Self { width, height, inner, fraction: None }
+    }
+}
+
+fn grow(buffer: &mut Vec<u8>, need: usize) {
+    if buffer.len() < need {
+        buffer.resize(need, 0);
+    }
+}
+
+fn png(bytes: &[u8]) -> Result<image::codecs::png::PngDecoder<Cursor<&[u8]>>, Fault> {
+    image::codecs::png::PngDecoder::new(Cursor::new(bytes)).map_err(png_fault)
+}
+
+fn png_fault(error: image::ImageError) -> Fault {
+    if let image::ImageError::IoError(source) = &error
+        && source.kind() == std::io::ErrorKind::UnexpectedEof
+    {
+        return Fault::Truncated("the PNG data end early".into());
+    }
+    Fault::Png(Box::new(error))
+}
+
+impl Window {
+    /// Where `crop`, of the full-size picture, lies in the decoded `part` of the reduced one.
+    fn of(crop: Crop, part: Crop, divisor: usize) -> Self {
+        if divisor == 1 {
+            let inner = Crop { x: crop.x - part.x, y: crop.y - part.y, ..crop };
+            return Self { width: part.width, height: part.height, inner, fraction: None };
+        }
+        let span = |start: usize, length: usize, part_start: usize, part_length: usize| {
+            let first = start as f64 / divisor as f64 - part_start as f64;
+            let whole = first.floor() as usize;
+            let end = ((first + length as f64 / divisor as f64).ceil() as usize).min(part_length);
+            let first = first - whole as f64;
+            let length = (length as f64 / divisor as f64).min((end - whole) as f64 - first);
+            (whole, end - whole, first, length)
+        };
+        let (x, width, left, across) = span(crop.x, crop.width, part.x, part.width);
+        let (y, height, top, down) = span(crop.y, crop.height, part.y, part.height);
+        Self {
+            width: part.width,
+            height: part.height,
+            inner: Crop { x, y, width, height },
+            fraction: Some([left, top, across, down]),
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Moving pixels about: turning, mirroring, shrinking, and inks to RGB.
+
+use super::grow;
+
+/// Turns a picture upright. Returns its new width and height.
+pub(super) fn turned(
+    orientation: u8,
+    (width, height): (usize, usize),
+    pixels: &[u8],
+    out: &mut Vec<u8>,
+) -> (usize, usize) {
+    let size = if orientation >= 5 { (height, width) } else { (width, height) };
+    grow(out, width * height * 3);
+    for y in 0..size.1 {
+        for x in 0..size.0 {
+            let (from_x, from_y) = match orientation {
+                2 => (width - 1 - x, y),
+                3 => (width - 1 - x, height - 1 - y),
+                4 => (x, height - 1 - y),
+                5 => (y, x),
+                6 => (y, height - 1 - x),
+                7 => (width - 1 - y, height - 1 - x),
+                8 => (width - 1 - y, x),
+                _ => (x, y),
+            };
+            let (to, from) = ((y * size.0 + x) * 3, (from_y * width + from_x) * 3);
+            out[to..to + 3].copy_from_slice(&pixels[from..from + 3]);
+        }
+    }
+    size
+}
+
+/// Exchanges left and right in a square picture.
+pub(super) fn flip(pixels: &mut [u8], side: usize) {
+    for line in pixels.chunks_exact_mut(side * 3) {
+        let (pixels, _) = line.as_chunks_mut::<3>();
+        pixels.reverse();
+    }
+}
+
+/// Moves a square picture, filling what comes in with its mirror image (edges not repeated).
+pub(super) fn shift_mirrored(
+    from: &[u8],
+    (right, down): (isize, isize),
+    side: usize,
+    to: &mut [u8],
+) {
+    let mirror = |at: isize| {
+        let last = side as isize - 1;
+        let at = at.abs();
+        (if at > last { (2 * last - at).max(0) } else { at }) as usize
+    };
+    for (y, line) in to.chunks_exact_mut(side * 3).enumerate() {
+        let source = &from[mirror(y as isize - down) * side * 3..][..side * 3];
+        for (x, pixel) in line.chunks_exact_mut(3).enumerate() {
+            pixel.copy_from_slice(&source[mirror(x as isize - right) * 3..][..3]);
+        }
+    }
+}
+
+/// The mean of each 1x1, 2x2 or 4x4 square, halves rounded up.
+pub(super) fn shrink(large: &[u8], side: usize, small: &mut [u8]) {
+    match large.len() / small.len() {
+        1 => small.copy_from_slice(large),
+        4 => shrink_by::<2>(large, side, small),
+        _ => shrink_by::<4>(large, side, small),
+    }
+}
+
+fn shrink_by<const BY: usize>(large: &[u8], side: usize, small: &mut [u8]) {
+    // Lines are added up first: that loop has no order and no gaps, so it becomes vector code.
+    const PART: usize = 96; // a multiple of 3 and 4, so that no square is cut
+    let (line, mut sums) = (side * 3, [0u16; PART]);
+    for (lines, out) in large.chunks_exact(line * BY).zip(small.chunks_exact_mut(line / BY)) {
+        for start in (0..line).step_by(PART) {
+            let end = (start + PART).min(line);
+            let sums = &mut sums[..end - start];
+            sums.fill((BY / 2) as u16); // half of a square, spread over its columns
+            for row in 0..BY {
+                for (sum, &value) in sums.iter_mut().zip(&lines[row * line + start..]) {
+                    *sum += u16::from(value);
+                }
+            }
+            let squares = sums.chunks_exact(3 * BY);
+            for (pixel, square) in out[start / BY..].chunks_exact_mut(3).zip(squares) {
+                for (channel, value) in pixel.iter_mut().enumerate() {
+                    let sum: u16 = (0..BY).map(|x| square[3 * x + channel]).sum();
+                    *value = (sum / (BY * BY) as u16) as u8;
+                }
+            }
+        }
+    }
+}
+
+/// CMYK as Adobe stores it, inverted, to RGB.
+///
+/// # Source
+/// Pillow's conversion: each colour is 255 - K less that times the ink, divided by 255 with
+/// rounding.
+pub(super) fn cmyk_to_rgb(cmyk: &[u8], rgb: &mut [u8]) {
+    for (ink, out) in cmyk.chunks_exact(4).zip(rgb.chunks_exact_mut(3)) {
+        let white = u32::from(ink[3]); // 255 - K
+        for (value, &stored) in out.iter_mut().zip(ink) {
+            let product = u32::from(255 - stored) * white + 128;
+            *value = white.saturating_sub((product + (product >> 8)) >> 8) as u8;
+        }
+    }
+}
