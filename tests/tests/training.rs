@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use integration::{borrowed, copy_folder, data, shard_imagenet, text, tiny_run, trainer};
 use serde_json::Value;
+use trainer::checkpoint;
 
 fn lines(path: &Path) -> Vec<Value> {
     let text = fs::read_to_string(path).unwrap();
@@ -179,6 +182,57 @@ fn a_run_stopped_by_sigterm_saves_and_can_go_on() {
     let steps = lines(&run.join("stats.jsonl")).last().unwrap()["step"].as_u64().unwrap();
     let newest = run.join(format!("checkpoints/step-{steps:08}/manifest.json"));
     assert!(newest.exists(), "{}", newest.display());
+}
+
+/// A trainer that is killed after `wait`, wherever it then is.
+fn killed(args: &[String], wait: Duration) {
+    let mut child = Command::new(integration::program("trainer"))
+        .args(args)
+        .envs(integration::ONE_THREAD)
+        .stderr(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(wait);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_trainer_killed_at_any_moment_loses_no_more_than_a_checkpoint_interval() {
+    let folder = tempfile::tempdir().unwrap();
+    let (straight, run) = (folder.path().join("straight"), folder.path().join("run"));
+    let long = std::env::var("BIGBIGAN_TESTS").is_ok_and(|v| v == "long");
+    let (kills, steps) = if long { (200, 150) } else { (6, 12) };
+    let steps_key = format!("train.steps={steps}");
+    let keys = [steps_key.as_str(), "checkpoint.every=1", "checkpoint.keep=2"];
+    let begun = Instant::now();
+    assert_eq!(trainer(&borrowed(&tiny_run(data(), &straight, &keys))).code, 0);
+    // From before the first step to some steps on.
+    let longest = begun.elapsed().as_millis() as u64 / if long { 30 } else { 2 };
+    let mut saved = 0;
+    for kill in 0..kills {
+        let mut args = tiny_run(data(), &run, &keys);
+        if checkpoint::list(&run.join("checkpoints")).is_ok_and(|found| !found.is_empty()) {
+            args = ["run", "--resume", "--out", &text(&run)].map(str::to_owned).into();
+        } else if run.exists() {
+            fs::remove_dir_all(&run).unwrap();
+        }
+        killed(&args, Duration::from_millis(longest * (kill * 37 % kills) / kills));
+        let Ok(found) = checkpoint::list(&run.join("checkpoints")) else { continue };
+        let Some((newest, path)) = found.last() else { continue };
+        assert!(checkpoint::verify(path).is_ok(), "kill {kill}: {} is unsound", path.display());
+        // A line is written before its step is saved; the one under way may be lost besides.
+        let logged =
+            lines(&run.join("stats.jsonl")).last().map_or(0, |l| l["step"].as_u64().unwrap());
+        assert!(*newest >= saved && logged <= newest + 2, "kill {kill}: {newest} of {logged}");
+        saved = *newest;
+    }
+    assert!(saved > 0, "no step was ever saved in {kills} tries");
+    let said = trainer(&["run", "--resume", "--out", &text(&run)]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    let end = format!("checkpoints/step-{steps:08}");
+    assert_eq!(manifest(&run.join(&end)), manifest(&straight.join(&end)));
 }
 
 #[test]

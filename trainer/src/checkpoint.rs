@@ -5,14 +5,15 @@
 //! and `manifest.json`, which is written last and carries the size and SHA-256 of every file. No
 //! file but safetensors is ever read as weights.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 
 use pipeline::Cursor;
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor, no_grad};
@@ -60,44 +61,180 @@ pub struct FileRecord {
     pub sha256: String,
 }
 
-/// Writes the state under `folder` (a run's `checkpoints`) and removes all but the newest `keep`.
-/// Returns the checkpoint's folder.
+/// Which checkpoints stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keep {
+    /// The newest so many.
+    pub last: usize,
+    /// Those whose step is a multiple of this; 0 for none.
+    pub every: u64,
+    /// The best by the run's measure, where there is one.
+    pub best: Option<u64>,
+}
+
+/// Writes checkpoints under a run's `checkpoints` while training goes on.
+#[derive(Debug)]
+pub struct Writer {
+    folder: PathBuf,
+    /// Step of the newest checkpoint that this writer took on.
+    newest: Option<u64>,
+    under_way: Option<JoinHandle<Result<()>>>,
+}
+
+impl Writer {
+    /// A writer into `folder`, which is made. What an earlier one left half done is removed.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn new(folder: &Path) -> Result<Self> {
+        fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
+            let path = entry.map_err(Error::io("read", folder))?.path();
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+            if name.is_some_and(|name| name.starts_with(".step-")) {
+                fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
+            }
+        }
+        Ok(Self { folder: folder.to_owned(), newest: None, under_way: None })
+    }
+
+    /// Copies the state to host memory and writes the copy in the background, then removes what `keep`
+    /// does not name. Waits for the checkpoint before it, if that is still being written.
+    ///
+    /// # Errors
+    /// Those of the checkpoint before; [`Error::Output`] where the disk has no room for this one.
+    pub fn save(&mut self, state: &TrainState, data: u64, keep: Keep) -> Result<()> {
+        self.finish()?;
+        if self.newest == Some(state.step) {
+            return Ok(());
+        }
+        let snapshot = Snapshot::of(state, data);
+        room_for(&self.folder, snapshot.bytes())?;
+        self.newest = Some(state.step);
+        let folder = self.folder.clone();
+        let write = move || {
+            snapshot.write(&folder)?;
+            remove_all_but(&folder, keep)
+        };
+        let spawned = std::thread::Builder::new().name("checkpoint".into()).spawn(write);
+        self.under_way = Some(spawned.map_err(Error::io("start a thread for", &self.folder))?);
+        Ok(())
+    }
+
+    /// Waits until everything is on the disk.
+    ///
+    /// # Errors
+    /// Those of the checkpoint that was being written.
+    pub fn finish(&mut self) -> Result<()> {
+        match self.under_way.take().map(JoinHandle::join) {
+            None => Ok(()),
+            Some(Ok(outcome)) => outcome,
+            Some(Err(_)) => Err(fault(&self.folder, "the writing thread panicked")),
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if let Err(e) = self.finish() {
+            tracing::error!("{e}");
+        }
+    }
+}
+
+/// Refuses to begin what the disk cannot hold.
 ///
 /// # Errors
-/// [`Error::Io`]. The earlier checkpoints are then untouched.
-pub fn save(folder: &Path, state: &TrainState, data: u64, keep: usize) -> Result<PathBuf> {
-    let name = format!("step-{:08}", state.step);
-    let (path, aside) = (folder.join(&name), folder.join(format!(".{name}.partial")));
-    if path.is_dir() && verify(&path).is_ok() {
-        return Ok(path);
+/// [`Error::Output`].
+pub fn room_for(folder: &Path, bytes: u64) -> Result<()> {
+    let disk = rustix::fs::statvfs(folder).map_err(|e| Error::io("look at", folder)(e.into()))?;
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    if bytes <= free {
+        return Ok(());
     }
-    fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-    let _ = fs::remove_dir_all(&aside);
-    fs::create_dir(&aside).map_err(Error::io("create", &aside))?;
-    let mut files = BTreeMap::new();
-    for (name, tensors) in contents(state) {
-        files.insert(name.clone(), write_tensors(&aside.join(&name), &tensors)?);
+    let reason = format!(
+        "a checkpoint takes {} MB and the disk has {} MB free; make room, or lower checkpoint.keep",
+        bytes.div_ceil(1_000_000),
+        free / 1_000_000
+    );
+    Err(Error::Output { path: folder.to_owned(), reason })
+}
+
+/// A copy of a state in host memory.
+struct Snapshot {
+    /// Its `files` are still empty.
+    manifest: Manifest,
+    files: Vec<(String, Named)>,
+}
+
+impl Snapshot {
+    fn of(state: &TrainState, data: u64) -> Self {
+        let copy = |(name, t): (String, Tensor)| {
+            let host = Tensor::empty(t.size(), (t.kind(), Device::Cpu));
+            no_grad(|| host.shallow_clone().copy_(&t));
+            (name, host)
+        };
+        let copy =
+            |(file, tensors): (String, Named)| (file, tensors.into_iter().map(copy).collect());
+        let manifest = Manifest {
+            format: FORMAT,
+            step: state.step,
+            cursor: state.cursor,
+            adam_steps: adam_steps(state),
+            rollbacks: state.rollbacks,
+            data_fingerprint: data,
+            threads: tch::get_num_threads(),
+            files: BTreeMap::new(),
+        };
+        Self { manifest, files: contents(state).into_iter().map(copy).collect() }
     }
-    let manifest = Manifest {
-        format: FORMAT,
-        step: state.step,
-        cursor: state.cursor,
-        adam_steps: adam_steps(state),
-        rollbacks: state.rollbacks,
-        data_fingerprint: data,
-        threads: tch::get_num_threads(),
-        files,
-    };
-    let text = serde_json::to_vec_pretty(&manifest).map_err(|e| fault(&aside, e))?;
-    write_synced(&aside.join("manifest.json"), &text)?;
-    sync_folder(&aside)?;
-    let _ = fs::remove_dir_all(&path);
-    fs::rename(&aside, &path).map_err(Error::io("rename", &aside))?;
-    sync_folder(folder)?;
-    for (_, old) in list(folder)?.into_iter().rev().skip(keep) {
-        fs::remove_dir_all(&old).map_err(Error::io("remove", &old))?;
+
+    /// About what its files will take.
+    fn bytes(&self) -> u64 {
+        let size = |t: &Tensor| (t.numel() * t.kind().elt_size_in_bytes() + 200) as u64;
+        self.files.iter().flat_map(|(_, tensors)| tensors).map(|(_, t)| size(t)).sum()
     }
-    Ok(path)
+
+    /// Writes a folder aside, syncs it and gives it its name.
+    fn write(mut self, folder: &Path) -> Result<()> {
+        let name = name_of(self.manifest.step);
+        let (path, aside) = (folder.join(&name), folder.join(format!(".{name}.partial")));
+        fs::create_dir(&aside).map_err(Error::io("create", &aside))?;
+        for (name, tensors) in self.files.drain(..) {
+            let record = write_tensors(&aside.join(&name), &tensors)?;
+            self.manifest.files.insert(name, record);
+        }
+        let text = serde_json::to_vec_pretty(&self.manifest).map_err(|e| fault(&aside, e))?;
+        write_synced(&aside.join("manifest.json"), &text)?;
+        sync_folder(&aside)?;
+        if path.exists() {
+            remove(&path)?;
+        }
+        fs::rename(&aside, &path).map_err(Error::io("rename", &aside))?;
+        sync_folder(folder)
+    }
+}
+
+fn name_of(step: u64) -> String {
+    format!("step-{step:08}")
+}
+
+/// Removes a checkpoint: it loses its name first, so that none is ever found half removed.
+fn remove(path: &Path) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let aside = path.with_file_name(format!(".{name}.removed"));
+    fs::rename(path, &aside).map_err(Error::io("rename", path))?;
+    fs::remove_dir_all(&aside).map_err(Error::io("remove", &aside))
+}
+
+fn remove_all_but(folder: &Path, keep: Keep) -> Result<()> {
+    for (step, path) in list(folder)?.into_iter().rev().skip(keep.last) {
+        let milestone = keep.every > 0 && step.is_multiple_of(keep.every);
+        if !milestone && keep.best != Some(step) {
+            remove(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// The checkpoints under `folder`, oldest first, whether sound or not.
@@ -132,20 +269,46 @@ pub fn newest(folder: &Path) -> Result<PathBuf> {
     Err(fault(folder, "no usable checkpoint here; start a new run, or name another --run"))
 }
 
+/// The newest state under `folder` that can be loaded, with the checkpoint's folder; those passed over
+/// are reported as warnings.
+///
+/// # Errors
+/// As [`load`], for the newest, if there is none.
+pub fn load_newest(
+    folder: &Path,
+    config: &Config,
+    device: Device,
+    data: u64,
+) -> Result<(PathBuf, TrainState)> {
+    let mut first = None;
+    let found = if folder.is_dir() { list(folder)? } else { vec![] };
+    for (_, path) in found.into_iter().rev() {
+        match load(&path, config, device, data) {
+            Ok(state) => return Ok((path, state)),
+            Err(e) => {
+                tracing::warn!("{e}; going back to the one before");
+                first.get_or_insert(e);
+            }
+        }
+    }
+    let none = || fault(folder, "no checkpoint here; start a new run, or name another --out");
+    Err(first.unwrap_or_else(none))
+}
+
 /// Reads the manifest and checks every file's length and hash.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] naming the first file that is wrong.
 pub fn verify(path: &Path) -> Result<Manifest> {
     let manifest = read_manifest(path)?;
-    for (name, record) in &manifest.files {
+    for (name, expected) in &manifest.files {
         let file = path.join(name);
-        let bytes = fs::read(&file).map_err(|e| fault(&file, e))?;
-        if bytes.len() as u64 != record.bytes {
-            let reason = format!("has {} bytes, the manifest says {}", bytes.len(), record.bytes);
-            return Err(fault(&file, reason));
+        let found = record(&file).map_err(|e| fault(&file, e))?;
+        if found.bytes != expected.bytes {
+            let (has, wanted) = (found.bytes, expected.bytes);
+            return Err(fault(&file, format!("has {has} bytes, the manifest says {wanted}")));
         }
-        if hash(&bytes) != record.sha256 {
+        if found.sha256 != expected.sha256 {
             return Err(fault(&file, "its SHA-256 is not the manifest's: the file was changed"));
         }
     }
@@ -275,25 +438,60 @@ fn dtype(kind: Kind) -> Option<Dtype> {
     }
 }
 
+/// A tensor in host memory as safetensors writes it.
+struct Host<'a> {
+    tensor: &'a Tensor,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+impl View for Host<'_> {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut bytes = vec![0; self.data_len()];
+        self.tensor.copy_data_u8(&mut bytes, self.tensor.numel());
+        bytes.into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
+    }
+}
+
 fn write_tensors(path: &Path, tensors: &Named) -> Result<FileRecord> {
-    let mut raw = Vec::with_capacity(tensors.len());
+    let mut views = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
         let dtype = dtype(tensor.kind())
             .ok_or_else(|| fault(path, format!("{name} is {:?}", tensor.kind())))?;
-        let host = tensor.to_device(Device::Cpu).contiguous();
-        let mut bytes = vec![0; host.numel() * host.kind().elt_size_in_bytes()];
-        host.f_copy_data_u8(&mut bytes, host.numel())?;
-        let shape: Vec<usize> = host.size().into_iter().map(|s| s as usize).collect();
-        raw.push((name, dtype, shape, bytes));
+        let shape = tensor.size().into_iter().map(|side| side as usize).collect();
+        views.push((name.as_str(), Host { tensor, dtype, shape }));
     }
-    let mut views = Vec::with_capacity(raw.len());
-    for (name, dtype, shape, bytes) in &raw {
-        let view = TensorView::new(*dtype, shape.clone(), bytes).map_err(|e| fault(path, e))?;
-        views.push((name.as_str(), view));
+    safetensors::serialize_to_file(views, None, path).map_err(|e| fault(path, e))?;
+    File::open(path).and_then(|file| file.sync_all()).map_err(Error::io("sync", path))?;
+    record(path).map_err(Error::io("read", path))
+}
+
+/// Length and hash of a file.
+fn record(path: &Path) -> std::io::Result<FileRecord> {
+    let (mut file, mut hasher) = (File::open(path)?, Sha256::new());
+    let (mut buffer, mut bytes) = (vec![0; 1 << 20], 0);
+    loop {
+        let read = file.read(&mut buffer)?;
+        if read == 0 {
+            break;
+        }
+        hasher.update(&buffer[..read]);
+        bytes += read as u64;
     }
-    let bytes = safetensors::serialize(views, None).map_err(|e| fault(path, e))?;
-    write_synced(path, &bytes)?;
-    Ok(FileRecord { bytes: bytes.len() as u64, sha256: hash(&bytes) })
+    let sha256 = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(FileRecord { bytes, sha256 })
 }
 
 /// Fills `tensors` from a file that must hold exactly these names, shapes and types.
@@ -320,16 +518,12 @@ fn read_tensors(path: &Path, tensors: &mut Named) -> Result<()> {
     Ok(())
 }
 
-fn hash(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// Hexadecimal SHA-256 of a file.
 ///
 /// # Errors
 /// [`Error::Io`].
 pub fn hash_of(path: &Path) -> Result<String> {
-    fs::read(path).map(|bytes| hash(&bytes)).map_err(Error::io("read", path))
+    Ok(record(path).map_err(Error::io("read", path))?.sha256)
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -347,4 +541,134 @@ fn sync_folder(path: &Path) -> Result<()> {
 
 fn fault(path: &Path, reason: impl ToString) -> Error {
     Error::Checkpoint { path: path.to_owned(), reason: reason.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Origin;
+
+    fn config() -> Config {
+        let keys = ["g.ch=4", "f.ch=4", "h.width=16", "j.width=16", "e.depth=8", "e.mlp_width=16"];
+        let keys: Vec<_> = keys.map(str::to_owned).into();
+        Config::resolve(&Origin::Preset("demo"), &keys).unwrap()
+    }
+
+    fn save(folder: &Path, state: &mut TrainState, step: u64, keep: Keep) {
+        let mut writer = Writer::new(folder).unwrap();
+        state.step = step;
+        writer.save(state, 7, keep).unwrap();
+        writer.finish().unwrap();
+    }
+
+    const ALL: Keep = Keep { last: 99, every: 0, best: None };
+
+    #[test]
+    fn the_newest_the_milestones_and_the_best_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut state = TrainState::new(&config(), Device::Cpu, true);
+        let keep = Keep { last: 2, every: 4, best: Some(1) };
+        fs::create_dir(folder.path().join(".step-00000009.partial")).unwrap();
+        for step in 1..=7 {
+            save(folder.path(), &mut state, step, keep);
+        }
+        let steps: Vec<_> =
+            list(folder.path()).unwrap().into_iter().map(|(step, _)| step).collect();
+        assert_eq!(steps, [1, 4, 6, 7]);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 4);
+    }
+
+    #[test]
+    fn a_checkpoint_that_does_not_fit_on_the_disk_is_refused_with_figures() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = room_for(folder.path(), 1 << 60).unwrap_err();
+        assert!(error.is_input() && error.to_string().contains("checkpoint.keep"), "{error}");
+        room_for(folder.path(), 1).unwrap();
+    }
+
+    /// Puts other bytes in a file and its true record into the manifest: wrong, but not damaged.
+    fn forge(path: &Path, name: &str, bytes: &[u8]) {
+        fs::write(path.join(name), bytes).unwrap();
+        let mut manifest = read_manifest(path).unwrap();
+        manifest.files.insert(name.to_owned(), record(&path.join(name)).unwrap());
+        fs::write(path.join("manifest.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
+    }
+
+    /// The file with one tensor's name, shape or kind changed.
+    fn altered(bytes: &[u8], change: &str) -> Vec<u8> {
+        let file = SafeTensors::deserialize(bytes).unwrap();
+        let mut views: Vec<_> = file.tensors();
+        let (name, view) = views.pop().unwrap();
+        let (mut shape, mut dtype, mut data) =
+            (view.shape().to_vec(), view.dtype(), view.data().to_vec());
+        let mut renamed = name.clone();
+        match change {
+            "name" => renamed.push('x'),
+            "missing" => return safetensors::serialize(views, None).unwrap(),
+            "shape" => shape.insert(0, 1),
+            "kind" => {
+                dtype = Dtype::F64;
+                data = [&data[..], &data[..]].concat();
+            }
+            _ => unreachable!(),
+        }
+        let view = safetensors::tensor::TensorView::new(dtype, shape, &data).unwrap();
+        views.push((renamed, view));
+        safetensors::serialize(views, None).unwrap()
+    }
+
+    #[test]
+    fn of_fifty_bad_checkpoints_each_is_a_typed_error_and_the_one_before_is_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config();
+        let mut state = TrainState::new(&config, Device::Cpu, true);
+        save(folder.path(), &mut state, 1, ALL);
+        save(folder.path(), &mut state, 2, ALL);
+        let path = folder.path().join(name_of(2));
+        let names: Vec<_> = read_manifest(&path).unwrap().files.into_keys().collect();
+        let good: Vec<_> = names
+            .iter()
+            .chain([&"manifest.json".to_owned()])
+            .map(|name| (path.join(name), fs::read(path.join(name)).unwrap()))
+            .collect();
+        let mut count = 0;
+        let mut check = |what: &str| {
+            count += 1;
+            let error = load(&path, &config, Device::Cpu, 7).unwrap_err();
+            assert!(matches!(error, Error::Checkpoint { .. }), "{what}: {error}");
+            let (used, state) = load_newest(folder.path(), &config, Device::Cpu, 7).unwrap();
+            assert_eq!((state.step, used), (1, folder.path().join(name_of(1))), "{what}");
+            for (file, bytes) in &good {
+                fs::write(file, bytes).unwrap();
+            }
+        };
+        let pickle = b"\x80\x02}q\x00X\x01\x00\x00\x00wq\x01K\x01s.";
+        for (name, (file, bytes)) in names.iter().zip(&good) {
+            let mut flipped = bytes.clone();
+            flipped[bytes.len() / 2] ^= 4;
+            fs::write(file, flipped).unwrap();
+            check("a flipped bit");
+            fs::write(file, &bytes[..bytes.len() / 3]).unwrap();
+            check("a cut");
+            fs::remove_file(file).unwrap();
+            check("a missing file");
+            forge(&path, name, &bytes[..bytes.len() - 4]);
+            check("a cut that the manifest knows of");
+            forge(&path, name, pickle);
+            check("a pickle");
+        }
+        for (change, name) in ["name", "missing", "shape", "kind"].into_iter().zip(&names) {
+            forge(&path, name, &altered(&fs::read(path.join(name)).unwrap(), change));
+            check(change);
+        }
+        let manifest = path.join("manifest.json");
+        for text in ["", "{", "[]", "{\"format\": 99}", "null", "\u{fffd}"] {
+            fs::write(&manifest, text).unwrap();
+            check("a manifest that is none");
+        }
+        assert_eq!(count, 50);
+        assert_eq!(load_newest(folder.path(), &config, Device::Cpu, 7).unwrap().1.step, 2);
+        let other = load_newest(folder.path(), &config, Device::Cpu, 8).unwrap_err().to_string();
+        assert!(other.contains("data folder"), "{other}");
+    }
 }

@@ -161,12 +161,14 @@ pub struct DataConfig {
 }
 
 /// Checkpoints.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs, reason = "every key has its meaning in presets/base.toml")]
 pub struct CheckpointConfig {
     pub every: u64,
     pub keep: usize,
+    pub keep_every: u64,
+    pub best: String,
 }
 
 /// Statistics.
@@ -325,6 +327,13 @@ impl Config {
         require(self.health.patience > 0, "health.patience = 0; give a number of faults".into());
         require(self.log.every > 0, "log.every = 0; give a number of steps".into());
         require(self.checkpoint.keep > 0, "checkpoint.keep = 0 would keep none".into());
+        let best = &self.checkpoint.best;
+        require(
+            best.is_empty() || best.contains('.'),
+            format!(
+                "checkpoint.best = {best:?} is not METRIC.KEY, such as \"linear_probe_bn_crelu.top1\""
+            ),
+        );
         require(self.images.columns > 0, "images.columns = 0".into());
         require(self.images.rows > 0, "images.rows = 0".into());
         require(self.data.depth > 0, "data.depth = 0; a batch ahead is the least".into());

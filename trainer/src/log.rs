@@ -79,6 +79,25 @@ impl Lines {
         Ok(Self { file: file.map_err(Error::io("open", path))?, path: path.to_owned() })
     }
 
+    /// The step of the best line of a `metrics.jsonl`. `measure` is `METRIC.KEY`, with a `-` before it
+    /// where lower is better. Of equals the first; `None` if there is no such line.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn best(&self, measure: &str) -> Result<Option<u64>> {
+        let (sign, measure) = measure.strip_prefix('-').map_or((1.0, measure), |rest| (-1.0, rest));
+        let Some((metric, key)) = measure.rsplit_once('.') else { return Ok(None) };
+        let text = fs::read_to_string(&self.path).map_err(Error::io("read", &self.path))?;
+        let value = |line: &str| {
+            let line: serde_json::Value = serde_json::from_str(line).ok()?;
+            let trained = line.get("weights").is_none_or(|w| w != "initial");
+            let found = trained && line.get("metric")? == metric;
+            found.then_some((line.get("step")?.as_u64()?, sign * line.get(key)?.as_f64()?))
+        };
+        let better = |a: (u64, f64), b: (u64, f64)| if b.1 > a.1 { b } else { a };
+        Ok(text.lines().filter_map(value).reduce(better).map(|(step, _)| step))
+    }
+
     /// Writes one object as a line.
     ///
     /// # Errors
@@ -157,6 +176,28 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_best_step_is_that_of_the_metric_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut lines = Lines::open(&folder.path().join("metrics.jsonl"), 0).unwrap();
+        let found = [("knn", 1, 30.0), ("knn", 2, 50.0), ("fd", 3, 9.0), ("fd", 4, 7.0)];
+        for (metric, step, top1) in found {
+            let line = serde_json::json!({"metric": metric, "step": step, "top1": top1});
+            lines.write(&line).unwrap();
+        }
+        let initial =
+            serde_json::json!({"metric": "knn", "step": 9, "top1": 99, "weights": "initial"});
+        lines.write(&initial).unwrap();
+        for (measure, step) in [
+            ("knn.top1", Some(2)),
+            ("-knn.top1", Some(1)),
+            ("-fd.top1", Some(4)),
+            ("is.top1", None),
+        ] {
+            assert_eq!(lines.best(measure).unwrap(), step, "{measure}");
+        }
+    }
 
     #[test]
     fn a_resumed_log_drops_what_came_after_the_checkpoint() {

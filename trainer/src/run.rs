@@ -10,8 +10,8 @@ use pipeline::{Cursor, Dataset, Loader};
 use serde::Serialize;
 use tch::{Device, Tensor};
 
-use crate::checkpoint;
-use crate::config::{Config, HealthConfig, OnFault, Precision};
+use crate::checkpoint::{self, Keep, Writer};
+use crate::config::{CheckpointConfig, Config, HealthConfig, OnFault, Precision};
 use crate::device::{self, Images};
 use crate::error::{Error, Result};
 use crate::eval::features::Feature;
@@ -92,14 +92,15 @@ pub fn resume(out: &Path, stop: &AtomicBool) -> Result<Summary> {
     let config = read_config(out)?;
     let device = device::parse(&config.train.device)?;
     let data = open_data(&config, "train")?;
-    let path = checkpoint::newest(&out.join("checkpoints"))?;
+    let folder = out.join("checkpoints");
+    let path = checkpoint::newest(&folder)?;
     if checkpoint::read_manifest(&path)?.step >= config.train.steps {
         let steps = config.train.steps;
         let (stats, probe, bottleneck) = (None, None, String::new());
         let (out, ended) = (out.to_owned(), Ended::Steps);
         return Ok(Summary { out, steps, stats, ended, bottleneck, probe });
     }
-    let state = checkpoint::load(&path, &config, device, data.fingerprint())?;
+    let (_, state) = checkpoint::load_newest(&folder, &config, device, data.fingerprint())?;
     let feed = Feed::start(&config, &data, state.cursor, device)?;
     Run::new(config, out, data, feed, state)?.run(stop)
 }
@@ -185,6 +186,7 @@ struct Run {
     stats: Lines,
     metrics: Lines,
     incidents: Lines,
+    checkpoints: Writer,
     progress: Progress,
     /// Held as long as the run lives: a second writer is refused, a dead one does not block.
     _lock: File,
@@ -207,10 +209,9 @@ impl Run {
         state: TrainState,
     ) -> Result<Self> {
         let lock = lock(out)?;
-        for name in ["images", "checkpoints"] {
-            let folder = out.join(name);
-            fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
-        }
+        let images = out.join("images");
+        fs::create_dir_all(&images).map_err(Error::io("create", &images))?;
+        let checkpoints = Writer::new(&out.join("checkpoints"))?;
         let stats = Lines::open(&out.join("stats.jsonl"), state.step)?;
         let metrics = Lines::open(&out.join("metrics.jsonl"), state.step)?;
         // What happened stays on record, whatever is done again.
@@ -228,6 +229,7 @@ impl Run {
             stats,
             metrics,
             incidents,
+            checkpoints,
             progress,
             _lock: lock,
         })
@@ -270,6 +272,7 @@ impl Run {
         let stats = last.map(|losses| self.line(begun, &losses));
         let bottleneck = self.feed.loader.stats().bottleneck;
         self.save()?;
+        self.checkpoints.finish()?;
         let probe = if ended == Ended::Signal { None } else { self.evaluate()? };
         self.progress.finish();
         let (out, steps) = (self.out, self.state.step);
@@ -337,10 +340,10 @@ impl Run {
 
     /// Takes up the newest checkpoint again, and goes on with the images that come next.
     fn go_back(&mut self, step: u64, network: &str) -> Result<()> {
-        let path = checkpoint::newest(&self.out.join("checkpoints"))?;
+        self.checkpoints.finish()?;
         let rollbacks = self.state.rollbacks + 1;
-        let fingerprint = self.data.fingerprint();
-        self.state = checkpoint::load(&path, &self.config, self.feed.device, fingerprint)?;
+        let (folder, data) = (self.out.join("checkpoints"), self.data.fingerprint());
+        (_, self.state) = checkpoint::load_newest(&folder, &self.config, self.feed.device, data)?;
         self.state.rollbacks = rollbacks;
         self.state.cursor = self.feed.cursor;
         self.unread = None;
@@ -359,14 +362,16 @@ impl Run {
         if self.state.step >= self.config.train.steps {
             return Ok(());
         }
-        if self.due(self.config.checkpoint.every) {
+        let (draw, measure) =
+            (self.due(self.config.images.every), self.due(self.config.eval.every));
+        // What may prove the best must be there to be kept.
+        let candidate = measure && !self.config.checkpoint.best.is_empty();
+        if self.due(self.config.checkpoint.every) || candidate {
             if !self.settle()? {
                 return Ok(());
             }
             self.save()?;
         }
-        let (draw, measure) =
-            (self.due(self.config.images.every), self.due(self.config.eval.every));
         if !draw && !measure {
             return Ok(());
         }
@@ -386,10 +391,12 @@ impl Run {
         every > 0 && self.state.step.is_multiple_of(every)
     }
 
-    fn save(&self) -> Result<()> {
-        let folder = self.out.join("checkpoints");
-        let keep = self.config.checkpoint.keep;
-        checkpoint::save(&folder, &self.state, self.data.fingerprint(), keep).map(|_| ())
+    /// Begins to write a checkpoint.
+    fn save(&mut self) -> Result<()> {
+        let CheckpointConfig { keep: last, keep_every: every, best, .. } = &self.config.checkpoint;
+        let best = if best.is_empty() { None } else { self.metrics.best(best)? };
+        let keep = Keep { last: *last, every: *every, best };
+        self.checkpoints.save(&self.state, self.data.fingerprint(), keep)
     }
 
     /// The last pictures and, where asked for, the probe.
@@ -605,6 +612,7 @@ mod tests {
         assert!(run.settle().unwrap());
         assert_eq!(incidents(folder.path()), [(3, "rollback".to_owned())]);
         run.save().unwrap();
+        run.checkpoints.finish().unwrap();
         let path = checkpoint::newest(&folder.path().join("run/checkpoints")).unwrap();
         assert_eq!(checkpoint::read_manifest(&path).unwrap().rollbacks, 1);
     }
@@ -613,7 +621,7 @@ mod tests {
     fn a_halted_run_saves_nothing_faulty_and_a_skipping_one_loses_patience() {
         for (policy, done) in [("halt", vec!["halt"]), ("skip", vec!["skip", "skip", "halt"])] {
             let folder = tempfile::tempdir().unwrap();
-            let run = run(folder.path(), policy);
+            let mut run = run(folder.path(), policy);
             run.save().unwrap();
             poison(&run);
             let error = run.run(&AtomicBool::new(false)).unwrap_err().to_string();
