@@ -214,4 +214,49 @@ mod tests {
         let auto = Tensor::run_backward(&[loss], &[&leaf], false, false).remove(0);
         assert!((pulled - auto).abs().max().double_value(&[]) < 1e-12);
     }
+
+    /// The reference codes' form, which advances u in each training forward pass: an oracle.
+    struct PerForward {
+        weight: Tensor,
+        u: Tensor,
+    }
+
+    impl PerForward {
+        fn forward(&mut self) -> Tensor {
+            let unit = |x: Tensor| &x / x.norm();
+            let matrix = self.weight.flatten(1, -1);
+            let (u, v) = tch::no_grad(|| {
+                let v = unit(matrix.tr().mv(&self.u));
+                (unit(matrix.mv(&v)), v)
+            });
+            self.u = u;
+            &self.weight / self.u.dot(&matrix.mv(&v))
+        }
+    }
+
+    #[test]
+    fn with_one_pass_an_update_training_goes_as_in_the_form_that_advances_in_each_pass() {
+        let (count, rate) = (30, 0.05);
+        let start = Tensor::arange(4 * 18, DOUBLE_CPU).sin().view([4, 2, 3, 3]);
+        let target = Tensor::arange(4 * 18, DOUBLE_CPU).cos().view([4, 2, 3, 3]);
+        let (mine, first) = (start.copy(), [0.5, 0.5, 0.5, 0.5]);
+        let mut ours = norms(&[&mine], &first);
+        let mut oracle = PerForward { weight: start.copy(), u: Tensor::from_slice(&first) };
+        for update in 0..count {
+            ours.advance(1); // right after the update before, or at the start
+            let scaled = ours.layers()[0].scaled.copy();
+            let step = ours.pull_back(vec![(&scaled - &target) * 2.0]).remove(0);
+
+            oracle.weight = oracle.weight.set_requires_grad(true);
+            let theirs = oracle.forward();
+            let loss = (&theirs - &target).square().sum(Kind::Double);
+            let gradient = Tensor::run_backward(&[loss], &[&oracle.weight], false, false).remove(0);
+            assert!((scaled - theirs.detach()).abs().max().double_value(&[]) < 1e-12, "{update}");
+            tch::no_grad(|| {
+                let _ = mine.shallow_clone().g_sub_(&(step * rate));
+            });
+            oracle.weight = oracle.weight.detach() - gradient * rate;
+        }
+        assert!((mine - start).abs().max().double_value(&[]) > 0.1);
+    }
 }
