@@ -130,7 +130,7 @@ fn every_help_fits_a_screen_and_shows_an_example() {
             assert!(said.out.contains("Example"), "{command}: {}", said.out);
         }
     };
-    check(trainer, &["run", "sample", "reconstruct", "export", "inspect", "doctor"]);
+    check(trainer, &["run", "sample", "reconstruct", "export", "report", "inspect", "doctor"]);
     check(trainer, &["eval linear", "eval knn"]);
     check(shard_imagenet, &["build", "verify", "inspect", "synth"]);
 }

@@ -7,4 +7,5 @@ mod determinism;
 mod evaluation;
 mod export;
 mod repository;
+mod seeing;
 mod training;

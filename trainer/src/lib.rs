@@ -9,17 +9,21 @@ pub mod eval;
 pub mod export;
 #[cfg(test)]
 mod golden;
+pub mod health;
 pub mod inspect;
 pub mod log;
 pub mod loss;
 pub mod measure;
 pub mod model;
+pub mod monitor;
 pub mod nn;
 pub mod optim;
 pub mod random;
+pub mod report;
 pub mod run;
 mod shim;
 pub mod state;
 pub mod step;
+pub mod tensorboard;
 #[cfg(test)]
 mod toy;

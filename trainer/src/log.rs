@@ -6,10 +6,11 @@ use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::health::Signals;
 
 /// One line of `stats.jsonl`, written every `log.every` steps; means are over those steps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,6 +36,13 @@ pub struct StatsLine {
     pub bad_images: u64,
     /// Epoch that the next image belongs to, from 0.
     pub epoch: u64,
+    /// Billions of floating-point operations a second, of convolutions and products, as counted.
+    pub gflop_per_s: f64,
+    /// Memory that the process holds, in GB (10⁹ bytes); a GPU's own is not counted.
+    pub memory_gb: f64,
+    /// Signs of a collapse.
+    #[serde(flatten)]
+    pub health: Signals,
 }
 
 /// Appends JSON objects, one a line, to a file.
@@ -122,7 +130,7 @@ impl Progress {
     /// From step `from` of `steps`.
     #[must_use]
     pub fn new(from: u64, steps: u64) -> Self {
-        let template = "{wide_bar} {pos}/{len} steps  {msg}  {eta} left";
+        let template = "{wide_bar} {pos}/{len} steps\n{msg}";
         let style =
             ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = std::io::stderr().is_terminal().then(|| {
@@ -142,16 +150,12 @@ impl Progress {
 
     /// Shows a statistics line.
     pub fn show(&mut self, s: &StatsLine) {
-        let e = s.loss_e.map_or(String::new(), |e| format!(" E {e:.2}"));
-        let text = format!(
-            "D {:.2} G {:.2}{e}  {:.0} images/s  wait {:.1} %",
-            s.loss_d, s.loss_g, s.images_per_s, s.data_wait_percent
-        );
+        let [speed, model] = words(s, self.steps);
         match &self.bar {
-            Some(bar) => bar.set_message(text),
+            Some(bar) => bar.set_message(format!("{speed}\n{model}")),
             None if self.said.is_none_or(|t| t.elapsed() >= Duration::from_secs(10)) => {
                 self.said = Some(Instant::now());
-                eprintln!("step {}/{}  {text}", s.step, self.steps);
+                eprintln!("step {}/{}  {model}  {speed}", s.step, self.steps);
             }
             None => {}
         }
@@ -171,6 +175,30 @@ impl Progress {
             bar.abandon();
         }
     }
+}
+
+/// How fast it goes and how long it will, and how the model does.
+fn words(s: &StatsLine, steps: u64) -> [String; 2] {
+    let left = s.step_seconds * steps.saturating_sub(s.step) as f64;
+    let left = HumanDuration(Duration::from_secs_f64(left.clamp(0.0, 1e9)));
+    let speed = format!(
+        "{:.0} images/s  {:.0} GFLOP/s  wait {:.1} %  {:.1} GB  {left} left",
+        s.images_per_s, s.gflop_per_s, s.data_wait_percent, s.memory_gb
+    );
+    let h = &s.health;
+    let (e, again) = (s.loss_e.zip(h.reconstruction)).map_or_else(
+        || (String::new(), String::new()),
+        |(e, error)| (format!(" E {e:.2}"), format!("  reconstruction {error:.2}")),
+    );
+    let model = format!(
+        "D {:.2} G {:.2}{e}  variety {:.2}{again}  saturated {:.0}/{:.0} %",
+        s.loss_d,
+        s.loss_g,
+        h.nearest,
+        100.0 * h.saturation_real,
+        100.0 * h.saturation_fake
+    );
+    [speed, model]
 }
 
 #[cfg(test)]
@@ -197,6 +225,23 @@ mod tests {
         ] {
             assert_eq!(lines.best(measure).unwrap(), step, "{measure}");
         }
+    }
+
+    #[test]
+    fn the_panel_says_speed_losses_and_time_left() {
+        let line = r#"{"step": 100, "loss_d": 4.217, "loss_g": -0.5, "loss_e": 1.0,
+            "images_per_s": 128.0, "images_read_per_s": 384.0, "data_wait_percent": 0.25,
+            "step_seconds": 0.5, "bad_images": 0, "epoch": 0, "gflop_per_s": 41.0, "memory_gb": 1.26,
+            "saturation_real": 0.5, "saturation_fake": 0.75, "pixel_spread": 1, "feature_spread": 1,
+            "nearest": 0.8, "roughness": 1, "latent_spread": 1, "reconstruction": 0.375,
+            "sigma_g": 1, "sigma_d": 1, "grad_g": 1, "grad_e": 1, "grad_d": 1}"#;
+        let line: StatsLine = serde_json::from_str(line).unwrap();
+        let [speed, model] = words(&line, 340);
+        assert_eq!(speed, "128 images/s  41 GFLOP/s  wait 0.2 %  1.3 GB  2 minutes left");
+        assert_eq!(
+            model,
+            "D 4.22 G -0.50 E 1.00  variety 0.80  reconstruction 0.38  saturated 50/75 %"
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@ mod commands;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{doctor, eval, export, inspect, pictures, run};
+use commands::{doctor, eval, export, inspect, pictures, report, run};
 
 /// Trains BigBiGAN: a generator, an encoder and a discriminator, with no labels.
 #[derive(Debug, Parser)]
@@ -29,6 +29,8 @@ enum Command {
     Sample(pictures::SampleArgs),
     /// Show images beside their reconstructions G(E(x))
     Reconstruct(pictures::ReconstructArgs),
+    /// Write report.html, all that a run's folder holds on one page
+    Report(report::Args),
     /// Write the trained networks for other programs: safetensors and TorchScript
     Export(export::Args),
     /// Say how large a preset, configuration or run is and what a step costs
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         Command::Eval(command) => eval::run(&command),
         Command::Sample(args) => pictures::sample(&args),
         Command::Reconstruct(args) => pictures::reconstruct(&args),
+        Command::Report(args) => report::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Doctor(args) => return doctor::run(&args),

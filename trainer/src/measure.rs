@@ -52,6 +52,14 @@ impl Meter {
     }
 }
 
+/// Bytes of memory that this process holds; NaN where the system does not say.
+#[must_use]
+pub fn resident_bytes() -> f64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").ok();
+    let pages = pages.and_then(|text| text.split(' ').nth(1)?.parse::<f64>().ok());
+    pages.map_or(f64::NAN, |pages| pages * rustix::param::page_size() as f64)
+}
+
 /// A single-precision tensor that has a shape and no memory.
 ///
 /// # Panics

@@ -94,6 +94,17 @@ pub enum Prior {
     Uniform,
 }
 
+impl Prior {
+    /// Standard deviation of one dimension.
+    #[must_use]
+    pub fn deviation(self) -> f64 {
+        match self {
+            Self::Normal => 1.0,
+            Self::Uniform => 1.0 / 3f64.sqrt(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,7 +17,11 @@ use crate::error::{Error, Result};
 use crate::eval::features::Feature;
 use crate::eval::linear::{self, Protocol, Selection};
 use crate::eval::{Model, loader_config, pictures};
+use crate::inspect::{self, Cost, Counts};
 use crate::log::{Lines, Progress, StatsLine};
+use crate::measure;
+use crate::monitor::Monitor;
+use crate::report;
 use crate::shim::allow_tf32;
 use crate::state::TrainState;
 use crate::step::{Losses, NETWORKS, train_step};
@@ -188,6 +192,9 @@ struct Run {
     incidents: Lines,
     checkpoints: Writer,
     progress: Progress,
+    monitor: Monitor,
+    /// Floating-point operations of a step for each image of `train.batch`.
+    step_flop: f64,
     /// Held as long as the run lives: a second writer is refused, a dead one does not block.
     _lock: File,
 }
@@ -217,6 +224,10 @@ impl Run {
         // What happened stays on record, whatever is done again.
         let incidents = Lines::open(&out.join("incidents.jsonl"), u64::MAX)?;
         let progress = Progress::new(state.step, config.train.steps);
+        let monitor = Monitor::new(&config, out, &data, feed.device, state.step)?;
+        let counts = Counts::of(&config);
+        let cost = Cost::of(&config, &counts);
+        progress.say(&format!("{}\n{}", config.to_toml(), inspect::table(&counts, &cost)));
         let out = out.to_owned();
         Ok(Self {
             config,
@@ -231,6 +242,8 @@ impl Run {
             incidents,
             checkpoints,
             progress,
+            monitor,
+            step_flop: cost.step_flop,
             _lock: lock,
         })
     }
@@ -261,19 +274,24 @@ impl Run {
             };
             self.progress.step(self.state.step);
             if self.due(self.config.log.every) {
-                let line = self.line(tick, &losses);
+                let line = self.line(tick, &losses)?;
                 self.stats.write(&line)?;
                 self.progress.show(&line);
+                for alarm in self.monitor.take(&line)? {
+                    self.progress.say(&format!("step {}: {}", alarm.step, alarm.text));
+                    self.incidents.write(&alarm)?;
+                }
                 tick = self.mark();
             }
             last = Some(losses);
             self.chores()?;
         };
-        let stats = last.map(|losses| self.line(begun, &losses));
+        let stats = last.map(|losses| self.line(begun, &losses)).transpose()?;
         let bottleneck = self.feed.loader.stats().bottleneck;
         self.save()?;
         self.checkpoints.finish()?;
         let probe = if ended == Ended::Signal { None } else { self.evaluate()? };
+        report::write(&self.out)?;
         self.progress.finish();
         let (out, steps) = (self.out, self.state.step);
         Ok(Summary { out, steps, stats, ended, bottleneck, probe })
@@ -349,6 +367,7 @@ impl Run {
         self.unread = None;
         self.stats = Lines::open(&self.out.join("stats.jsonl"), self.state.step)?;
         self.metrics = Lines::open(&self.out.join("metrics.jsonl"), self.state.step)?;
+        self.monitor.go_back(self.state.step)?;
         self.progress.say(&format!(
             "step {step}: loss_{network} not finite: back to step {}",
             self.state.step
@@ -447,13 +466,11 @@ impl Run {
         Ok(lines.pop().expect("a line for each feature"))
     }
 
-    fn pictures(&self, model: &Model, suffix: &str) -> Result<()> {
-        let c = &self.config;
+    fn pictures(&mut self, model: &Model, suffix: &str) -> Result<()> {
+        let (c, step) = (&self.config, self.state.step);
         let columns = c.images.columns as u32;
-        let folder = self.out.join("images");
         let samples = model.generate(&model.latents(0, c.images.columns * c.images.rows));
-        let path = folder.join(format!("samples{suffix}.png"));
-        pictures::save(&pictures::grid(&samples, columns), &path)?;
+        self.monitor.picture(step, "samples", suffix, &pictures::grid(&samples, columns))?;
         if c.loss.encode() {
             let split = self.split(&c.eval.split)?.unwrap_or_else(|| {
                 let missing = &c.eval.split;
@@ -463,9 +480,9 @@ impl Run {
                 self.data.clone()
             });
             let picture = reconstructions(model, &split)?;
-            pictures::save(&picture, &folder.join(format!("reconstructions{suffix}.png")))?;
+            self.monitor.picture(step, "reconstructions", suffix, &picture)?;
         }
-        Ok(())
+        self.monitor.live(&self.state, suffix)
     }
 
     /// A split, if the data folder has it.
@@ -483,7 +500,7 @@ impl Run {
 
     /// Reads the losses back (with the faults, the only wait for the device) and the clock since
     /// `from`.
-    fn line(&self, from: Mark, losses: &Losses) -> StatsLine {
+    fn line(&self, from: Mark, losses: &Losses) -> Result<StatsLine> {
         let step = self.state.step;
         let [loss_d, loss_g] = [&losses.d, &losses.g].map(|loss| loss.double_value(&[]));
         let loss_e = losses.e.as_ref().map(|loss| loss.double_value(&[]));
@@ -491,7 +508,7 @@ impl Run {
         let step_seconds = seconds / (step - from.step) as f64;
         let images_per_s = self.config.train.batch as f64 / step_seconds;
         let waited = (self.feed.waited - from.waited).as_secs_f64();
-        StatsLine {
+        Ok(StatsLine {
             step,
             loss_d,
             loss_g,
@@ -502,7 +519,10 @@ impl Run {
             step_seconds,
             bad_images: self.feed.loader.stats().bad,
             epoch: self.state.cursor.epoch,
-        }
+            gflop_per_s: images_per_s * self.step_flop / 1e9,
+            memory_gb: measure::resident_bytes() / 1e9,
+            health: self.monitor.signals(&self.state)?,
+        })
     }
 }
 

@@ -5,6 +5,7 @@ pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod inspect;
 pub(crate) mod pictures;
+pub(crate) mod report;
 pub(crate) mod run;
 
 use std::path::{Path, PathBuf};

@@ -115,6 +115,7 @@ fn finish(summary: &Summary) -> Result<()> {
             println!("reconstructions  {}", at("images/reconstructions.png"));
         }
     }
+    println!("report           {}", at("report.html"));
     println!("statistics       {}", at("stats.jsonl"));
     println!("metrics          {}", at("metrics.jsonl"));
     println!("checkpoints      {}", at("checkpoints"));

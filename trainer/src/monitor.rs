@@ -1,0 +1,134 @@
+//! What is seen of a run while it trains: health, event files, pictures of the live networks, the
+//! report. Nothing here changes what is trained.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use image::RgbImage;
+use pipeline::Dataset;
+use serde::Deserialize;
+use tch::Device;
+
+use crate::config::Config;
+use crate::error::Result;
+use crate::eval::pictures;
+use crate::health::{Alarm, Judge, Probe, Signals};
+use crate::log::StatsLine;
+use crate::nn::Params;
+use crate::report;
+use crate::state::TrainState;
+use crate::tensorboard::Events;
+
+/// Watches one run.
+#[derive(Debug)]
+pub struct Monitor {
+    out: PathBuf,
+    columns: u32,
+    probe: Probe,
+    judge: Judge,
+    events: Events,
+}
+
+impl Monitor {
+    /// For the run in `out` whose state has done `step` steps; `stats.jsonl` holds the lines up to
+    /// there. Writes `images/reals.png`, the images that signals are measured on.
+    ///
+    /// # Errors
+    /// [`Error::Data`](crate::error::Error::Data) or [`Error::Io`](crate::error::Error::Io).
+    pub fn new(
+        config: &Config,
+        out: &Path,
+        data: &Arc<Dataset>,
+        device: Device,
+        step: u64,
+    ) -> Result<Self> {
+        let probe = Probe::new(config, data, device)?;
+        let columns = config.images.columns as u32;
+        let reals = pictures::grid(&probe.images().small, columns);
+        pictures::save(&reals, &out.join("images/reals.png"))?;
+        let events = Events::open(&out.join("events"), step)?;
+        let judge = judged(&out.join("stats.jsonl"));
+        Ok(Self { out: out.to_owned(), columns, probe, judge, events })
+    }
+
+    /// Training went back to `step`, and `stats.jsonl` with it.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::error::Error::Io).
+    pub fn go_back(&mut self, step: u64) -> Result<()> {
+        self.events = Events::open(&self.out.join("events"), step)?;
+        self.judge = judged(&self.out.join("stats.jsonl"));
+        Ok(())
+    }
+
+    /// The signals of the live networks as they are.
+    ///
+    /// # Errors
+    /// [`Error::Torch`](crate::error::Error::Torch).
+    pub fn signals(&self, state: &TrainState) -> Result<Signals> {
+        self.probe.measure(state)
+    }
+
+    /// Takes a line of statistics down and says what is alarming in it.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::error::Error::Io).
+    pub fn take(&mut self, line: &StatsLine) -> Result<Vec<Alarm>> {
+        let entries = serde_json::to_value(line).unwrap_or_default();
+        let entries = entries.as_object().into_iter().flatten();
+        let scalars = entries.filter(|(key, _)| *key != "step");
+        let scalars = scalars.filter_map(|(key, v)| Some((key.as_str(), v.as_f64()?)));
+        self.events.scalars(line.step, scalars)?;
+        Ok(self.judge.judge(line.step, &line.health))
+    }
+
+    /// Saves a picture as `images/NAME SUFFIX.png` and in the event file.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::error::Error::Io) or [`Error::Picture`](crate::error::Error::Picture).
+    pub fn picture(&mut self, step: u64, name: &str, suffix: &str, it: &RgbImage) -> Result<()> {
+        pictures::save(it, &self.out.join("images").join(format!("{name}{suffix}.png")))?;
+        self.events.image(step, name, it)
+    }
+
+    /// Samples of the live generator, histograms of all weights, and a fresh `report.html`: after
+    /// the other pictures of a step.
+    ///
+    /// # Errors
+    /// As [`Monitor::picture`].
+    pub fn live(&mut self, state: &TrainState, suffix: &str) -> Result<()> {
+        let samples = pictures::grid(&self.probe.samples(state), self.columns);
+        self.picture(state.step, "live", suffix, &samples)?;
+        let e = state.e.as_ref().map(|e| ("e", &e.live.params));
+        let nets = [("g", &state.g.live.params), ("d", &state.d.params)];
+        for (net, params) in nets.into_iter().chain(e) {
+            self.histograms(state.step, net, params)?;
+        }
+        report::write(&self.out).map(|_| ())
+    }
+
+    fn histograms(&mut self, step: u64, net: &str, params: &Params) -> Result<()> {
+        for (name, weight) in params.parameters() {
+            self.events.histogram(step, &format!("{net}/{name}"), weight)?;
+        }
+        Ok(())
+    }
+}
+
+/// A judge that has seen the lines of a file. It said what it had to when they were written.
+fn judged(stats: &Path) -> Judge {
+    #[derive(Deserialize)]
+    struct Line {
+        step: u64,
+        #[serde(flatten)]
+        health: Signals,
+    }
+    let mut judge = Judge::default();
+    for line in fs::read_to_string(stats).unwrap_or_default().lines() {
+        if let Ok(Line { step, health }) = serde_json::from_str(line) {
+            let _ = judge.judge(step, &health);
+        }
+    }
+    judge
+}

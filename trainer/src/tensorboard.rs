@@ -1,0 +1,294 @@
+//! TensorBoard's event files: scalars, images and histograms.
+//!
+//! # Source
+//! The records of TFRecord (length, masked CRC-32C, bytes, masked CRC-32C) and the messages of
+//! `event.proto`, `summary.proto` and `histogram.proto`, of which only what is written is declared.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use image::RgbImage;
+use prost::Message;
+use tch::{Kind, Tensor};
+
+use crate::error::{Error, Result};
+
+/// Buckets of a histogram.
+const BUCKETS: i64 = 64;
+
+#[derive(Clone, PartialEq, Message)]
+struct Event {
+    #[prost(double, tag = "1")]
+    wall_time: f64,
+    #[prost(int64, tag = "2")]
+    step: i64,
+    #[prost(oneof = "What", tags = "3, 5, 7")]
+    what: Option<What>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+enum What {
+    #[prost(string, tag = "3")]
+    FileVersion(String),
+    #[prost(message, tag = "5")]
+    Summary(Summary),
+    #[prost(message, tag = "7")]
+    SessionLog(SessionLog),
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct SessionLog {
+    /// 1 for START.
+    #[prost(int32, tag = "1")]
+    status: i32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Summary {
+    #[prost(message, repeated, tag = "1")]
+    value: Vec<Value>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Value {
+    #[prost(string, tag = "1")]
+    tag: String,
+    #[prost(oneof = "Content", tags = "2, 4, 5")]
+    content: Option<Content>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+enum Content {
+    #[prost(float, tag = "2")]
+    Scalar(f32),
+    #[prost(message, tag = "4")]
+    Image(Image),
+    #[prost(message, tag = "5")]
+    Histogram(Histogram),
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Image {
+    #[prost(int32, tag = "1")]
+    height: i32,
+    #[prost(int32, tag = "2")]
+    width: i32,
+    /// 3 for RGB.
+    #[prost(int32, tag = "3")]
+    colorspace: i32,
+    #[prost(bytes = "vec", tag = "4")]
+    encoded: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Histogram {
+    #[prost(double, tag = "1")]
+    min: f64,
+    #[prost(double, tag = "2")]
+    max: f64,
+    #[prost(double, tag = "3")]
+    num: f64,
+    #[prost(double, tag = "4")]
+    sum: f64,
+    #[prost(double, tag = "5")]
+    sum_squares: f64,
+    /// Upper ends of the buckets.
+    #[prost(double, repeated, tag = "6")]
+    bucket_limit: Vec<f64>,
+    #[prost(double, repeated, tag = "7")]
+    bucket: Vec<f64>,
+}
+
+/// One session's event file.
+#[derive(Debug)]
+pub struct Events {
+    file: File,
+    path: PathBuf,
+}
+
+impl Events {
+    /// Opens a new file in `folder`, behind those of earlier sessions, and marks as void what they
+    /// say of steps after `step`: TensorBoard then drops it.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn open(folder: &Path, step: u64) -> Result<Self> {
+        fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        let earlier = fs::read_dir(folder).map_err(Error::io("read", folder))?.count();
+        // Readers take the files of a folder in the order of their names.
+        let path = folder.join(format!("events.out.tfevents.{:010}.{earlier:06}", now() as u64));
+        let file = File::create_new(&path).map_err(Error::io("create", &path))?;
+        let mut events = Self { file, path };
+        events.write(0, What::FileVersion("brain.Event:2".into()))?;
+        events.write(step + 1, What::SessionLog(SessionLog { status: 1 }))?;
+        Ok(events)
+    }
+
+    /// Writes numbers under their tags; those that are not finite too.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn scalars<'a>(
+        &mut self,
+        step: u64,
+        values: impl IntoIterator<Item = (&'a str, f64)>,
+    ) -> Result<()> {
+        let value = |(tag, value)| (tag, Content::Scalar(value as f32));
+        self.summary(step, values.into_iter().map(value))
+    }
+
+    /// Writes a picture.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn image(&mut self, step: u64, tag: &str, picture: &RgbImage) -> Result<()> {
+        let mut png = std::io::Cursor::new(vec![]);
+        picture
+            .write_to(&mut png, image::ImageFormat::Png)
+            .map_err(|source| Error::Picture { path: self.path.clone(), source })?;
+        let image = Image {
+            height: picture.height() as i32,
+            width: picture.width() as i32,
+            colorspace: 3,
+            encoded: png.into_inner(),
+        };
+        self.summary(step, [(tag, Content::Image(image))])
+    }
+
+    /// Writes the distribution of a tensor's values; nothing where one of them is not finite.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Torch`].
+    pub fn histogram(&mut self, step: u64, tag: &str, values: &Tensor) -> Result<()> {
+        let content = histogram(values)?.map(Content::Histogram);
+        self.summary(step, content.map(|content| (tag, content)))
+    }
+
+    fn summary<'a>(
+        &mut self,
+        step: u64,
+        values: impl IntoIterator<Item = (&'a str, Content)>,
+    ) -> Result<()> {
+        let one = |(tag, content): (&str, _)| Value { tag: tag.to_owned(), content: Some(content) };
+        self.write(step, What::Summary(Summary { value: values.into_iter().map(one).collect() }))
+    }
+
+    fn write(&mut self, step: u64, what: What) -> Result<()> {
+        let event = Event { wall_time: now(), step: step as i64, what: Some(what) };
+        self.file.write_all(&record(&event.encode_to_vec())).map_err(Error::io("write", &self.path))
+    }
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+fn histogram(values: &Tensor) -> Result<Option<Histogram>> {
+    let flat = values.detach().reshape([-1]).to_kind(Kind::Float);
+    let [min, max] = [flat.min(), flat.max()].map(|t| t.to_kind(Kind::Double));
+    let [sum, squares] = [flat.sum(Kind::Double), flat.square().sum(Kind::Double)];
+    let head = Vec::<f64>::try_from(Tensor::stack(&[min, max, sum, squares], 0))?;
+    if head.iter().any(|value| !value.is_finite()) {
+        return Ok(None);
+    }
+    // As histc: around a constant the buckets reach from one below to one above.
+    let (min, max) = (head[0], head[1]);
+    let (low, high) = if min < max { (min, max) } else { (min - 1.0, max + 1.0) };
+    let width = (high - low) / BUCKETS as f64;
+    let bucket = Vec::<f64>::try_from(flat.histc(BUCKETS).to_kind(Kind::Double))?;
+    Ok(Some(Histogram {
+        min,
+        max,
+        num: flat.numel() as f64,
+        sum: head[2],
+        sum_squares: head[3],
+        bucket_limit: (1..=BUCKETS).map(|i| low + width * i as f64).collect(),
+        bucket,
+    }))
+}
+
+/// A TFRecord of these bytes.
+fn record(bytes: &[u8]) -> Vec<u8> {
+    let length = (bytes.len() as u64).to_le_bytes();
+    let mut out = Vec::with_capacity(bytes.len() + 16);
+    out.extend(length);
+    out.extend(masked(&length).to_le_bytes());
+    out.extend(bytes);
+    out.extend(masked(bytes).to_le_bytes());
+    out
+}
+
+/// The CRC-32C of TFRecord: rotated and moved, so that a checksum of data that hold one is sound.
+fn masked(bytes: &[u8]) -> u32 {
+    crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All events of a folder, its files in order.
+    fn read(folder: &Path) -> Vec<Event> {
+        let mut paths: Vec<_> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+        paths.sort();
+        let mut events = vec![];
+        for path in paths {
+            let bytes = fs::read(path).unwrap();
+            let mut rest = bytes.as_slice();
+            while !rest.is_empty() {
+                let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
+                let body = &rest[12..12 + length];
+                assert_eq!(&record(body), &rest[..length + 16]);
+                events.push(Event::decode(body).unwrap());
+                rest = &rest[length + 16..];
+            }
+        }
+        events
+    }
+
+    #[test]
+    fn a_record_is_framed_as_tensorflow_frames_it() {
+        // The two checksums are what TensorBoard's reader asks for.
+        let mut expected = vec![9, 0, 0, 0, 0, 0, 0, 0];
+        expected.extend(0x3971_f937_u32.to_le_bytes());
+        expected.extend(b"123456789");
+        expected.extend(0xc78a_b0e5_u32.to_le_bytes());
+        assert_eq!(record(b"123456789"), expected);
+    }
+
+    #[test]
+    fn a_resumed_session_voids_what_came_after_its_step() {
+        let folder = tempfile::tempdir().unwrap();
+        for (from, steps) in [(0, 1..5), (2, 3..6)] {
+            let mut events = Events::open(folder.path(), from).unwrap();
+            for step in steps {
+                events.scalars(step, [("loss/d", step as f64)]).unwrap();
+            }
+        }
+        let mut seen: Vec<i64> = vec![];
+        for event in read(folder.path()) {
+            match event.what.unwrap() {
+                What::SessionLog(_) => seen.retain(|step| *step < event.step),
+                What::Summary(_) => seen.push(event.step),
+                What::FileVersion(version) => assert_eq!(version, "brain.Event:2"),
+            }
+        }
+        assert_eq!(seen, [1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn a_histogram_counts_every_value_once() {
+        let values = Tensor::linspace(-1.0, 3.0, 1000, (Kind::Float, tch::Device::Cpu));
+        let h = histogram(&values).unwrap().unwrap();
+        assert_eq!((h.min, h.max, h.num, h.bucket.iter().sum()), (-1.0, 3.0, 1000.0, 1000.0));
+        assert_eq!((h.bucket_limit[63], h.bucket.len()), (3.0, 64));
+        assert!((h.sum - 1000.0).abs() < 1e-3);
+        let of = |value: f64| Tensor::full([5], value, (Kind::Float, tch::Device::Cpu));
+        let constant = histogram(&of(1.0)).unwrap().unwrap();
+        assert_eq!((constant.min, constant.bucket.iter().sum()), (1.0, 5.0));
+        assert_eq!(constant.bucket_limit[63], 2.0);
+        assert_eq!(histogram(&of(f64::NAN)).unwrap(), None);
+    }
+}
