@@ -97,8 +97,9 @@ fn main() -> anyhow::Result<()> {
 
 fn random_images(config: &Config, device: Device) -> Images {
     let draw = |side| {
-        let shape = [config.train.batch, 3, side, side];
-        Tensor::rand(shape, (Kind::Float, device)) * 2.0 - 1.0
+        // Channels last in memory, as batches come from the pipeline.
+        let shape = [config.train.batch, side, side, 3];
+        Tensor::rand(shape, (Kind::Float, device)).permute([0, 3, 1, 2]) * 2.0 - 1.0
     };
     Images { large: draw(config.e.res), small: draw(config.g.res) }
 }

@@ -46,8 +46,9 @@ fn normalised(pixels: &[u8], side: i64, device: Device) -> Tensor {
     let shape = [pixels.len() as i64 / row, side, side, 3];
     // SAFETY: `pixels` outlives `view`, whose (N, S, S, 3) bytes lie within it; to_kind copies.
     let view = unsafe { Tensor::from_blob(pixels.as_ptr(), &shape, &[], Kind::Uint8, Device::Cpu) };
+    // Its memory stays as it is: channels last, as convolutions want it.
     let nchw = view.to_device(device).to_kind(Kind::Float).permute([0, 3, 1, 2]);
-    (nchw.contiguous() / 127.5) - 1.0
+    (nchw / 127.5) - 1.0
 }
 
 /// Images in [-1, 1] as u8, rounded to nearest, same shape, on the CPU.

@@ -3,6 +3,7 @@ use tch::Tensor;
 
 use crate::nn::{
     Attention, BatchNorm, ConditionalBatchNorm, Conv, ConvShape, Init, Linear, Scope, Statistics,
+    channels_last,
 };
 use crate::random::Prior;
 
@@ -125,7 +126,8 @@ impl Generator {
         let chunks = z.split(self.chunk, 1);
         // One row for each z. Adding nothing, unlike naming N, holds for other batches in a trace.
         let e = z.narrow(1, 0, 1).zeros_like() + &self.embedding;
-        let mut x = self.first.forward(&chunks[0]).view([-1, self.width, BOTTOM, BOTTOM]);
+        let bottom = self.first.forward(&chunks[0]).view([-1, self.width, BOTTOM, BOTTOM]);
+        let mut x = channels_last(&bottom);
         for ((block, attention), z) in self.blocks.iter().zip(&chunks[1..]) {
             x = block.forward(&x, &Tensor::cat(&[z, &e], 1), statistics);
             if let Some(attention) = attention {

@@ -26,3 +26,9 @@ pub(crate) fn single(x: &tch::Tensor) -> tch::Tensor {
         _ => x.shallow_clone(),
     }
 }
+
+/// (N, C, H, W) with the channels of a pixel side by side in memory, as fast convolutions want it on
+/// every device; layers keep the order they are given.
+pub(crate) fn channels_last(x: &tch::Tensor) -> tch::Tensor {
+    x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+}
