@@ -9,13 +9,16 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use benches::median;
 use clap::Parser;
 use pipeline::decode::{DecodeOptions, Decoder};
-use pipeline::{Cursor, Dataset, Filter, Heap, Loader, LoaderConfig, Mode, Scaling, Shuffle};
+use pipeline::{
+    Cursor, Dataset, Filter, Heap, Loader, LoaderConfig, Mode, RemoteOptions, Scaling, Shuffle,
+};
+use xxhash_rust::xxh3::Xxh3;
 
 /// Images per second of the input pipeline, and of the loop that bounds it.
 #[derive(Debug, Parser)]
@@ -24,7 +27,7 @@ use pipeline::{Cursor, Dataset, Filter, Heap, Loader, LoaderConfig, Mode, Scalin
     after_help = "Example: cargo bench --bench input -- --data data/imagenet"
 )]
 struct Arguments {
-    /// Folder of shards; a relative one is sought from where the command was typed.
+    /// Folder of shards, or its URL; a relative one is sought from where the command was typed.
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
     /// The split to read.
@@ -66,6 +69,15 @@ struct Arguments {
     /// Measure the pipeline only.
     #[arg(long)]
     no_limit: bool,
+    /// Take no more than N images a second, as a trainer would, and tell how long it waited.
+    #[arg(long, value_name = "N")]
+    cap: Option<f64>,
+    /// For a URL: a folder that keeps what was read.
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    /// For a URL: MiB asked for ahead of the decode threads.
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    read_ahead: u64,
     /// Cargo passes this to every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
@@ -77,20 +89,26 @@ fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let dir = from_callers_folder(&arguments.data);
-    let data = Dataset::open(&dir, &arguments.split).context("cannot measure without data")?;
-    let data = Arc::new(data);
+    let options = RemoteOptions {
+        read_ahead: arguments.read_ahead << 20,
+        cache: arguments.cache.clone(),
+        ..RemoteOptions::default()
+    };
+    let data = Dataset::open_with(&dir, &arguments.split, &options);
+    let data = Arc::new(data.context("cannot measure without data")?);
     let config = config(&arguments);
     let epochs = arguments.epochs.unwrap_or_else(|| 3000_u64.div_ceil(data.len().max(1) as u64));
     ensure!(epochs > 0 && arguments.rounds > 0, "--epochs and --rounds start at 1");
 
     // One pass to warm the page cache; its first batch tells the time to start.
-    let first = run(&data, &config, 1)?;
+    let first = run(&data, &config, 1, None)?;
     eprintln!("first batch after {:.1} ms", 1e3 * first.first_batch);
     let (mut rates, mut limits) = (Vec::new(), Vec::new());
     let mut whole = None;
     for round in 0..arguments.rounds {
-        let measured = run(&data, &config, epochs)?;
+        let measured = run(&data, &config, epochs, arguments.cap)?;
         rates.push(measured.rate());
         if !arguments.no_limit {
             limits.push(limit(&data, &config, measured.images)?);
@@ -118,6 +136,9 @@ fn main() -> Result<()> {
             "bytes": whole.bytes,
             "seconds": whole.seconds,
             "first_batch_s": first.first_batch,
+            "starved": whole.starved,
+            "hash": format!("{:016x}", whole.hash),
+            "remote": data.traffic(),
             "peak_rss_bytes": memory.peak_rss,
             "peak_anon_bytes": PEAK_ANON.load(Ordering::Relaxed).max(memory.anon),
             "slab_bytes": (config.depth + 2) * config.batch * 3 * (config.large.pow(2) + config.small.pow(2)),
@@ -156,6 +177,10 @@ struct Measured {
     bytes: u64,
     seconds: f64,
     first_batch: f64,
+    /// Share of the time that the consumer waited for a batch, the first one's wait left out.
+    starved: f64,
+    /// XXH3-64 of all small views and sample ids, taken with `--cap` only: equal runs, equal hashes.
+    hash: u64,
     bottleneck: String,
 }
 
@@ -167,22 +192,51 @@ impl Measured {
 
 static PEAK_ANON: AtomicU64 = AtomicU64::new(0);
 
-/// The whole pipeline with a consumer that only takes batches.
-fn run(data: &Arc<Dataset>, config: &LoaderConfig, epochs: u64) -> Result<Measured> {
+/// The whole pipeline with a consumer that only takes batches, `cap` images a second at most.
+fn run(
+    data: &Arc<Dataset>,
+    config: &LoaderConfig,
+    epochs: u64,
+    cap: Option<f64>,
+) -> Result<Measured> {
     let config = LoaderConfig { epochs: Some(epochs), ..config.clone() };
     let started = Instant::now();
     let mut loader = Loader::start(Arc::clone(data), config, Cursor::default(), Arc::new(Heap))?;
-    let (mut images, mut first_batch) = (0, None);
+    let (mut images, mut first_batch, mut starved) = (0, None, 0.0);
+    let mut hash = Xxh3::new();
+    let mut asked = started;
     for batch in loader.by_ref() {
-        images += batch?.rows() as u64;
-        first_batch.get_or_insert_with(|| started.elapsed().as_secs_f64());
+        let batch = batch?;
+        let waited = asked.elapsed().as_secs_f64();
+        match first_batch {
+            None => first_batch = Some(waited),
+            Some(_) => starved += waited,
+        }
+        images += batch.rows() as u64;
+        if cap.is_some() {
+            hash.update(batch.small());
+            batch.ids().iter().for_each(|id| hash.update(&id.to_le_bytes()));
+        }
         PEAK_ANON.fetch_max(memory().anon, Ordering::Relaxed);
+        if let (Some(cap), Some(first)) = (cap, first_batch) {
+            // A trainer's step takes as long whether or not it had to wait before.
+            let due = started + Duration::from_secs_f64(first + starved + images as f64 / cap);
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        }
+        asked = Instant::now();
     }
     let seconds = started.elapsed().as_secs_f64();
-    let stats = loader.stats();
     let first_batch = first_batch.unwrap_or(f64::NAN);
-    let bytes = stats.bytes;
-    Ok(Measured { images, bytes, seconds, first_batch, bottleneck: stats.bottleneck })
+    let stats = loader.stats();
+    Ok(Measured {
+        images,
+        bytes: stats.bytes,
+        seconds,
+        first_batch,
+        starved: starved / (seconds - first_batch),
+        hash: hash.digest(),
+        bottleneck: stats.bottleneck,
+    })
 }
 
 /// The bare loop: each thread decodes its share of the same views from memory into one buffer.

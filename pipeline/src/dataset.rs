@@ -1,53 +1,98 @@
-//! One split of a data folder, ready to be read: its part of the index and its mapped shards.
+//! One split of a data folder, ready to be read: its part of the index, and its shards.
 
+use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
+use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::SampleId;
 use crate::error::{Error, Fault};
-use crate::index::{CLASSES_FILE, Classes, Index, Record, SplitRecord};
+use crate::folder::Folder;
+use crate::index::{Classes, Index, Manifest, Record, SplitRecord};
+use crate::remote::{Failure, Remote, RemoteOptions, Traffic};
 use crate::scan;
-use crate::shard::Shard;
+use crate::shard::{Entry, HEADER, Shard, member_key};
+
+/// Bytes of a part: neighbouring samples of a shard that are read together where all are needed,
+/// and that a cache folder keeps as one file. 4 MiB take longer to send than to ask for.
+const PART: u64 = 4 << 20;
 
 /// One split of a data folder.
 #[derive(Debug)]
 pub struct Dataset {
     index: Index,
     split: SplitRecord,
-    shards: Vec<Shard>, // of this split, in order
+    source: Source,
     classes: Vec<String>,
 }
 
+/// Where the bytes of samples come from.
+#[derive(Debug)]
+enum Source {
+    /// The split's shards in order.
+    Mapped(Vec<Shard>),
+    /// The server, and the first sample of each part in order.
+    Remote { remote: Arc<Remote>, parts: Vec<SampleId> },
+}
+
+/// Bytes of a shard behind a URL that hold a sample, header included.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Its shard, a position in [`Index::shards`].
+    pub(crate) shard: usize,
+    /// The part of the shard it lies in.
+    pub(crate) part: Range<u64>,
+    /// Its own bytes.
+    pub(crate) range: Range<u64>,
+}
+
 impl Dataset {
-    /// Opens the folder, checks its index (made now, where the shards came without one), and maps every shard of the split after checking that
-    /// it is there and has the length the index was made for.
+    /// Opens the folder at a path or URL with the default [`RemoteOptions`].
+    ///
+    /// # Errors
+    /// As [`Dataset::open_with`].
+    pub fn open(dir: &Path, split: &str) -> Result<Self, Error> {
+        Self::open_with(dir, split, &RemoteOptions::default())
+    }
+
+    /// Opens the folder and checks its index (made now, where the shards of a folder of this
+    /// machine came without one). Shards of this machine are mapped, after a check that each is
+    /// there and has the length the index was made for.
+    ///
+    /// `dir` may be a URL (`http://`, `https://`, `s3://`, `gs://`, `az://`), read as `options`
+    /// say. Then `index.bin` must be there, for shards are not listed and names come from it; a
+    /// `manifest.json` beside it must name the same ones. The length of a shard is checked with
+    /// each answer, and each sample by the header before it.
     ///
     /// # Errors
     /// [`Error::NoFolder`], [`Error::EmptyFolder`], [`Error::NoSplit`], [`Error::ShardLength`],
-    /// [`Error::ShardTruncated`], [`Error::DuplicateKey`], [`Error::Format`], [`Error::Json`] or
-    /// [`Error::Io`].
-    pub fn open(dir: &Path, split: &str) -> Result<Self, Error> {
-        let index = scan::open_or_scan(dir)?;
+    /// [`Error::ShardTruncated`], [`Error::DuplicateKey`], [`Error::Format`], [`Error::Json`],
+    /// [`Error::Io`], [`Error::Remote`], or [`Error::Config`] for options out of range.
+    pub fn open_with(dir: &Path, split: &str, options: &RemoteOptions) -> Result<Self, Error> {
+        let folder = Folder::open(dir, options)?;
+        let index = scan::open_or_scan(&folder)?;
         let split = index.split(split)?.clone();
-        let open = |number: usize| {
-            let shard = Shard::map(&index.shard_path(number))?;
-            let (found, expected) = (shard.as_bytes().len() as u64, index.shards()[number].bytes);
-            if found != expected {
-                let shard = shard.path().to_path_buf();
-                return Err(Error::ShardLength { shard, found, expected });
+        let source = match &folder {
+            Folder::Local(_) => Source::Mapped(map(&index, &split)?),
+            Folder::Remote(remote) => {
+                if let Some(manifest) = Manifest::load_from(&folder)? {
+                    index.agree(&manifest, &split)?;
+                }
+                Source::Remote { remote: Arc::clone(remote), parts: parts(&index, &split) }
             }
-            Ok(shard)
         };
-        let shards = split.shards.clone().map(open).collect::<Result<_, _>>()?;
-        let mut data = Self { index, split, shards, classes: Vec::new() };
+        let mut data = Self { index, split, source, classes: Vec::new() };
         data.check_ends()?;
-        data.classes = if dir.join(CLASSES_FILE).exists() {
-            Classes::load(dir)?.0.into_iter().map(|class| class.name).collect()
-        } else {
-            // Without a list, the classes are the numbers that occur.
-            let labels = data.split.samples.clone().filter_map(|s| data.index.record(s).label);
-            (0..labels.max().map_or(0, |most| u64::from(most) + 1)).map(|n| n.to_string()).collect()
+        data.classes = match Classes::load_from(&folder)? {
+            Some(classes) => classes.0.into_iter().map(|class| class.name).collect(),
+            None => {
+                // Without a list, the classes are the numbers that occur.
+                let labels = data.split.samples.clone().filter_map(|s| data.index.record(s).label);
+                let count = labels.max().map_or(0, |most| u64::from(most) + 1);
+                (0..count).map(|n| n.to_string()).collect()
+            }
         };
         Ok(data)
     }
@@ -58,20 +103,14 @@ impl Dataset {
         if self.index.is_scanned() {
             return Ok(()); // made from these very shards, whose names may need more than a header
         }
-        for (shard, number) in self.shards.iter().zip(self.split.shards.clone()) {
+        let Source::Mapped(shards) = &self.source else { return Ok(()) };
+        for (shard, number) in shards.iter().zip(self.split.shards.clone()) {
             let samples = self.index.shards()[number].samples.clone();
             for sample in samples.clone().next().into_iter().chain(samples.last()) {
                 let (key, entry) = (self.index.key(sample), self.index.record(sample).entry);
-                match shard.member_at(entry)? {
-                    Some(name) if name == key => {}
-                    found => {
-                        let found = found.unwrap_or_else(|| "none".into());
-                        let what = format!(
-                            "the index has sample {key:?} here, the shard {found:?}: one of them was \
-                             replaced; build the folder again"
-                        );
-                        return Err(Error::format(shard.path(), entry.offset, what));
-                    }
+                let found = shard.member_at(entry)?;
+                if found.as_deref() != Some(&*key) {
+                    return Err(Error::format(shard.path(), entry.offset, replaced(&key, found)));
                 }
             }
         }
@@ -116,7 +155,7 @@ impl Dataset {
     /// # Panics
     /// When `sample` is not below [`Dataset::len`].
     pub fn record(&self, sample: SampleId) -> Record {
-        self.index.record(self.place(sample))
+        self.index.record(self.position(sample))
     }
 
     /// Key of a sample.
@@ -124,24 +163,105 @@ impl Dataset {
     /// # Panics
     /// When `sample` is not below [`Dataset::len`].
     pub fn key(&self, sample: SampleId) -> String {
-        self.index.key(self.place(sample)).into_owned()
+        self.index.key(self.position(sample)).into_owned()
     }
 
     /// The sample with this key.
     pub fn find(&self, key: &str) -> Option<SampleId> {
-        (0..self.len() as SampleId).find(|&sample| self.index.key(self.place(sample)) == key)
+        (0..self.len() as SampleId).find(|&sample| self.index.key(self.position(sample)) == key)
     }
 
-    /// The image file of a sample, from the mapped shard.
+    /// The image file of a sample: a part of the mapped shard, or, behind a URL, fetched now.
     ///
     /// # Errors
-    /// [`Error::ShardTruncated`].
+    /// [`Error::ShardTruncated`], [`Error::Format`] or [`Error::Remote`].
     ///
     /// # Panics
     /// When `sample` is not below [`Dataset::len`].
-    pub fn bytes(&self, sample: SampleId) -> Result<&[u8], Error> {
+    pub fn bytes(&self, sample: SampleId) -> Result<Bytes, Error> {
+        // A channel with a sender never closes.
+        let (_go_on, never) = async_channel::bounded(1);
+        self.bytes_unless(sample, &never)
+    }
+
+    /// The same, but an error as soon as the channel closes.
+    pub(crate) fn bytes_unless(
+        &self,
+        sample: SampleId,
+        stopped: &async_channel::Receiver<()>,
+    ) -> Result<Bytes, Error> {
         let record = self.record(sample);
-        self.shard(&record).bytes(record.entry)
+        let remote = match &self.source {
+            Source::Mapped(shards) => {
+                return shards[record.shard - self.split.shards.start].slice(record.entry);
+            }
+            Source::Remote { remote, .. } => remote,
+        };
+        let place = self.place(sample);
+        let (name, length) = self.shard_file(&place);
+        let (name, url) = (name.to_string(), remote.url().join(name));
+        let (reader, stopped) = (Arc::clone(remote), stopped.clone());
+        let read = async move {
+            tokio::select! {
+                read = reader.cached(&name, place.part, place.range, length) => read,
+                _ = stopped.recv() => Err(Failure {
+                    url,
+                    problem: "the loader was stopped".into(),
+                    mend: "start it again",
+                    input: false,
+                }),
+            }
+        };
+        self.open_sample(sample, remote.wait(read)?.into())
+    }
+
+    /// The server behind this data set; none for a folder of this machine.
+    pub(crate) fn remote(&self) -> Option<&Arc<Remote>> {
+        match &self.source {
+            Source::Mapped(_) => None,
+            Source::Remote { remote, .. } => Some(remote),
+        }
+    }
+
+    /// What reading took so far; none for a folder of this machine.
+    pub fn traffic(&self) -> Option<Traffic> {
+        self.remote().map(|remote| remote.traffic())
+    }
+
+    /// Where a sample's bytes lie behind the URL.
+    ///
+    /// # Panics
+    /// When the data set is of this machine.
+    pub(crate) fn place(&self, sample: SampleId) -> Place {
+        let Source::Remote { parts, .. } = &self.source else { panic!("a folder of this machine") };
+        let next = parts.partition_point(|&first| first <= sample);
+        let end = parts.get(next).copied().unwrap_or(self.len() as SampleId);
+        let span = |sample: SampleId| span(&self.record(sample));
+        let part = span(parts[next - 1]).start..span(end - 1).end;
+        Place { shard: self.record(sample).shard, part, range: span(sample) }
+    }
+
+    /// Name and length of the shard that a place is in.
+    pub(crate) fn shard_file(&self, place: &Place) -> (&str, u64) {
+        let shard = &self.index.shards()[place.shard];
+        (&shard.name, shard.bytes)
+    }
+
+    /// Cuts the header from a sample's bytes as [`Dataset::place`] bounds them, and checks that it
+    /// is the sample's: a shard of the right length may still be another one.
+    pub(crate) fn open_sample(&self, sample: SampleId, bytes: Bytes) -> Result<Bytes, Error> {
+        let record = self.record(sample);
+        let header = bytes.len() - record.entry.length as usize;
+        // Names in shards of other programs may need more than one header.
+        if header as u64 == HEADER && !self.index.is_scanned() {
+            let key = self.key(sample);
+            let found = member_key(&bytes[..header], record.entry.length);
+            if found.as_deref() != Some(&*key) {
+                let path = self.index.shard_path(record.shard);
+                return Err(Error::format(&path, record.entry.offset, replaced(&key, found)));
+            }
+        }
+        Ok(bytes.slice(header..))
     }
 
     /// A hash of the index and the split: data that would give other batches have another one.
@@ -156,7 +276,7 @@ impl Dataset {
     pub fn fault(&self, sample: SampleId, source: Fault) -> Error {
         let record = self.record(sample);
         Error::Sample {
-            shard: self.shard(&record).path().to_path_buf(),
+            shard: self.index.shard_path(record.shard),
             sample,
             key: self.key(sample),
             offset: record.entry.offset,
@@ -173,22 +293,73 @@ impl Dataset {
 
     /// Asks the system to read the sample's pages; returns at once.
     pub(crate) fn will_need(&self, sample: SampleId) {
-        let record = self.record(sample);
-        self.shard(&record).will_need(record.entry);
+        self.advise(sample, Shard::will_need);
     }
 
     /// Gives the sample's pages back.
     pub(crate) fn release(&self, sample: SampleId) {
-        let record = self.record(sample);
-        self.shard(&record).release(record.entry);
+        self.advise(sample, Shard::release);
     }
 
-    fn shard(&self, record: &Record) -> &Shard {
-        &self.shards[record.shard - self.split.shards.start]
+    fn advise(&self, sample: SampleId, advice: impl Fn(&Shard, Entry)) {
+        if let Source::Mapped(shards) = &self.source {
+            let record = self.record(sample);
+            advice(&shards[record.shard - self.split.shards.start], record.entry);
+        }
     }
 
-    fn place(&self, sample: SampleId) -> usize {
+    fn position(&self, sample: SampleId) -> usize {
         assert!(sample < self.len() as u64, "sample {sample} of {}", self.len());
         self.split.samples.start + sample as usize
     }
+}
+
+/// Maps the shards of a split.
+fn map(index: &Index, split: &SplitRecord) -> Result<Vec<Shard>, Error> {
+    let open = |number: usize| {
+        let shard = index.shard(number)?;
+        let (found, expected) = (shard.as_bytes().len() as u64, index.shards()[number].bytes);
+        if found != expected {
+            let shard = shard.path().to_path_buf();
+            return Err(Error::ShardLength { shard, found, expected });
+        }
+        Ok(shard)
+    };
+    split.shards.clone().map(open).collect()
+}
+
+/// A sample's bytes with the header before them.
+fn span(record: &Record) -> Range<u64> {
+    let Entry { offset, length } = record.entry;
+    offset.saturating_sub(HEADER)..offset + u64::from(length)
+}
+
+/// The first sample of each part of a split: a function of the index, so that every process cuts
+/// the same files.
+fn parts(index: &Index, split: &SplitRecord) -> Vec<SampleId> {
+    let mut parts = Vec::new();
+    for shard in &index.shards()[split.shards.clone()] {
+        let mut part: Option<Range<u64>> = None;
+        for sample in shard.samples.clone() {
+            let range = span(&index.record(sample));
+            match &mut part {
+                Some(part) if range.start >= part.end && range.end - part.start <= PART => {
+                    part.end = range.end;
+                }
+                part => {
+                    *part = Some(range);
+                    parts.push((sample - split.samples.start) as SampleId);
+                }
+            }
+        }
+    }
+    parts
+}
+
+fn replaced(key: &str, found: Option<String>) -> String {
+    let found = found.unwrap_or_else(|| "none".into());
+    format!(
+        "the index has sample {key:?} here, the shard {found:?}: one of them was replaced; build \
+         the folder again"
+    )
 }

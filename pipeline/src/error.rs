@@ -19,6 +19,18 @@ pub enum Error {
         /// The system's answer.
         source: io::Error,
     },
+    /// A file behind a URL cannot be read.
+    #[error("cannot read {}: {problem}; {mend}", url.display())]
+    Remote {
+        /// The file or folder.
+        url: PathBuf,
+        /// What the server or the network answered.
+        problem: String,
+        /// What the user can do.
+        mend: &'static str,
+        /// Whether another try would fail the same way.
+        input: bool,
+    },
     /// The data folder is not there.
     #[error("{}: no such folder (expected one that `shard-imagenet build` wrote)", dir.display())]
     NoFolder {
@@ -209,6 +221,7 @@ impl Error {
                     | io::ErrorKind::NotADirectory
                     | io::ErrorKind::IsADirectory
             ),
+            Error::Remote { input, .. } => *input,
             Error::Memory { .. } | Error::Panic { .. } => false,
             _ => true,
         }

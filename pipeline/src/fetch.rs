@@ -1,11 +1,15 @@
-//! Bytes for draws. This is the only place with an async runtime: tokio waits, threads compute.
+//! Bytes for draws. tokio waits here, threads compute elsewhere.
 
 use std::sync::Arc;
+
+use bytes::Bytes;
 
 use crate::SampleId;
 use crate::cursor::Cursor;
 use crate::dataset::Dataset;
-use crate::sampler::Plan;
+use crate::error::Error;
+use crate::read_ahead::ReadAhead;
+use crate::sampler::{Deal, Plan};
 use crate::slab::{Free, Row};
 use crate::stats::{Clock, Lap};
 
@@ -14,6 +18,8 @@ use crate::stats::{Clock, Lap};
 pub(crate) struct Draw {
     pub(crate) sample: SampleId,
     pub(crate) epoch: u64,
+    /// Its image file, or why that cannot be had.
+    pub(crate) bytes: Result<Bytes, Error>,
     pub(crate) row: Row,
     /// The batch it belongs to, counted from the loader's start.
     pub(crate) batch: u64,
@@ -21,41 +27,36 @@ pub(crate) struct Draw {
     pub(crate) after: Cursor,
 }
 
-/// Sends every draw from `cursor` up to the epoch `end`, batch by batch, each as soon as a slab is
-/// free. Ends early when a channel closes.
+/// Sends every draw from `cursor` up to the epoch `end`, each as soon as there is a slab for its
+/// batch and its bytes are there. Ends early when a channel closes.
 ///
 /// Local shards are mapped, so here their bytes are only asked for, a batch ahead; the decode
-/// thread touches them.
+/// thread touches them. Those behind a URL are read ahead, whether or not a slab is free.
 pub(crate) async fn fetch(
     (data, plan, clock): (Arc<Dataset>, Arc<Plan>, Arc<Clock>),
-    (mut cursor, end): (Cursor, u64),
+    (cursor, end): (Cursor, u64),
     free: async_channel::Receiver<Free>,
     draws: async_channel::Sender<Draw>,
 ) {
-    let (mut batch, mut lap) = (0, Lap::start());
-    while cursor.epoch < end {
-        let order = plan.epoch(cursor.epoch);
-        let epoch = cursor.epoch;
-        while cursor.epoch == epoch {
-            let samples: Vec<_> = order.samples(cursor.batch).collect();
-            cursor = plan.after(cursor);
-            if samples.is_empty() {
-                continue; // a short last batch that leaves this rank nothing
+    let mut ahead = ReadAhead::start(&data, &plan, cursor, end);
+    let mut lap = Lap::start();
+    for (batch, deal) in (0..).zip(plan.batches_from(cursor, end)) {
+        let Deal { epoch, samples, after } = deal;
+        clock.busy(lap.take());
+        let Ok(slab) = free.recv().await else { return };
+        clock.starved(lap.take());
+        if ahead.is_none() {
+            samples.iter().for_each(|&sample| data.will_need(sample));
+        }
+        for (row, sample) in slab.lend(samples.len()).zip(samples) {
+            let bytes = match &mut ahead {
+                Some(ahead) => ahead.next(sample).await,
+                None => data.bytes(sample),
+            };
+            // There is room for every row there is; this fails only when the loader is gone.
+            if draws.try_send(Draw { sample, epoch, bytes, row, batch, after }).is_err() {
+                return;
             }
-            clock.busy(lap.take());
-            let Ok(slab) = free.recv().await else { return };
-            clock.starved(lap.take());
-            for &sample in &samples {
-                data.will_need(sample);
-            }
-            for (row, sample) in slab.lend(samples.len()).zip(samples) {
-                // There is room for every row there is; this fails only when the loader is gone.
-                let draw = Draw { sample, epoch, row, batch, after: cursor };
-                if draws.try_send(draw).is_err() {
-                    return;
-                }
-            }
-            batch += 1;
         }
     }
 }

@@ -28,10 +28,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::Error;
+use crate::folder::Folder;
+use crate::remote::RemoteOptions;
 use crate::shard::{Entry, Shard, Written, write_atomically};
 
 const MAGIC: &[u8; 8] = b"BBGINDEX";
@@ -105,10 +108,10 @@ pub struct SplitRecord {
     pub shards: std::ops::Range<usize>,
 }
 
-/// The index of a data folder, mapped into memory.
+/// The index of a data folder, mapped or fetched into memory.
 #[derive(Debug)]
 pub struct Index {
-    dir: PathBuf,
+    folder: Folder,
     file: Shard,
     splits: Vec<SplitRecord>,
     shards: Vec<ShardRecord>,
@@ -121,27 +124,28 @@ pub struct Index {
 
 impl Index {
     /// Opens `DIR/index.bin` and checks all of it: checksum, counts, and every record's bounds.
+    /// `dir` may be a URL.
     ///
     /// # Errors
-    /// [`Error::NoFolder`], [`Error::EmptyFolder`] (no index), [`Error::Io`], or
+    /// [`Error::NoFolder`], [`Error::EmptyFolder`] (no index), [`Error::Io`], [`Error::Remote`], or
     /// [`Error::Format`] where the file breaks its layout.
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        if !dir.is_dir() {
-            return Err(Error::NoFolder { dir: dir.to_path_buf() });
-        }
-        let path = dir.join(INDEX_FILE);
-        if !path.exists() {
-            return Err(Error::EmptyFolder { dir: dir.to_path_buf() });
-        }
-        Self::open_at(dir, &path)
+        Self::open_in(&Folder::open(dir, &RemoteOptions::default())?)
+    }
+
+    /// The same for a folder that is open.
+    pub(crate) fn open_in(folder: &Folder) -> Result<Self, Error> {
+        let file = folder.file(INDEX_FILE)?;
+        let file = file.ok_or_else(|| Error::EmptyFolder { dir: folder.path().to_path_buf() })?;
+        Self::parse(folder, file)
     }
 
     /// The same for an index that lies elsewhere than its shards.
-    pub(crate) fn open_at(dir: &Path, path: &Path) -> Result<Self, Error> {
-        Self::parse(dir, Shard::map(path)?)
+    pub(crate) fn open_at(folder: &Folder, path: &Path) -> Result<Self, Error> {
+        Self::parse(folder, Shard::map(path)?)
     }
 
-    fn parse(dir: &Path, file: Shard) -> Result<Self, Error> {
+    fn parse(folder: &Folder, file: Shard) -> Result<Self, Error> {
         let bytes = file.as_bytes();
         let bad = |offset: usize, what: &str| {
             let what = format!("{what}; build the folder again");
@@ -178,9 +182,9 @@ impl Index {
             .ok_or_else(|| bad(shard_table, "a shard record is out of bounds"))?;
         let splits = read_splits(&bytes[HEADER..shard_table], &shards, count)
             .ok_or_else(|| bad(HEADER, "a split record is out of bounds"))?;
-        let dir = dir.to_path_buf();
+        let folder = folder.clone();
         let index =
-            Self { dir, splits, shards, samples, count, keys, key_bytes, fingerprint, file };
+            Self { folder, splits, shards, samples, count, keys, key_bytes, fingerprint, file };
         index.check_samples()?;
         Ok(index)
     }
@@ -211,9 +215,9 @@ impl Index {
         u32_at(self.file.as_bytes(), 20) == 1
     }
 
-    /// The folder.
+    /// The folder's path or URL.
     pub fn dir(&self) -> &Path {
-        &self.dir
+        self.folder.path()
     }
 
     /// Number of samples, all splits together.
@@ -248,16 +252,55 @@ impl Index {
     pub fn split(&self, name: &str) -> Result<&SplitRecord, Error> {
         self.splits.iter().find(|split| split.name == name).ok_or_else(|| {
             let known: Vec<_> = self.splits.iter().map(|split| split.name.as_str()).collect();
-            Error::NoSplit { dir: self.dir.clone(), split: name.into(), known: known.join(", ") }
+            Error::NoSplit { dir: self.dir().into(), split: name.into(), known: known.join(", ") }
         })
     }
 
-    /// The path of one shard.
+    /// Checks that the manifest beside this index names the same shards for a split: files that
+    /// were copied one by one may come from two builds.
+    pub(crate) fn agree(&self, manifest: &Manifest, split: &SplitRecord) -> Result<(), Error> {
+        if manifest.splits.get(&split.name) == Some(&manifest_split(split, &self.shards)) {
+            return Ok(());
+        }
+        let what = format!(
+            "it and {INDEX_FILE} name other shards for the split {:?}: they come from two builds; \
+             copy the whole data folder again",
+            split.name
+        );
+        Err(Error::format(&self.dir().join(MANIFEST_FILE), 0, what))
+    }
+
+    /// The path or URL of one shard.
     ///
     /// # Panics
     /// When `shard` is not below the number of shards.
     pub fn shard_path(&self, shard: usize) -> PathBuf {
-        self.dir.join(&self.shards[shard].name)
+        self.dir().join(&self.shards[shard].name)
+    }
+
+    /// One shard, mapped into memory, or fetched as a whole where the folder is behind a URL.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Remote`].
+    ///
+    /// # Panics
+    /// When `shard` is not below the number of shards.
+    pub fn shard(&self, shard: usize) -> Result<Shard, Error> {
+        let record = &self.shards[shard];
+        self.folder.shard(&record.name, record.bytes)
+    }
+
+    /// The image file of one sample, alone; `sample` counts over all splits.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::ShardTruncated`] or [`Error::Remote`].
+    ///
+    /// # Panics
+    /// When `sample` is not below [`Index::len`].
+    pub fn image(&self, sample: usize) -> Result<Bytes, Error> {
+        let record = self.record(sample);
+        let shard = &self.shards[record.shard];
+        self.folder.member(&shard.name, shard.bytes, record.entry)
     }
 
     /// What is known of one sample; `sample` counts over all splits.
@@ -507,17 +550,22 @@ impl IndexWriter {
 
     /// What a manifest says of the splits gathered here.
     pub fn manifest_splits(&self) -> BTreeMap<String, ManifestSplit> {
-        let shard = |shard: &ShardRecord| ManifestShard {
-            name: shard.name.clone(),
-            bytes: shard.bytes,
-            samples: shard.samples.len() as u64,
-            xxh3: format!("{:016x}", shard.xxh3),
-        };
-        let split = |split: &SplitRecord| ManifestSplit {
-            samples: split.samples.len() as u64,
-            shards: self.shards[split.shards.clone()].iter().map(shard).collect(),
-        };
+        let split = |split: &SplitRecord| manifest_split(split, &self.shards);
         self.splits.iter().map(|record| (record.name.clone(), split(record))).collect()
+    }
+}
+
+/// What a manifest says of a split; `shards` are those of the whole folder.
+fn manifest_split(split: &SplitRecord, shards: &[ShardRecord]) -> ManifestSplit {
+    let shard = |shard: &ShardRecord| ManifestShard {
+        name: shard.name.clone(),
+        bytes: shard.bytes,
+        samples: shard.samples.len() as u64,
+        xxh3: format!("{:016x}", shard.xxh3),
+    };
+    ManifestSplit {
+        samples: split.samples.len() as u64,
+        shards: shards[split.shards.clone()].iter().map(shard).collect(),
     }
 }
 
@@ -568,19 +616,25 @@ impl Manifest {
     /// Version of the layout that this program writes and reads.
     pub const FORMAT: u32 = 1;
 
-    /// Reads `DIR/manifest.json`.
+    /// Reads `DIR/manifest.json`. `dir` may be a URL.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Json`], or [`Error::Format`] for another version.
+    /// [`Error::NoFolder`], [`Error::Io`], [`Error::Remote`], [`Error::Json`], or [`Error::Format`]
+    /// for another version.
     pub fn load(dir: &Path) -> Result<Self, Error> {
-        let path = dir.join(MANIFEST_FILE);
-        let manifest: Self = load_json(&path)?;
+        let folder = Folder::open(dir, &RemoteOptions::default())?;
+        Self::load_from(&folder)?.ok_or_else(|| missing(&dir.join(MANIFEST_FILE)))
+    }
+
+    pub(crate) fn load_from(folder: &Folder) -> Result<Option<Self>, Error> {
+        let path = folder.path().join(MANIFEST_FILE);
+        let Some(manifest) = load_json::<Self>(folder, MANIFEST_FILE)? else { return Ok(None) };
         if manifest.format != Self::FORMAT {
             let what =
                 format!("manifest format {}, this program reads {}", manifest.format, Self::FORMAT);
             return Err(Error::format(&path, 0, what));
         }
-        Ok(manifest)
+        Ok(Some(manifest))
     }
 
     /// Writes `DIR/manifest.json`, whole or not at all.
@@ -609,20 +663,26 @@ pub struct Class {
 pub struct Classes(pub Vec<Class>);
 
 impl Classes {
-    /// Reads `DIR/classes.json`.
+    /// Reads `DIR/classes.json`. `dir` may be a URL.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Json`], or [`Error::Format`] when a class is not at its number.
+    /// [`Error::NoFolder`], [`Error::Io`], [`Error::Remote`], [`Error::Json`], or [`Error::Format`]
+    /// when a class is not at its number.
     pub fn load(dir: &Path) -> Result<Self, Error> {
-        let path = dir.join(CLASSES_FILE);
-        let classes: Self = load_json(&path)?;
+        let folder = Folder::open(dir, &RemoteOptions::default())?;
+        Self::load_from(&folder)?.ok_or_else(|| missing(&dir.join(CLASSES_FILE)))
+    }
+
+    pub(crate) fn load_from(folder: &Folder) -> Result<Option<Self>, Error> {
+        let path = folder.path().join(CLASSES_FILE);
+        let Some(classes) = load_json::<Self>(folder, CLASSES_FILE)? else { return Ok(None) };
         for (position, class) in classes.0.iter().enumerate() {
             if class.class as usize != position {
                 let what = format!("class {} stands at position {position}", class.class);
                 return Err(Error::format(&path, 0, what));
             }
         }
-        Ok(classes)
+        Ok(Some(classes))
     }
 
     /// Writes `DIR/classes.json`, whole or not at all.
@@ -634,10 +694,17 @@ impl Classes {
     }
 }
 
-fn load_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Error> {
-    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-    serde_json::from_slice(&bytes)
-        .map_err(|source| Error::Json { path: path.to_path_buf(), source })
+fn load_json<T: serde::de::DeserializeOwned>(
+    folder: &Folder,
+    name: &str,
+) -> Result<Option<T>, Error> {
+    let Some(file) = folder.file(name)? else { return Ok(None) };
+    let value = serde_json::from_slice(file.as_bytes());
+    value.map(Some).map_err(|source| Error::Json { path: file.path().to_path_buf(), source })
+}
+
+fn missing(path: &Path) -> Error {
+    Error::io("read", path)(std::io::ErrorKind::NotFound.into())
 }
 
 fn save_json<T: Serialize>(path: &Path, value: &T) -> Result<(), Error> {

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   index ──► sampler ──► fetch ═══draws═══► decode × N ═══batches═══► loader ──► Batch
-//!  (where)   (which, in   (tokio: asks      (crop, resize, 2x2 mean    (puts them   │
-//!             what order)  for bytes)        into a row of a slab)      in order)   │
+//!  (where)   (which, in   (local: mapped;   (crop, resize, 2x2 mean    (puts them   │
+//!             what order)  URL: read ahead)  into a row of a slab)      in order)   │
 //!                           ▲                                                       │
 //!                           ╚═══════════════════ empty slabs ═══════════════════════╝
 //! ```
@@ -25,15 +25,19 @@
 
 mod augment;
 mod batch;
+mod cache;
 mod collate;
 mod cursor;
 mod dataset;
 pub mod decode;
 mod error;
 mod fetch;
+mod folder;
 pub mod index;
 mod jpeg;
 mod loader;
+mod read_ahead;
+mod remote;
 mod sampler;
 mod scan;
 pub mod shard;
@@ -47,6 +51,7 @@ pub use dataset::Dataset;
 pub use decode::{Filter, Orientation, Scaling};
 pub use error::{Error, Fault};
 pub use loader::{BadSamples, Loader, LoaderConfig};
+pub use remote::{RemoteOptions, Traffic, is_url};
 pub use sampler::{LastBatch, Shuffle, WINDOW};
 pub use slab::{Heap, HostBlock, HostMemory};
 pub use stats::{Quarantined, Stage, Stats};

@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use bytes::Bytes;
 use crossbeam::channel;
 use serde::{Deserialize, Serialize};
 
@@ -186,6 +187,8 @@ struct Shared {
     consumer: Clock,
     images: AtomicU64,
     bytes: AtomicU64,
+    /// Closes when the loader stops.
+    stopped: async_channel::Receiver<()>,
 }
 
 /// What the threads tell the loader.
@@ -214,6 +217,7 @@ pub struct Loader {
     batches: u64,
     free: async_channel::Sender<Free>,
     draws: async_channel::Receiver<Draw>,
+    stop: async_channel::Sender<()>,
     messages: channel::Receiver<Message>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -241,6 +245,13 @@ impl Loader {
             );
             return Err(Error::Config { problem });
         }
+        if data.remote().is_some() && config.shuffle == Shuffle::Global {
+            tracing::warn!(
+                "shuffle = \"global\" over {} takes a request for each image; \"shards\" reads \
+                 neighbours together",
+                data.index().dir().display()
+            );
+        }
         let slabs = config.depth + 2;
         let (free, free_slabs) = async_channel::bounded(slabs);
         for _ in 0..slabs {
@@ -250,6 +261,7 @@ impl Loader {
         }
         let (send_draws, draws) = async_channel::bounded(slabs * config.batch);
         let (send, messages) = channel::bounded(slabs + config.threads + 1);
+        let (stop, stopped) = async_channel::bounded(1);
         let shared = Arc::new(Shared {
             data,
             config,
@@ -258,6 +270,7 @@ impl Loader {
             consumer: Clock::default(),
             images: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            stopped,
         });
         let mut loader = Self {
             shared,
@@ -272,6 +285,7 @@ impl Loader {
             batches: 0,
             free,
             draws,
+            stop,
             messages,
             threads: Vec::new(),
         };
@@ -289,10 +303,18 @@ impl Loader {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .map_err(Error::io("start", "the fetch runtime".as_ref()))?;
-        let Shared { data, config, fetch, .. } = &*self.shared;
+        let Shared { data, config, fetch, stopped, .. } = &*self.shared;
         let shared = (Arc::clone(data), Arc::clone(&self.plan), Arc::clone(fetch));
         let span = (cursor, config.epochs.unwrap_or(u64::MAX));
-        let fetching = move || runtime.block_on(fetch::fetch(shared, span, free, draws));
+        let stopped = stopped.clone();
+        let fetching = move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    () = fetch::fetch(shared, span, free, draws) => {}
+                    _ = stopped.recv() => {}
+                }
+            });
+        };
         let threads = config.threads;
         self.threads.push(spawn("fetch", messages.clone(), fetching)?);
         for number in 0..threads {
@@ -314,7 +336,7 @@ impl Loader {
 
     /// What happened so far, and which stage limits.
     pub fn stats(&self) -> Stats {
-        let Shared { config, fetch, decode, consumer, images, bytes, .. } = &*self.shared;
+        let Shared { data, config, fetch, decode, consumer, images, bytes, .. } = &*self.shared;
         Stats {
             seconds: self.started.elapsed().as_secs_f64(),
             fetch: fetch.stage(1),
@@ -325,6 +347,7 @@ impl Loader {
             batches: self.batches,
             queued_samples: self.draws.len(),
             queued_batches: self.messages.len(),
+            remote: data.traffic(),
             bad: self.bad_total,
             quarantine: self.quarantine.clone(),
             bottleneck: String::new(),
@@ -382,6 +405,7 @@ impl Loader {
     }
 
     fn stop(&mut self) {
+        self.stop.close();
         self.free.close();
         self.draws.close();
         // With its receiver gone, no thread can wait for room in this channel.
@@ -509,9 +533,10 @@ fn decode(
     let Draw { epoch, batch, .. } = draw;
     let (data, seed) = (&shared.data, shared.config.seed);
     let mut sample = draw.sample;
+    let mut bytes = std::mem::replace(&mut draw.bytes, Ok(Bytes::new()));
     let mut tries = 0;
     loop {
-        let error = match decode_sample(shared, decoder, sample, &mut draw)? {
+        let error = match decode_sample(shared, decoder, (sample, bytes?), &mut draw) {
             Ok(()) => return Ok(draw.row.finish(data.label(sample), sample)),
             Err(error) => error,
         };
@@ -525,25 +550,25 @@ fn decode(
         for _ in 0..tries {
             sample = stream.below(data.len() as u64);
         }
+        bytes = data.bytes_unless(sample, &shared.stopped);
     }
 }
 
-/// Writes one sample's view into the row. The inner error is the sample's own fault.
+/// Writes one sample's view into the row. The error is the sample's own fault.
 fn decode_sample(
     shared: &Shared,
     decoder: &mut Decoder,
-    sample: SampleId,
+    (sample, bytes): (SampleId, Bytes),
     draw: &mut Draw,
-) -> Result<Result<(), Error>, Error> {
+) -> Result<(), Error> {
     let Shared { data, config, .. } = shared;
-    let bytes = data.bytes(sample)?;
     let epoch = draw.epoch;
     let view = |width, height| config.view(sample, epoch, (width, height));
-    let result = decoder.view(bytes, view, config.large, draw.row.pixels());
+    let result = decoder.view(&bytes, view, config.large, draw.row.pixels());
     shared.images.fetch_add(1, Ordering::Relaxed);
     shared.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
     data.release(sample);
-    Ok(result.map_err(|fault| data.fault(sample, fault)))
+    result.map_err(|fault| data.fault(sample, fault))
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ pub enum Shuffle {
     #[default]
     Global,
     /// Shards in random order, and samples permuted within windows of [`WINDOW`] positions: reads
-    /// stay close together, as remote or slow disks want it.
+    /// stay close together, as folders behind a URL and slow disks want it.
     Shards,
     /// The order of the shards.
     None,
@@ -39,8 +39,9 @@ pub enum LastBatch {
     Keep,
 }
 
-/// Positions that [`Shuffle::Shards`] permutes among themselves.
-pub const WINDOW: usize = 16_384;
+/// Positions that [`Shuffle::Shards`] permutes among themselves: 0.45 GB of ImageNet's photographs,
+/// two of its shards, whose order was shuffled already when they were built.
+pub const WINDOW: usize = 4096;
 
 /// Purposes of a key, so that no two uses of randomness share a stream.
 #[derive(Debug, Clone, Copy)]
@@ -216,6 +217,27 @@ impl Plan {
         Order::Shards { spans: spans.collect() }
     }
 
+    /// This rank's batches from a cursor up to the epoch `end`; those that leave it nothing are
+    /// passed over.
+    pub(crate) fn batches_from(&self, from: Cursor, end: u64) -> impl Iterator<Item = Deal> {
+        let mut cursor = from;
+        let mut order = self.epoch(from.epoch);
+        std::iter::from_fn(move || {
+            while cursor.epoch < end {
+                if order.epoch != cursor.epoch {
+                    order = self.epoch(cursor.epoch);
+                }
+                let (epoch, samples) = (cursor.epoch, order.samples(cursor.batch).collect());
+                cursor = self.after(cursor);
+                let deal = Deal { epoch, samples, after: cursor };
+                if !deal.samples.is_empty() {
+                    return Some(deal);
+                }
+            }
+            None
+        })
+    }
+
     /// The cursor that follows a batch.
     pub(crate) fn after(&self, cursor: Cursor) -> Cursor {
         if cursor.batch + 1 >= self.batches() {
@@ -224,6 +246,16 @@ impl Plan {
             Cursor { batch: cursor.batch + 1, ..cursor }
         }
     }
+}
+
+/// One rank's part of a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Deal {
+    pub(crate) epoch: u64,
+    /// Row by row.
+    pub(crate) samples: Vec<SampleId>,
+    /// The cursor that follows.
+    pub(crate) after: Cursor,
 }
 
 #[derive(Debug)]

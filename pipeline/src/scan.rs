@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::Error;
+use crate::folder::Folder;
 use crate::index::{Format, INDEX_FILE, Index, IndexWriter};
 use crate::shard::{Entry, Shard, Written, write_atomically};
 
@@ -18,8 +19,17 @@ use crate::shard::{Entry, Shard, Written, write_atomically};
 /// # Errors
 /// As [`Index::open`]; and for a scan [`Error::Format`], [`Error::ShardTruncated`] or
 /// [`Error::DuplicateKey`] where the shards break the WebDataset convention.
-pub(crate) fn open_or_scan(dir: &Path) -> Result<Index, Error> {
-    match Index::open(dir) {
+pub(crate) fn open_or_scan(folder: &Folder) -> Result<Index, Error> {
+    let dir = match folder {
+        Folder::Local(dir) => dir.as_path(),
+        Folder::Remote(remote) => {
+            return match Index::open_in(folder) {
+                Err(Error::EmptyFolder { .. }) => Err(no_index(remote.url())),
+                other => other,
+            };
+        }
+    };
+    match Index::open_in(folder) {
         Ok(index) if index.is_scanned() && is_stale(&index)? => {}
         Err(Error::EmptyFolder { .. }) => {}
         other => return other,
@@ -30,7 +40,7 @@ pub(crate) fn open_or_scan(dir: &Path) -> Result<Index, Error> {
     }
     let cached = cache_path(dir);
     if let Some(index) = cached.as_deref().filter(|path| path.exists())
-        && let Ok(index) = Index::open_at(dir, index)
+        && let Ok(index) = Index::open_at(folder, index)
         && !is_stale(&index)?
     {
         return Ok(index);
@@ -38,7 +48,7 @@ pub(crate) fn open_or_scan(dir: &Path) -> Result<Index, Error> {
     let bytes = scan(dir, &splits)?;
     let beside = dir.join(INDEX_FILE);
     let refused = match write_atomically(&beside, &bytes) {
-        Ok(()) => return Index::open(dir),
+        Ok(()) => return Index::open_in(folder),
         Err(error) => error,
     };
     let cached = cached.ok_or(refused)?;
@@ -46,7 +56,19 @@ pub(crate) fn open_or_scan(dir: &Path) -> Result<Index, Error> {
         std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
     }
     write_atomically(&cached, &bytes)?;
-    Index::open_at(dir, &cached)
+    Index::open_at(folder, &cached)
+}
+
+/// Shards behind a URL cannot be listed, and reading them all to make an index would take as long
+/// as an epoch.
+fn no_index(url: &Path) -> Error {
+    Error::Remote {
+        url: url.join(INDEX_FILE),
+        problem: "it is not there, and without it nothing is known of the shards".into(),
+        mend: "check the URL; for shards that another program wrote, open the folder once where it \
+               lies (`trainer doctor --data DIR`) and copy the index.bin that this makes beside them",
+        input: true,
+    }
 }
 
 /// Where the index of a folder that cannot be written is kept.

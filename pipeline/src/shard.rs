@@ -7,7 +7,9 @@
 use std::fs::File;
 use std::io::{BufWriter, Cursor, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
 use memmap2::Mmap;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -164,8 +166,10 @@ pub(crate) fn temporary_beside(path: &Path) -> PathBuf {
 
 /// Writes a whole file so that a reader sees all of it or none: aside, sync, rename.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    // Two processes may write the same file at once, each a whole one.
-    let temporary = temporary_beside(&path.with_extension(std::process::id().to_string()));
+    // Several threads or processes may write the same file at once, each a whole one.
+    static WRITERS: AtomicU64 = AtomicU64::new(0);
+    let writer = format!("{}-{}", std::process::id(), WRITERS.fetch_add(1, Ordering::Relaxed));
+    let temporary = temporary_beside(&path.with_extension(writer));
     let write = || -> std::io::Result<()> {
         let mut file = File::create(&temporary)?;
         file.write_all(bytes)?;
@@ -178,11 +182,12 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     })
 }
 
-/// A shard mapped into memory, read-only.
+/// A shard, read-only: a file mapped into memory, or bytes that were fetched.
 #[derive(Debug)]
 pub struct Shard {
     path: PathBuf,
-    map: Option<Mmap>,
+    bytes: Bytes,
+    mapped: bool,
 }
 
 impl Shard {
@@ -196,26 +201,31 @@ impl Shard {
     pub fn map(path: &Path) -> Result<Self, Error> {
         let file = File::open(path).map_err(Error::io("open", path))?;
         let length = file.metadata().map_err(Error::io("read the length of", path))?.len();
-        // A mapping of no bytes is an error of mmap(2), so an empty file is kept as `None`.
-        let map = if length == 0 {
-            None
+        // A mapping of no bytes is an error of mmap(2).
+        let bytes = if length == 0 {
+            Bytes::new()
         } else {
             // SAFETY: the mapping is private to this value and read-only. The one hazard of a
             // file mapping is a writer that changes or cuts the file under us; shards, once
             // named, are never written in place by this project, and the doc states the duty.
-            Some(unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?)
+            Bytes::from_owner(unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?)
         };
-        Ok(Self { path: path.to_path_buf(), map })
+        Ok(Self { path: path.to_path_buf(), bytes, mapped: true })
     }
 
-    /// The file.
+    /// The whole shard `path` (a URL) as it was fetched.
+    pub(crate) fn fetched(path: PathBuf, bytes: Vec<u8>) -> Self {
+        Self { path, bytes: bytes.into(), mapped: false }
+    }
+
+    /// The file or URL.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// All bytes of the file.
     pub fn as_bytes(&self) -> &[u8] {
-        self.map.as_deref().unwrap_or_default()
+        &self.bytes
     }
 
     /// The bytes of one member.
@@ -223,24 +233,25 @@ impl Shard {
     /// # Errors
     /// [`Error::ShardTruncated`] when the file is too short to hold them.
     pub fn bytes(&self, entry: Entry) -> Result<&[u8], Error> {
-        let all = self.as_bytes();
         let start = usize::try_from(entry.offset).unwrap_or(usize::MAX);
         let end = start.saturating_add(entry.length as usize);
-        all.get(start..end).ok_or_else(|| Error::ShardTruncated {
+        self.bytes.get(start..end).ok_or_else(|| Error::ShardTruncated {
             shard: self.path.clone(),
             member: format!("the member at byte {}", entry.offset),
-            offset: all.len() as u64,
+            offset: self.bytes.len() as u64,
         })
+    }
+
+    /// The same bytes, which keep the shard open for as long as they are held.
+    pub(crate) fn slice(&self, entry: Entry) -> Result<Bytes, Error> {
+        Ok(self.bytes.slice_ref(self.bytes(entry)?))
     }
 
     /// The key of the member whose bytes are exactly `entry`, as its own header tells it.
     pub(crate) fn member_at(&self, entry: Entry) -> Result<Option<String>, Error> {
-        let Some(offset) = entry.offset.checked_sub(BLOCK) else { return Ok(None) };
-        let header = self.bytes(Entry { offset, length: BLOCK as u32 })?;
-        let header = tar::Header::from_byte_slice(header);
-        let same = header.entry_size().is_ok_and(|size| size == u64::from(entry.length));
-        let name = String::from_utf8_lossy(&header.path_bytes()).into_owned();
-        Ok(same.then(|| Member { name, entry }.key_and_extension().0.to_string()))
+        let Some(offset) = entry.offset.checked_sub(HEADER) else { return Ok(None) };
+        let header = self.bytes(Entry { offset, length: HEADER as u32 })?;
+        Ok(member_key(header, entry.length))
     }
 
     /// Asks the system to read the member's pages now; returns at once.
@@ -257,9 +268,12 @@ impl Shard {
     fn advise(&self, entry: Entry, advice: libc::c_int) {
         const PAGE: usize = 4096;
         let Ok(bytes) = self.bytes(entry) else { return };
+        if !self.mapped {
+            return;
+        }
         let start = bytes.as_ptr() as usize / PAGE * PAGE;
         let length = bytes.as_ptr() as usize + bytes.len() - start;
-        // SAFETY: the range lies in our own read-only, file-backed mapping. Both pieces of advice
+        // SAFETY: `mapped` says that the range lies in our own read-only, file-backed mapping. Both pieces of advice
         // leave its contents as they are: a dropped page is read from the file again. A refusal
         // changes only speed, so the answer is not looked at.
         unsafe {
@@ -321,6 +335,22 @@ impl Shard {
             offset: self.as_bytes().len() as u64,
         }
     }
+}
+
+/// Bytes of the header before each member.
+pub(crate) const HEADER: u64 = BLOCK;
+
+/// The key of a member of `length` bytes, as its header tells it; none where the header is another
+/// member's.
+///
+/// # Panics
+/// When `header` is not [`HEADER`] bytes long.
+pub(crate) fn member_key(header: &[u8], length: u32) -> Option<String> {
+    let header = tar::Header::from_byte_slice(header);
+    let same = header.entry_size().is_ok_and(|size| size == u64::from(length));
+    let name = String::from_utf8_lossy(&header.path_bytes()).into_owned();
+    let entry = Entry { offset: 0, length };
+    same.then(|| Member { name, entry }.key_and_extension().0.to_string())
 }
 
 /// One regular file in a shard.

@@ -7,6 +7,7 @@ use crossbeam::utils::CachePadded;
 use serde::{Deserialize, Serialize};
 
 use crate::SampleId;
+use crate::remote::Traffic;
 
 /// How one stage spent its time, all its threads together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -26,7 +27,8 @@ pub struct Stage {
 pub struct Stats {
     /// Seconds since the start.
     pub seconds: f64,
-    /// Choosing samples and asking for their bytes. Starved: no batch memory is free.
+    /// Choosing samples and asking for their bytes; behind a URL, waiting for them as well.
+    /// Starved: no batch memory is free.
     pub fetch: Stage,
     /// Decoding and resizing. Starved: no bytes to decode.
     pub decode: Stage,
@@ -42,6 +44,9 @@ pub struct Stats {
     pub queued_samples: usize,
     /// Batches ready and waiting, now.
     pub queued_batches: usize,
+    /// What reading from a URL took since the data set was opened, by all its loaders together;
+    /// none for a folder of this machine.
+    pub remote: Option<Traffic>,
     /// Bad samples that were replaced.
     pub bad: u64,
     /// The first of them, at most [`Stats::QUARANTINE`].
@@ -89,10 +94,16 @@ impl Stats {
                 100.0 * waiting
             )
         } else if share(self.fetch.busy, self.fetch) > 0.5 {
-            format!(
-                "fetching: busy {:.0} % of the time",
-                100.0 * share(self.fetch.busy, self.fetch)
-            )
+            let busy = 100.0 * share(self.fetch.busy, self.fetch);
+            match self.remote {
+                None => format!("fetching: busy {busy:.0} % of the time"),
+                Some(Traffic { requests, retries, bytes, .. }) => format!(
+                    "the network: waited for {busy:.0} % of the time; {:.1} MB/s in {requests} \
+                     requests of {:.0} kB, {retries} of them repeated",
+                    bytes as f64 * 1e-6 / self.seconds.max(1e-9),
+                    bytes as f64 * 1e-3 / (requests as f64).max(1.0)
+                ),
+            }
         } else {
             format!(
                 "hand-over: decode threads idle {:.0} % of the time while the consumer \

@@ -1,8 +1,26 @@
 //! The order of the parts: each imports only from those above it, so there are no cycles.
 
-const ORDER: [&str; 16] = [
-    "error", "cursor", "shard", "index", "scan", "dataset", "sampler", "stats", "augment", "jpeg",
-    "decode", "slab", "batch", "collate", "fetch", "loader",
+const ORDER: [&str; 20] = [
+    "error",
+    "cursor",
+    "shard",
+    "cache",
+    "remote",
+    "folder",
+    "index",
+    "scan",
+    "dataset",
+    "sampler",
+    "stats",
+    "augment",
+    "jpeg",
+    "decode",
+    "slab",
+    "batch",
+    "collate",
+    "read_ahead",
+    "fetch",
+    "loader",
 ];
 
 #[test]

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use pipeline::decode::Decoder;
 use pipeline::index::Index;
-use pipeline::shard::Shard;
 use pipeline::{Crop, Dataset, Heap, LastBatch, Loader, LoaderConfig, Mode, View};
 
 use crate::Error;
@@ -83,8 +82,7 @@ pub fn member(dir: &Path, key: &str) -> Result<Vec<u8>, Error> {
         let mend = format!("a key looks like {:?}", index.key(0));
         Error::input(dir, problem, mend)
     })?;
-    let record = index.record(sample);
-    Ok(Shard::map(&index.shard_path(record.shard))?.bytes(record.entry)?.to_vec())
+    Ok(index.image(sample)?.into())
 }
 
 /// Decodes an image to (height, width, 3) RGB with its width and height. `name` is for the error.
@@ -115,20 +113,13 @@ pub fn grid(dir: &Path) -> Result<Sheet, Error> {
     }
     let mut sheet = Sheet::new(chosen.len(), 16, (SIDE, SIDE));
     let mut decoder: Decoder = decoder()?;
-    let mut shard: Option<(usize, Shard)> = None;
     let (mut large, mut small) = ([0; SIDE * SIDE * 3], [0; SIDE * SIDE * 3]);
     for (cell, sample) in chosen.into_iter().enumerate() {
-        let record = index.record(sample);
-        let open = match shard.take() {
-            Some((number, open)) if number == record.shard => open,
-            _ => Shard::map(&index.shard_path(record.shard))?,
-        };
-        let image = open.bytes(record.entry)?;
+        let image = index.image(sample)?;
         decoder
-            .view(image, central_square, SIDE, (&mut large, &mut small))
+            .view(&image, central_square, SIDE, (&mut large, &mut small))
             .map_err(|fault| damaged(&index.key(sample), &fault))?;
         sheet.put(cell, 0, &large, SIDE, 1);
-        shard = Some((record.shard, open));
     }
     Ok(sheet)
 }

@@ -175,11 +175,11 @@ fn check_shard(
     checked
 }
 
-/// Maps a shard whose length and checksum are the index's.
+/// Opens a shard whose length and checksum are the index's.
 fn read_shard(index: &Index, number: usize) -> Result<(Shard, Vec<Member>), String> {
     let record = &index.shards()[number];
     let name = &record.name;
-    let shard = Shard::map(&index.shard_path(number)).map_err(|error| reason(&error))?;
+    let shard = index.shard(number).map_err(|error| reason(&error))?;
     let length = shard.as_bytes().len() as u64;
     if length != record.bytes {
         return Err(format!("{name}: has {length} bytes, not {}", record.bytes));

@@ -158,6 +158,9 @@ pub struct DataConfig {
     pub threads: usize,
     pub depth: usize,
     pub max_bad_share: f64,
+    pub read_ahead_mb: u64,
+    pub cache: String,
+    pub cache_mb: u64,
 }
 
 /// Checkpoints.
@@ -336,6 +339,13 @@ impl Config {
         );
         require(self.images.columns > 0, "images.columns = 0".into());
         require(self.images.rows > 0, "images.rows = 0".into());
+        let megabytes = 16..=1 << 30;
+        for (key, value) in
+            [("read_ahead_mb", self.data.read_ahead_mb), ("cache_mb", self.data.cache_mb)]
+        {
+            let problem = format!("data.{key} = {value} is not from 16 to 2^30");
+            require(megabytes.contains(&value), problem);
+        }
         require(self.data.depth > 0, "data.depth = 0; a batch ahead is the least".into());
         require(
             (0.0..1.0).contains(&self.data.max_bad_share),

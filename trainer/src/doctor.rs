@@ -92,9 +92,13 @@ fn examine_data(dir: &Path) -> Finding {
                 Err(e) => Finding { what, found: e.to_string(), fine: false },
                 Ok(counts) => {
                     let classes = train.classes().len();
+                    let checked = match pipeline::is_url(dir) {
+                        true => "index and manifest were read, no shard yet",
+                        false => "index and shard lengths agree",
+                    };
                     let found = format!(
-                        "{} images, {classes} classes; index and shard lengths \
-                                         agree (shard-imagenet verify checks every byte)",
+                        "{} images, {classes} classes; {checked} (shard-imagenet verify checks \
+                         every byte)",
                         counts.join(", ")
                     );
                     Finding { what, found, fine: true }

@@ -36,6 +36,10 @@ pub struct StatsLine {
     pub bad_images: u64,
     /// Epoch that the next image belongs to, from 0.
     pub epoch: u64,
+    /// What reading the training images from a URL took since the start; absent for a folder of
+    /// this machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<pipeline::Traffic>,
     /// Billions of floating-point operations a second, of convolutions and products, as counted.
     pub gflop_per_s: f64,
     /// Memory that the process holds, in GB (10⁹ bytes); a GPU's own is not counted.

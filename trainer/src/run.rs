@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use pipeline::{Cursor, Dataset, Loader};
+use pipeline::{Cursor, Dataset, Loader, RemoteOptions};
 use serde::Serialize;
 use tch::{Device, Tensor};
 
@@ -127,10 +127,17 @@ pub fn read_config(out: &Path) -> Result<Config> {
 /// [`Error::Data`]; [`Error::Config`] if no folder is named.
 pub fn open_data(config: &Config, split: &str) -> Result<Arc<Dataset>> {
     if config.data.dir.is_empty() {
-        let problem = "no data folder: give --data DIR (made by shard-imagenet)";
+        let problem = "no data folder: give --data DIR, a folder or URL (made by shard-imagenet)";
         return Err(Error::Config { problems: vec![problem.into()] });
     }
-    Ok(Arc::new(Dataset::open(Path::new(&config.data.dir), split)?))
+    let data = &config.data;
+    let options = RemoteOptions {
+        read_ahead: data.read_ahead_mb << 20,
+        cache: (!data.cache.is_empty()).then(|| data.cache.clone().into()),
+        cache_bytes: data.cache_mb << 20,
+        ..RemoteOptions::default()
+    };
+    Ok(Arc::new(Dataset::open_with(Path::new(&data.dir), split, &options)?))
 }
 
 /// Batches on the device, and how long the step waited for them.
@@ -519,6 +526,7 @@ impl Run {
             step_seconds,
             bad_images: self.feed.loader.stats().bad,
             epoch: self.state.cursor.epoch,
+            remote: self.data.traffic(),
             gflop_per_s: images_per_s * self.step_flop / 1e9,
             memory_gb: measure::resident_bytes() / 1e9,
             health: self.monitor.signals(&self.state)?,

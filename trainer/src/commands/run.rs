@@ -45,7 +45,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         config.train.device.clone_from(device);
     }
     if let Some(dir) = &args.data {
-        let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.clone());
+        let absolute = (!pipeline::is_url(dir)).then(|| std::path::absolute(dir).ok()).flatten();
+        let dir = absolute.unwrap_or_else(|| dir.clone());
         config.data.dir = dir.to_string_lossy().into_owned();
     }
     if args.dry_run {

@@ -1,0 +1,68 @@
+//! A data folder: on this machine, or behind a URL.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::error::Error;
+use crate::remote::{Remote, RemoteOptions, is_url};
+use crate::shard::{Entry, Shard};
+
+/// Where a data folder lies.
+#[derive(Debug, Clone)]
+pub(crate) enum Folder {
+    Local(PathBuf),
+    Remote(Arc<Remote>),
+}
+
+impl Folder {
+    pub(crate) fn open(dir: &Path, options: &RemoteOptions) -> Result<Self, Error> {
+        if is_url(dir) {
+            return Ok(Self::Remote(Remote::open(dir, options)?));
+        }
+        if !dir.is_dir() {
+            return Err(Error::NoFolder { dir: dir.to_path_buf() });
+        }
+        Ok(Self::Local(dir.to_path_buf()))
+    }
+
+    /// The folder's path or URL.
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Self::Local(dir) => dir,
+            Self::Remote(remote) => remote.url(),
+        }
+    }
+
+    /// One of its files, mapped or fetched; none where it has no such file.
+    pub(crate) fn file(&self, name: &str) -> Result<Option<Shard>, Error> {
+        let path = self.path().join(name);
+        match self {
+            Self::Local(_) => path.exists().then(|| Shard::map(&path)).transpose(),
+            Self::Remote(remote) => Ok(remote.file(name)?.map(|bytes| Shard::fetched(path, bytes))),
+        }
+    }
+
+    /// One member of a shard of so many bytes.
+    pub(crate) fn member(&self, name: &str, bytes: u64, entry: Entry) -> Result<Bytes, Error> {
+        match self {
+            Self::Local(dir) => Shard::map(&dir.join(name))?.slice(entry),
+            Self::Remote(remote) => {
+                let range = entry.offset..entry.offset + u64::from(entry.length);
+                let (reader, name) = (Arc::clone(remote), name.to_string());
+                let read = async move { reader.read(&name, range, bytes).await };
+                Ok(remote.wait(read)?.into())
+            }
+        }
+    }
+
+    /// A shard of so many bytes, mapped or fetched.
+    pub(crate) fn shard(&self, name: &str, bytes: u64) -> Result<Shard, Error> {
+        let path = self.path().join(name);
+        match self {
+            Self::Local(_) => Shard::map(&path),
+            Self::Remote(remote) => Ok(Shard::fetched(path, remote.large_file(name, bytes)?)),
+        }
+    }
+}

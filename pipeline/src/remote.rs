@@ -1,0 +1,522 @@
+//! Files behind a URL: `http(s)://`, `s3://`, `gs://` and `az://`, read in byte ranges through
+//! `object_store`, each range tried again until it is whole.
+//!
+//! A remote folder has a runtime of its own, one thread that waits for the network. Whoever needs
+//! bytes hands it a task; so the rest of the crate is free of async, and a folder may be opened and
+//! dropped anywhere.
+
+use std::future::Future;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::{StreamExt, TryStreamExt};
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::http::HttpBuilder;
+use object_store::path::Path as ObjectPath;
+use object_store::{
+    ClientConfigKey, ClientOptions, GetOptions, GetRange, ObjectStore, RetryConfig,
+};
+use serde::{Deserialize, Serialize};
+use url::Url;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use crate::cache::Cache;
+use crate::error::Error;
+
+/// Requests under way at once. 64 of one photograph each, 110 kB, are 3,000 photographs a second
+/// where an answer takes 20 ms; servers and object stores allow as many from one client.
+pub(crate) const REQUESTS: usize = 64;
+
+/// Bytes that whole files are read in.
+const PIECE: u64 = 4 << 20;
+
+/// How a data folder behind a URL is read. A folder of this machine needs none of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RemoteOptions {
+    /// Most bytes that a loader asks for ahead of its decode threads: on their way, or waiting to
+    /// be decoded. The more, the fewer and larger requests `shuffle = "shards"` needs: with twice
+    /// the bytes of [`WINDOW`](crate::WINDOW) images nearly all are of 4 MiB. At least 16 MiB.
+    pub read_ahead: u64,
+    /// A folder that keeps what was read for later epochs and runs, made if it is not there; none
+    /// to keep nothing. Several processes may share it.
+    pub cache: Option<PathBuf>,
+    /// Most bytes in that folder; beyond, what was not used for longest is removed. Processes that
+    /// share the folder may each exceed it by a sixteenth for a while.
+    pub cache_bytes: u64,
+    /// Milliseconds without a byte after which a request is given up and made again.
+    pub stall_ms: u64,
+    /// Failures in a row, without a byte between them, after which reading ends with an error. The
+    /// waits between them double from 0.1 s to 10 s: 10 are about half a minute.
+    pub retries: u32,
+}
+
+impl Default for RemoteOptions {
+    fn default() -> Self {
+        Self {
+            read_ahead: 1 << 30,
+            cache: None,
+            cache_bytes: 100 << 30,
+            stall_ms: 10_000,
+            retries: 10,
+        }
+    }
+}
+
+impl RemoteOptions {
+    fn check(&self) -> Result<(), Error> {
+        let Self { read_ahead, stall_ms, .. } = *self;
+        if read_ahead < 16 << 20 {
+            let problem = format!("read_ahead = {read_ahead} bytes: 16 MiB is the least");
+            return Err(Error::Config { problem });
+        }
+        if stall_ms == 0 {
+            let problem = "stall_ms = 0 would give every request up at once".into();
+            return Err(Error::Config { problem });
+        }
+        Ok(())
+    }
+}
+
+/// What reading a data folder behind a URL took since it was opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Requests made, those for a second try among them.
+    pub requests: u64,
+    /// Requests that failed or were cut and made again.
+    pub retries: u64,
+    /// Bytes received.
+    pub bytes: u64,
+    /// Reads that the cache folder answered.
+    pub cache_hits: u64,
+    /// Reads that it could not answer.
+    pub cache_misses: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    requests: AtomicU64,
+    retries: AtomicU64,
+    bytes: AtomicU64,
+    hits: AtomicU64,
+    misses: AtomicU64,
+}
+
+/// Why a range cannot be had. Clonable, for one read serves several samples.
+#[derive(Debug, Clone)]
+pub(crate) struct Failure {
+    pub(crate) url: PathBuf,
+    pub(crate) problem: String,
+    pub(crate) mend: &'static str,
+    pub(crate) input: bool,
+}
+
+impl From<Failure> for Error {
+    fn from(Failure { url, problem, mend, input }: Failure) -> Self {
+        Error::Remote { url, problem, mend, input }
+    }
+}
+
+/// A folder behind a URL.
+#[derive(Debug)]
+pub(crate) struct Remote {
+    url: PathBuf, // as given, for people
+    store: Box<dyn ObjectStore>,
+    prefix: ObjectPath,
+    pub(crate) options: RemoteOptions,
+    cache: Option<Cache>,
+    counters: Counters,
+    runtime: Option<tokio::runtime::Runtime>, // taken in `drop` only
+}
+
+/// Whether a data folder's name is a URL.
+pub fn is_url(dir: &Path) -> bool {
+    dir.to_str().is_some_and(|dir| dir.contains("://"))
+}
+
+impl Remote {
+    /// Names the folder. Nothing is read yet.
+    pub(crate) fn open(dir: &Path, options: &RemoteOptions) -> Result<Arc<Self>, Error> {
+        options.check()?;
+        // An application that chose its own TLS keeps it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let failure =
+            |problem: String, mend| Failure { url: dir.into(), problem, mend, input: true };
+        let text = dir.to_str().unwrap_or_default();
+        let url = Url::parse(text)
+            .map_err(|error| failure(error.to_string(), "write it as s3://BUCKET/FOLDER"))?;
+        if !["http", "https", "s3", "gs", "az"].contains(&url.scheme()) {
+            let problem = format!("no way to read {}://", url.scheme());
+            return Err(failure(problem, "it may be http(s)://, s3://, gs:// or az://").into());
+        }
+        let (store, prefix) = connect(&url, options.stall_ms)
+            .map_err(|error| failure(error.to_string(), "see \"Data at a URL\" in README.md"))?;
+        let cache = options.cache.as_deref();
+        let cache = cache.map(|dir| Cache::open(dir, options.cache_bytes, text)).transpose()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("remote")
+            .enable_all()
+            .build()
+            .map_err(Error::io("start the network thread for", dir))?;
+        Ok(Arc::new(Self {
+            url: dir.to_path_buf(),
+            store,
+            prefix,
+            options: options.clone(),
+            cache,
+            counters: Counters::default(),
+            runtime: Some(runtime),
+        }))
+    }
+
+    /// The URL as it was given.
+    pub(crate) fn url(&self) -> &Path {
+        &self.url
+    }
+
+    pub(crate) fn cache(&self) -> Option<&Cache> {
+        self.cache.as_ref()
+    }
+
+    pub(crate) fn traffic(&self) -> Traffic {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Traffic {
+            requests: read(&self.counters.requests),
+            retries: read(&self.counters.retries),
+            bytes: read(&self.counters.bytes),
+            cache_hits: read(&self.counters.hits),
+            cache_misses: read(&self.counters.misses),
+        }
+    }
+
+    /// Runs `task` on this folder's thread.
+    pub(crate) fn spawn<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> tokio::task::JoinHandle<T> {
+        let runtime = self.runtime.as_ref().expect("the runtime is there until the drop");
+        runtime.spawn(task)
+    }
+
+    /// A whole file; none where there is no such file. Waits for it.
+    pub(crate) fn file(self: &Arc<Self>, name: &str) -> Result<Option<Vec<u8>>, Error> {
+        let (remote, name) = (Arc::clone(self), name.to_string());
+        let read = async move {
+            let mut bytes = Vec::new();
+            match remote.read_into(&mut bytes, &name, (0, None), None).await {
+                Ok(()) => Ok(Some(bytes)),
+                Err(Stop::Missing) => Ok(None),
+                Err(Stop::Failure(failure)) => Err(failure),
+            }
+        };
+        self.wait(read)
+    }
+
+    /// A whole file of `length` bytes in pieces, several at once. Waits for it.
+    pub(crate) fn large_file(self: &Arc<Self>, name: &str, length: u64) -> Result<Vec<u8>, Error> {
+        let (remote, name) = (Arc::clone(self), name.to_string());
+        let read = async move {
+            let starts = (0..length).step_by(PIECE as usize);
+            let pieces = starts.map(|start| {
+                let range = start..(start + PIECE).min(length);
+                remote.read(&name, range, length)
+            });
+            let mut whole = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
+            let mut pieces = futures_util::stream::iter(pieces).buffered(8);
+            while let Some(piece) = pieces.try_next().await? {
+                whole.extend_from_slice(&piece);
+            }
+            Ok::<_, Failure>(whole)
+        };
+        self.wait(read)
+    }
+
+    /// Waits for a task on this folder's thread.
+    ///
+    /// # Errors
+    /// [`Error::Panic`] where the task did.
+    pub(crate) fn wait<T: Send + 'static, E: Into<Error> + Send + 'static>(
+        &self,
+        task: impl Future<Output = Result<T, E>> + Send + 'static,
+    ) -> Result<T, Error> {
+        // Not `block_on`: the caller may be a task of another runtime.
+        let (send, receive) = std::sync::mpsc::sync_channel(1);
+        self.spawn(async move {
+            let _ = send.send(task.await);
+        });
+        match receive.recv() {
+            Ok(result) => result.map_err(Into::into),
+            Err(std::sync::mpsc::RecvError) => {
+                let message = "a network task ended without an answer".into();
+                Err(Error::Panic { stage: "remote", message })
+            }
+        }
+    }
+
+    /// Bytes of a file that is `length` bytes long, from the cache or the server. A whole `part`
+    /// that had to be fetched is kept in the cache.
+    pub(crate) async fn cached(
+        self: Arc<Self>,
+        name: &str,
+        part: Range<u64>,
+        range: Range<u64>,
+        length: u64,
+    ) -> Result<Vec<u8>, Failure> {
+        let Some(cache) = &self.cache else { return self.read(name, range, length).await };
+        let file = cache.part(name, part.start);
+        let inside = range.start - part.start..range.end - part.start;
+        let (keeper, at) = (Arc::clone(&self), file.clone());
+        let look = move || keeper.cache.as_ref()?.get(&at, part.end - part.start, inside);
+        if let Ok(Some(bytes)) = tokio::task::spawn_blocking(look).await {
+            self.counters.hits.fetch_add(1, Ordering::Relaxed);
+            return Ok(bytes);
+        }
+        self.counters.misses.fetch_add(1, Ordering::Relaxed);
+        let bytes = self.read(name, range.clone(), length).await?;
+        if range != part {
+            return Ok(bytes);
+        }
+        let keeper = Arc::clone(&self);
+        let keep = move || {
+            if let Some(cache) = &keeper.cache {
+                cache.put(&file, &bytes);
+            }
+            bytes
+        };
+        // A task of ours that panics is the only way to fail.
+        tokio::task::spawn_blocking(keep).await.map_err(|error| Failure {
+            url: self.url.join(name),
+            problem: error.to_string(),
+            mend: "this is a bug; please report it",
+            input: false,
+        })
+    }
+
+    /// Bytes of a file that is `length` bytes long.
+    pub(crate) async fn read(
+        &self,
+        name: &str,
+        range: Range<u64>,
+        length: u64,
+    ) -> Result<Vec<u8>, Failure> {
+        let capacity = usize::try_from(range.end - range.start).unwrap_or(0);
+        let mut bytes = Vec::with_capacity(capacity);
+        match self.read_into(&mut bytes, name, (range.start, Some(range.end)), Some(length)).await {
+            Ok(()) => Ok(bytes),
+            Err(Stop::Failure(failure)) => Err(failure),
+            Err(Stop::Missing) => Err(Failure {
+                url: self.url.join(name),
+                problem: "the index names this shard, but it is not there".into(),
+                mend: "copy the whole data folder again",
+                input: true,
+            }),
+        }
+    }
+
+    /// Reads a range to its end (the file's, if none), going on from where an answer was cut.
+    async fn read_into(
+        &self,
+        bytes: &mut Vec<u8>,
+        name: &str,
+        range: (u64, Option<u64>),
+        length: Option<u64>,
+    ) -> Result<(), Stop> {
+        let mut seen = Seen { length, tag: None };
+        let mut failures = 0;
+        loop {
+            let before = bytes.len();
+            let error = match self.request(bytes, name, range, &mut seen).await {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            failures = if bytes.len() > before { 1 } else { failures + 1 };
+            let fail = |problem, mend, input| {
+                Stop::Failure(Failure { url: self.url.join(name), problem, mend, input })
+            };
+            match error {
+                Cut::Store(object_store::Error::NotFound { .. }) => return Err(Stop::Missing),
+                Cut::Changed(problem) => {
+                    return Err(fail(problem, "copy the whole data folder again", true));
+                }
+                Cut::Store(error) => match refusal(&error) {
+                    Some(mend) => return Err(fail(error.to_string(), mend, true)),
+                    None if failures > self.options.retries => {
+                        let problem =
+                            format!("{failures} tries in a row failed; the last: {error}");
+                        let mend = "check the network and the server, then start again";
+                        return Err(fail(problem, mend, false));
+                    }
+                    None => {}
+                },
+                Cut::Short if failures > self.options.retries => {
+                    let problem = format!("{failures} answers in a row ended early");
+                    return Err(fail(problem, "check the server, then start again", false));
+                }
+                Cut::Short => {}
+            }
+            self.counters.retries.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(backoff(name, range.0, failures)).await;
+        }
+    }
+
+    /// One request, from where `bytes` end.
+    async fn request(
+        &self,
+        bytes: &mut Vec<u8>,
+        name: &str,
+        (first, end): (u64, Option<u64>),
+        seen: &mut Seen,
+    ) -> Result<(), Cut> {
+        let start = first + bytes.len() as u64;
+        let ask = match end {
+            Some(end) => GetRange::Bounded(start..end),
+            None => GetRange::Offset(start),
+        };
+        self.counters.requests.fetch_add(1, Ordering::Relaxed);
+        let options = GetOptions { range: Some(ask), ..GetOptions::default() };
+        let path = self.prefix.clone().join(name);
+        let answer = self.store.get_opts(&path, options).await.map_err(Cut::Store)?;
+        let found = answer.meta.size;
+        if let Some(expected) = seen.length.replace(found).filter(|&expected| expected != found) {
+            let problem = format!("{found} bytes, but {expected} were expected: it was replaced");
+            return Err(Cut::Changed(problem));
+        }
+        let tag = answer.meta.e_tag.clone();
+        if seen.tag.replace(tag.clone()).is_some_and(|before| before != tag) {
+            return Err(Cut::Changed("it was replaced while it was read".into()));
+        }
+        let end = end.unwrap_or(found);
+        let mut body = answer.into_stream();
+        while let Some(chunk) = body.next().await {
+            let chunk = chunk.map_err(Cut::Store)?;
+            self.counters.bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            // No more than was asked for, whatever the server sends.
+            let missing = usize::try_from(end - first).unwrap_or(usize::MAX) - bytes.len();
+            bytes.extend_from_slice(&chunk[..chunk.len().min(missing)]);
+        }
+        if first + (bytes.len() as u64) < end { Err(Cut::Short) } else { Ok(()) }
+    }
+}
+
+impl Drop for Remote {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // Not a plain drop: the last user may be a task of this very runtime.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// What a file proved to be at the first answer; later ones must agree.
+#[derive(Debug)]
+struct Seen {
+    length: Option<u64>,
+    tag: Option<Option<String>>,
+}
+
+/// Why one request did not bring all bytes.
+#[derive(Debug)]
+enum Cut {
+    Store(object_store::Error),
+    Changed(String),
+    Short,
+}
+
+/// Why reading ends without all bytes.
+#[derive(Debug)]
+enum Stop {
+    Missing,
+    Failure(Failure),
+}
+
+/// What to do about an answer that another try would not change; none for those worth one.
+fn refusal(error: &object_store::Error) -> Option<&'static str> {
+    use object_store::Error as E;
+    match error {
+        E::PermissionDenied { .. } | E::Unauthenticated { .. } => {
+            Some("set the credentials that \"Data at a URL\" in README.md names")
+        }
+        E::NotSupported { .. } => Some("use a server that answers range requests"),
+        E::Generic { source, .. } => {
+            // The status is in no public type, only in the words.
+            let words = source.to_string();
+            let refused = words.contains("status code: 4")
+                && !["status code: 408", "status code: 429"].iter().any(|&s| words.contains(s));
+            refused.then_some("check the URL, and the region and endpoint where it has them")
+        }
+        E::JoinError { .. } => None,
+        _ => Some("check the URL"),
+    }
+}
+
+/// Doubles from 0.1 s to 10 s, less up to a half so that requests that failed together part.
+fn backoff(name: &str, start: u64, failures: u32) -> Duration {
+    let longest = 0.1 * f64::from(1 << (failures - 1).min(10));
+    let random = xxh3_64_with_seed(name.as_bytes(), start ^ u64::from(failures)) as f64;
+    Duration::from_secs_f64(longest.min(10.0) * (1.0 - 0.5 * random / u64::MAX as f64))
+}
+
+/// The store behind a URL, and where the folder lies in it. Credentials and endpoints come from
+/// the environment, in the names that `object_store` reads.
+fn connect(
+    url: &Url,
+    stall_ms: u64,
+) -> Result<(Box<dyn ObjectStore>, ObjectPath), object_store::Error> {
+    // Every try is ours: with credentials that are fresh, and counted.
+    let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
+    // A piece may take as long as it needs while bytes come in.
+    let limits = [
+        (ClientConfigKey::ReadTimeout, format!("{stall_ms} ms")),
+        (ClientConfigKey::Timeout, "1 day".to_string()),
+    ];
+    let prefix = ObjectPath::from_url_path(url.path())?;
+    let url = url.as_str();
+    let store: Box<dyn ObjectStore> = match url.split("://").next() {
+        Some("s3") => Box::new(
+            limits
+                .into_iter()
+                .fold(AmazonS3Builder::from_env(), |builder, (key, value)| {
+                    builder.with_config(AmazonS3ConfigKey::Client(key), value)
+                })
+                .with_url(url)
+                .with_retry(retry)
+                .build()?,
+        ),
+        Some("gs") => Box::new(
+            limits
+                .into_iter()
+                .fold(GoogleCloudStorageBuilder::from_env(), |builder, (key, value)| {
+                    builder.with_config(GoogleConfigKey::Client(key), value)
+                })
+                .with_url(url)
+                .with_retry(retry)
+                .build()?,
+        ),
+        Some("az") => Box::new(
+            limits
+                .into_iter()
+                .fold(MicrosoftAzureBuilder::from_env(), |builder, (key, value)| {
+                    builder.with_config(AzureConfigKey::Client(key), value)
+                })
+                .with_url(url)
+                .with_retry(retry)
+                .build()?,
+        ),
+        _ => {
+            let options = limits
+                .into_iter()
+                .fold(ClientOptions::new(), |options, (key, value)| options.with_config(key, value))
+                .with_allow_http(true);
+            let builder = HttpBuilder::new().with_url(url).with_retry(retry);
+            let store = builder.with_client_options(options).build()?;
+            return Ok((Box::new(store), ObjectPath::default()));
+        }
+    };
+    Ok((store, prefix))
+}

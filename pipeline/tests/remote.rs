@@ -1,0 +1,242 @@
+//! A folder behind a URL gives the same batches as on this machine, whatever the network does.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot make its data should stop there")]
+
+#[path = "support/server.rs"]
+mod server;
+mod support;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pipeline::{BadSamples, Cursor, Dataset, Error, LoaderConfig, RemoteOptions, Shuffle};
+use server::{Faults, Server};
+use support::{batches, config, copy, first_error, folder, open, start};
+
+/// Quick to give up on a stalled answer, and with the smallest budget.
+fn options() -> RemoteOptions {
+    RemoteOptions { read_ahead: 16 << 20, stall_ms: 200, ..RemoteOptions::default() }
+}
+
+fn open_url(url: &str, options: &RemoteOptions) -> Arc<Dataset> {
+    Arc::new(Dataset::open_with(Path::new(url), "train", options).unwrap())
+}
+
+#[test]
+fn batches_are_those_of_the_local_folder_however_often_answers_fail() {
+    let dir = folder(90);
+    let local = open(dir.path());
+    let failing = Faults { failing: 0.2, latency: Duration::from_millis(2), ..Faults::default() };
+    for faults in [Faults::default(), failing, Faults { tags: false, ..failing }] {
+        let server = Server::folder(dir.path(), faults);
+        let remote = open_url(&server.url, &options());
+        assert_eq!(remote.fingerprint(), local.fingerprint());
+        assert_eq!(remote.classes(), local.classes());
+        for shuffle in [Shuffle::Global, Shuffle::Shards, Shuffle::None] {
+            let config = LoaderConfig { shuffle, epochs: Some(2), ..config() };
+            let expected = batches(&local, config.clone(), Cursor::default());
+            assert!(batches(&remote, config, Cursor::default()) == expected, "{shuffle:?}");
+        }
+        let traffic = remote.traffic().unwrap();
+        assert_eq!(traffic.requests, server.served.requests());
+        let faulty = faults.failing > 0.0;
+        assert_eq!(traffic.retries > 0, faulty, "{traffic:?}");
+        assert_eq!(server.served.faults() > 3, faulty, "{:?}", server.served);
+    }
+}
+
+#[test]
+fn neighbours_are_read_together() {
+    let dir = folder(90);
+    let server = Server::folder(dir.path(), Faults::default());
+    let remote = open_url(&server.url, &options());
+    let before = remote.traffic().unwrap();
+    let config = LoaderConfig { shuffle: Shuffle::None, epochs: Some(1), ..config() };
+    assert_eq!(batches(&remote, config, Cursor::default()).len(), 11);
+    let after = remote.traffic().unwrap();
+    // 88 samples of 9 small shards; a request for each shard.
+    assert_eq!(after.requests - before.requests, 9);
+    assert!(after.bytes > before.bytes);
+}
+
+#[test]
+fn a_cache_answers_the_second_loader_and_the_second_process() {
+    let dir = folder(60);
+    let config = || LoaderConfig { epochs: Some(1), ..config() };
+    let expected = batches(&open(dir.path()), config(), Cursor::default());
+    let cache = tempfile::tempdir().unwrap();
+    let options = RemoteOptions { cache: Some(cache.path().into()), ..options() };
+    let server = Server::folder(dir.path(), Faults::default());
+    for process in 0..2 {
+        let remote = open_url(&server.url, &options);
+        for loader in 0..2 {
+            let before = remote.traffic().unwrap();
+            assert!(batches(&remote, config(), Cursor::default()) == expected);
+            let after = remote.traffic().unwrap();
+            let missed = after.cache_misses - before.cache_misses;
+            assert_eq!(missed, if (process, loader) == (0, 0) { 6 } else { 0 }, "{after:?}");
+            assert_eq!(after.requests - before.requests, missed);
+            assert!(after.cache_hits > before.cache_hits || missed > 0);
+        }
+    }
+}
+
+#[test]
+fn a_damaged_or_vanished_part_of_the_cache_is_read_again() {
+    let dir = folder(40);
+    let cache = tempfile::tempdir().unwrap();
+    let options = RemoteOptions { cache: Some(cache.path().into()), ..options() };
+    let server = Server::folder(dir.path(), Faults::default());
+    let config = || LoaderConfig { epochs: Some(1), ..config() };
+    let expected = batches(&open(dir.path()), config(), Cursor::default());
+    let run = || batches(&open_url(&server.url, &options), config(), Cursor::default());
+    assert!(run() == expected);
+    let folder = std::fs::read_dir(cache.path()).unwrap().next().unwrap().unwrap().path();
+    let parts: Vec<_> =
+        std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
+    assert_eq!(parts.len(), 4);
+    let mut bytes = std::fs::read(&parts[0]).unwrap();
+    bytes[1000] ^= 1;
+    std::fs::write(&parts[0], bytes).unwrap();
+    std::fs::write(&parts[1], b"short").unwrap();
+    std::fs::remove_file(&parts[2]).unwrap();
+    assert!(run() == expected);
+}
+
+#[test]
+fn a_cache_stays_below_its_limit() {
+    let dir = folder(200);
+    let cache = tempfile::tempdir().unwrap();
+    let cache_bytes = 150_000;
+    let options = RemoteOptions { cache: Some(cache.path().into()), cache_bytes, ..options() };
+    let stranger = cache.path().join("holiday.jpg");
+    std::fs::write(&stranger, [0; 1000]).unwrap();
+    let server = Server::folder(dir.path(), Faults::default());
+    let size = || {
+        let folder = std::fs::read_dir(cache.path()).unwrap().map(|entry| entry.unwrap().path());
+        let folder = folder.into_iter().find(|path| path.is_dir()).unwrap();
+        let files = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap());
+        files.map(|file| file.metadata().unwrap().len()).sum::<u64>()
+    };
+    // Two at once, as two processes would.
+    let run = || {
+        let remote = open_url(&server.url, &options);
+        let config = LoaderConfig { shuffle: Shuffle::None, epochs: Some(1), ..config() };
+        batches(&remote, config, Cursor::default()).len()
+    };
+    std::thread::scope(|scope| {
+        let other = scope.spawn(run);
+        assert_eq!((run(), other.join().unwrap()), (25, 25));
+    });
+    drop(open_url(&server.url, &options)); // opening measures the folder
+    assert!(size() <= cache_bytes && size() > cache_bytes / 2, "{} bytes", size());
+    assert!(stranger.exists());
+}
+
+#[test]
+fn a_loader_on_a_dead_network_ends_at_once() {
+    let dir = folder(60);
+    let stalled = Faults { failing: 1.0, latency: Duration::from_secs(3), ..Faults::default() };
+    let healthy = Server::folder(dir.path(), Faults::default());
+    let port: u16 = healthy.url.rsplit(':').next().unwrap().parse().unwrap();
+    let remote = open_url(&healthy.url, &RemoteOptions { stall_ms: 60_000, ..options() });
+    drop(healthy);
+    let origin = server::Origin::Folder(dir.path().into());
+    let _dead = Server::start(origin, stalled, port).unwrap();
+    let loader = start(&remote, config(), Cursor::default());
+    std::thread::sleep(Duration::from_millis(100));
+    let begun = Instant::now();
+    drop(loader);
+    drop(remote);
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_server_that_is_gone_ends_the_run_in_its_batch_with_the_url() {
+    let dir = folder(60);
+    let server = Server::folder(dir.path(), Faults::default());
+    let remote = open_url(&server.url, &RemoteOptions { retries: 2, ..options() });
+    let url = server.url.clone();
+    drop(server);
+    let bad = BadSamples::Skip { max_share: 1.0 };
+    let (_, error) = first_error(&remote, LoaderConfig { bad, ..config() });
+    assert!(matches!(error, Error::Remote { input: false, .. }), "{error:?}");
+    let words = error.to_string();
+    assert!(words.contains(&url) && words.contains("3 tries in a row"), "{words}");
+}
+
+#[test]
+fn refusals_name_the_url_and_a_way_out() {
+    let dir = folder(10);
+    let told = |status| Faults { status: Some(status), ..Faults::default() };
+    let cases = [
+        (told(404), "index.bin", "copy the index.bin"),
+        (told(403), "index.bin", "credentials"),
+        (told(400), "index.bin", "check the URL"),
+        (Faults { ranges: false, ..Faults::default() }, "index.bin", "range requests"),
+    ];
+    for (faults, file, mend) in cases {
+        let server = Server::folder(dir.path(), faults);
+        let begun = Instant::now();
+        let error = Dataset::open(Path::new(&server.url), "train").unwrap_err();
+        assert!(begun.elapsed() < Duration::from_secs(2), "{error}");
+        let words = error.to_string();
+        assert!(error.is_input() && words.contains(&format!("{}/{file}", server.url)), "{words}");
+        assert!(words.contains(mend), "{words}");
+    }
+    for (url, what) in [("ftp://host/data", "ftp://"), ("http://", "http://"), ("s3://", "s3://")] {
+        let error = Dataset::open(Path::new(url), "train").unwrap_err();
+        assert!(error.is_input() && error.to_string().contains(what), "{error}");
+    }
+}
+
+#[test]
+fn a_shard_that_was_replaced_is_noticed() {
+    let dir = folder(30);
+    let shard = |number: usize| dir.path().join(format!("train-{number:06}.tar"));
+    let server = Server::folder(dir.path(), Faults::default());
+    let remote = open_url(&server.url, &options());
+    let config = || LoaderConfig { shuffle: Shuffle::None, ..config() };
+    let mut whole = std::fs::read(shard(0)).unwrap();
+
+    // The same length, but another sample first.
+    whole[..5].copy_from_slice(b"other");
+    let mut header = tar::Header::from_byte_slice(&whole[..512]).clone();
+    header.set_cksum();
+    whole[..512].copy_from_slice(header.as_bytes());
+    std::fs::write(shard(0), &whole).unwrap();
+    let (_, error) = first_error(&remote, config());
+    assert!(error.to_string().contains("other"), "{error}");
+
+    whole.truncate(whole.len() - 512);
+    std::fs::write(shard(0), &whole).unwrap();
+    let (_, error) = first_error(&remote, config());
+    assert!(error.to_string().contains("it was replaced"), "{error}");
+
+    std::fs::remove_file(shard(0)).unwrap();
+    let (_, error) = first_error(&remote, config());
+    assert!(error.to_string().contains("not there"), "{error}");
+}
+
+#[test]
+fn resumed_and_shared_epochs_are_those_of_the_local_folder() {
+    let dir = folder(64);
+    let server = Server::folder(dir.path(), Faults { failing: 0.1, ..Faults::default() });
+    let remote = open_url(&server.url, &options());
+    let local = open(dir.path());
+    let config = || LoaderConfig { shuffle: Shuffle::Shards, epochs: Some(2), ..config() };
+    let whole = batches(&local, config(), Cursor::default());
+    for cut in [1, 7, 8, 11] {
+        let mut loader = start(&remote, config(), Cursor::default());
+        let mut drawn: Vec<_> = loader.by_ref().take(cut).map(|b| copy(&b.unwrap())).collect();
+        drop(loader);
+        drawn.extend(batches(&remote, config(), drawn[cut - 1].cursor));
+        assert!(drawn == whole, "cut at {cut}");
+    }
+    for rank in 0..2 {
+        let part = || LoaderConfig { batch: 4, rank, world: 2, ..config() };
+        let expected = batches(&local, part(), Cursor::default());
+        assert!(batches(&remote, part(), Cursor::default()) == expected, "rank {rank}");
+    }
+}
