@@ -131,6 +131,6 @@ fn every_help_fits_a_screen_and_shows_an_example() {
         }
     };
     check(trainer, &["run", "sample", "reconstruct", "export", "report", "inspect", "doctor"]);
-    check(trainer, &["eval linear", "eval knn"]);
+    check(trainer, &["eval linear", "eval knn", "eval fid"]);
     check(shard_imagenet, &["build", "verify", "inspect", "synth"]);
 }

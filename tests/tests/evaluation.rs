@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use integration::{Said, borrowed, data, text, tiny_run, trainer};
+use integration::{Said, borrowed, data, repository, text, tiny_run, trainer};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -88,6 +88,62 @@ fn nearest_training_images_of_training_images_are_themselves() {
         assert_eq!(line["top1"]["1"], 100.0, "{line}");
         assert_eq!((&line["train_images"], &line["test_images"]), (&40.into(), &40.into()));
     }
+}
+
+/// Arguments of a small comparison by the extractor of the golden files, with its cache in `folder`.
+fn small_fid(folder: &Path) -> Vec<String> {
+    let extractor = repository().join("tests/golden/extractor.pt");
+    let (extractor, cache) = (text(&extractor), text(folder));
+    let common = ["--extractor", &extractor, "--cache", &cache, "--images", "30", "--splits", "3"];
+    common.map(str::to_owned).into()
+}
+
+#[test]
+fn generated_images_are_scored_at_each_truncation_against_cached_statistics() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut args = small_fid(folder.path());
+    let (said, _) = evaluate(&["eval", "fid"], &borrowed(&args));
+    assert_eq!(said.code, 2);
+    assert!(said.err.contains("--trust-extractor"), "{}", said.err);
+
+    args.extend(["--trust-extractor".into(), "--truncation".into(), "0.5".into()]);
+    let (said, lines) = evaluate(&["eval", "fid"], &borrowed(&args));
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert_eq!(lines.len(), 2);
+    for line in &lines {
+        assert_eq!(line["metric"], "fd-custom", "never FID by another network");
+        let scores = line["scores"].as_object().unwrap();
+        let names: Vec<_> = scores.keys().map(String::as_str).collect();
+        let expected =
+            ["coverage", "cs", "cs_std", "density", "fd", "kd", "kd_std", "precision", "recall"];
+        assert_eq!(names, expected.map(|name| format!("{name}-custom")));
+        for key in ["extractor", "resizer", "checkpoint", "seed", "draw", "nearest", "kernel_part"]
+        {
+            assert!(!line[key].is_null(), "{key} in {line}");
+        }
+        assert_eq!((&line["images"], &line["reference_images"]), (&30.into(), &40.into()));
+        assert_eq!(line["value"], line["scores"]["fd-custom"]);
+    }
+    assert_eq!((&lines[0]["truncation"], &lines[1]["truncation"]), (&Value::Null, &0.5.into()));
+    assert_ne!(lines[0]["value"], lines[1]["value"]);
+
+    let cached: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().path()).collect();
+    assert_eq!(cached.len(), 2, "statistics and what they follow from: {cached:?}");
+    let before = cached.iter().map(|path| fs::metadata(path).unwrap().modified().unwrap());
+    let before: Vec<_> = before.collect();
+    assert_eq!(evaluate(&["eval", "fid"], &borrowed(&args)).1, lines, "the same digits again");
+    let after = cached.iter().map(|path| fs::metadata(path).unwrap().modified().unwrap());
+    assert_eq!(after.collect::<Vec<_>>(), before, "the cache was made again");
+
+    args.extend(["--resizer".into(), "pil-bicubic".into()]);
+    let (said, other) = evaluate(&["eval", "fid"], &borrowed(&args));
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert_ne!(other[0]["value"], lines[0]["value"]);
+    assert_eq!(
+        fs::read_dir(folder.path()).unwrap().count(),
+        4,
+        "another resizer, other statistics"
+    );
 }
 
 #[test]

@@ -26,7 +26,7 @@ use crate::state::{Averaged, Player, TrainState};
 /// Version of the folder's format.
 pub const FORMAT: u32 = 1;
 
-type Named = Vec<(String, Tensor)>;
+pub(crate) type Named = Vec<(String, Tensor)>;
 
 /// What `manifest.json` says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -465,7 +465,7 @@ impl View for Host<'_> {
     }
 }
 
-fn write_tensors(path: &Path, tensors: &Named) -> Result<FileRecord> {
+pub(crate) fn write_tensors(path: &Path, tensors: &Named) -> Result<FileRecord> {
     let mut views = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
         let dtype = dtype(tensor.kind())
@@ -495,7 +495,7 @@ fn record(path: &Path) -> std::io::Result<FileRecord> {
 }
 
 /// Fills `tensors` from a file that must hold exactly these names, shapes and types.
-fn read_tensors(path: &Path, tensors: &mut Named) -> Result<()> {
+pub(crate) fn read_tensors(path: &Path, tensors: &mut Named) -> Result<()> {
     let bytes = fs::read(path).map_err(|e| fault(path, e))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| fault(path, e))?;
     let expected: BTreeSet<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
@@ -516,6 +516,11 @@ fn read_tensors(path: &Path, tensors: &mut Named) -> Result<()> {
         no_grad(|| tensor.f_copy_(&data)).map_err(|e| fault(path, e))?;
     }
     Ok(())
+}
+
+/// Hexadecimal SHA-256.
+pub(crate) fn hash(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Hexadecimal SHA-256 of a file.

@@ -41,6 +41,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A network that scores are made of cannot be used.
+    #[error("extractor {}: {reason}", path.display())]
+    Extractor {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
     /// The device asked for is not there.
     #[error("device {device} cannot be used: {reason}")]
     Device {
@@ -90,7 +98,7 @@ impl Error {
         match self {
             Self::Config { .. } | Self::Output { .. } | Self::Device { .. } => true,
             Self::Data(e) => e.is_input(),
-            Self::Checkpoint { .. } => true,
+            Self::Checkpoint { .. } | Self::Extractor { .. } => true,
             _ => false,
         }
     }

@@ -71,6 +71,26 @@ impl Key {
         }
     }
 
+    /// Standard normal numbers no further than `most` from 0, shape (rows, width): those beyond are drawn
+    /// again.
+    ///
+    /// # Panics
+    /// If `most` is not above 0.
+    ///
+    /// # Source
+    /// Brock et al. 2018, the truncation trick.
+    pub fn truncated(
+        &self,
+        most: f64,
+        first: i64,
+        rows: i64,
+        width: i64,
+        device: Device,
+    ) -> Tensor {
+        assert!(most > 0.0, "a truncation above 0");
+        self.rows(first, rows, width, Truncated(most as f32)).to_device(device)
+    }
+
     fn rows(&self, first: i64, rows: i64, width: i64, law: impl Distribution<f32>) -> Tensor {
         let mut values = Vec::with_capacity((rows * width) as usize);
         for row in first..first + rows {
@@ -78,6 +98,19 @@ impl Key {
             values.extend((0..width).map(|_| law.sample(&mut stream)));
         }
         Tensor::from_slice(&values).view([rows, width]).to_kind(Kind::Float)
+    }
+}
+
+struct Truncated(f32);
+
+impl Distribution<f32> for Truncated {
+    fn sample<R: rand::Rng + ?Sized>(&self, random: &mut R) -> f32 {
+        loop {
+            let value: f32 = StandardNormal.sample(random);
+            if value.abs() <= self.0 {
+                return value;
+            }
+        }
     }
 }
 
@@ -130,6 +163,18 @@ mod tests {
             assert_ne!(base, other.normal(0, 1, 8, Device::Cpu));
         }
         assert_ne!(base, KEY.normal(1, 1, 8, Device::Cpu));
+    }
+
+    #[test]
+    fn truncated_numbers_are_normal_within_their_bound() {
+        let z = KEY.truncated(1.0, 0, 1000, 50, Device::Cpu);
+        assert!(z.abs().max().double_value(&[]) <= 1.0);
+        // Var = 1 - 2 φ(1) / (Φ(1) - Φ(-1)).
+        assert!((z.var(false).double_value(&[]) - 0.2911).abs() < 5e-3);
+        let parts =
+            [KEY.truncated(1.0, 0, 2, 50, Device::Cpu), KEY.truncated(1.0, 2, 4, 50, Device::Cpu)];
+        assert_eq!(z.narrow(0, 0, 6), Tensor::cat(&parts, 0));
+        assert_eq!(KEY.truncated(9.0, 0, 6, 5, Device::Cpu), KEY.normal(0, 6, 5, Device::Cpu));
     }
 
     #[test]

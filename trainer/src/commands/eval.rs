@@ -9,9 +9,10 @@ use pipeline::Dataset;
 use serde::Serialize;
 use trainer::config::Config;
 use trainer::error::Result;
+use trainer::eval::extractor::Extractor;
 use trainer::eval::features::Feature;
 use trainer::eval::linear::{self, Protocol, Selection};
-use trainer::eval::{Model, Variant, knn};
+use trainer::eval::{Model, Variant, fid, knn};
 use trainer::log::Lines;
 use trainer::{device, run};
 
@@ -23,6 +24,8 @@ pub(crate) enum Command {
     Linear(LinearArgs),
     /// Votes of the nearest training images
     Knn(KnnArgs),
+    /// Generated images against real ones: FID, IS, KID, precision, recall, density, coverage
+    Fid(FidArgs),
 }
 
 /// Which model, and on what images.
@@ -133,10 +136,55 @@ pub(crate) struct KnnArgs {
     images: usize,
 }
 
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example: trainer eval fid --run demo/run --extractor efflite0.safetensors --images 5000\n\n\
+    Only inception-2015-12-05.pt, known by its SHA-256, gives scores called FID, IS and KID; others\n\
+    carry the extractor in their names. scripts/efflite0 makes a free one."
+)]
+pub(crate) struct FidArgs {
+    #[command(flatten)]
+    on: On,
+    /// Image network: a TorchScript file, or .safetensors made by scripts/efflite0
+    #[arg(long, value_name = "FILE")]
+    extractor: PathBuf,
+    /// Run a TorchScript file that is not NVIDIA's Inception: it is code
+    #[arg(long)]
+    trust_extractor: bool,
+    /// How images reach it [default: the extractor's own way, or pil-bicubic]
+    #[arg(long, value_parser = ["pil-bicubic", "pil-bilinear", "tf1-bilinear", "extractor"])]
+    resizer: Option<String>,
+    /// Split of the real images [default: train, all of it (paper App. A)]
+    #[arg(long, default_value = "train", hide_default_value = true)]
+    split: String,
+    /// Generated images
+    #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(i64).range(2..))]
+    images: i64,
+    /// Real images [default: all]
+    #[arg(long, default_value_t = i64::MAX, hide_default_value = true, value_parser = clap::value_parser!(i64).range(2..))]
+    reference_images: i64,
+    /// Images a side for KID, precision, recall, density and coverage
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(i64).range(2..))]
+    manifold_images: i64,
+    /// Parts of the Inception score
+    #[arg(long, default_value_t = 10)]
+    splits: i64,
+    /// Bounds of the latents, such as 2,1,0.5; each is scored beside the whole prior
+    #[arg(long, value_delimiter = ',')]
+    truncation: Vec<f64>,
+    /// Which latents
+    #[arg(long, default_value_t = 0)]
+    draw: u64,
+    /// Folder of reference statistics [default: bigbigan/reference in the user's cache folder]
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+}
+
 pub(crate) fn run(command: &Command) -> Result<()> {
     match command {
         Command::Linear(args) => linear(args),
         Command::Knn(args) => knn(args),
+        Command::Fid(args) => fid(args),
     }
 }
 
@@ -236,6 +284,66 @@ fn knn(args: &KnnArgs) -> Result<()> {
     );
     println!("{table}");
     args.on.record(&lines)
+}
+
+fn fid(args: &FidArgs) -> Result<()> {
+    let config = args.on.config()?;
+    let device = device::parse(&args.on.device)?;
+    let extractor = Extractor::open(&args.extractor, args.trust_extractor, device)?;
+    let resizer = match args.resizer.as_deref() {
+        None => extractor.input().1,
+        Some("extractor") if extractor.name == "efflite0" => {
+            return Err(usage("efflite0 does not resize; give --resizer pil-bicubic"));
+        }
+        Some(name) => serde_json::from_value(name.into()).map_err(|e| usage(&e.to_string()))?,
+    };
+    let task = fid::Task {
+        extractor,
+        resizer,
+        images: args.images,
+        reference: run::open_data(&config, &args.split)?,
+        reference_images: args.reference_images,
+        manifold_images: args.manifold_images,
+        splits: args.splits,
+        draw: args.draw,
+        cache: args.cache.clone().or_else(cache_folder),
+    };
+    let truncations: Vec<_> =
+        std::iter::once(None).chain(args.truncation.iter().copied().map(Some)).collect();
+    let lines = task.run(&mut args.on.model(&config, args.on.variant())?, &truncations)?;
+    let names: Vec<&String> = lines[0].scores.keys().collect();
+    let mut table = Table::new();
+    table.load_style(UTF8_HORIZONTAL_ONLY);
+    table.set_header(std::iter::once("truncation").chain(names.iter().map(|name| name.as_str())));
+    for line in &lines {
+        let bound = line.subject.truncation.map_or("none".into(), |bound| bound.to_string());
+        let scores = line.scores.values().map(|value| format!("{value:.4}"));
+        table.add_row(std::iter::once(bound).chain(scores));
+    }
+    let line = &lines[0];
+    println!(
+        "step {}: {} generated images against {} of {}, by {} ({}), resized by {}",
+        line.subject.step,
+        line.images,
+        line.reference_images,
+        line.split,
+        args.extractor.display(),
+        task.extractor.name,
+        line.resizer
+    );
+    println!("{table}");
+    let width = task.extractor.width()?;
+    if line.images.min(line.reference_images) <= width {
+        println!("note: no more images than features ({width}): the distance is far too large");
+    }
+    args.on.record(&lines)
+}
+
+/// Where reference statistics are kept between runs.
+fn cache_folder() -> Option<PathBuf> {
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
+    cache.map(|cache| cache.join("bigbigan/reference"))
 }
 
 fn has_split(data: &Arc<Dataset>, name: &str) -> bool {

@@ -1,10 +1,13 @@
 //! What a trained model is worth: averaged networks with standing statistics, pictures, probes.
 
+pub mod extractor;
 pub mod features;
+pub mod fid;
 pub mod knn;
 pub mod linear;
 pub mod metrics;
 mod model;
 pub mod pictures;
+pub mod resize;
 
 pub use model::{Model, Subject, Variant, loader_config};

@@ -11,7 +11,7 @@ use crate::device::{self, Images};
 use crate::error::{Error, Result};
 use crate::model::{Encoded, Encoder, Generator};
 use crate::nn::{Fill, Params, Statistics};
-use crate::random::{Key, Purpose};
+use crate::random::{Key, Prior, Purpose};
 use crate::state::TrainState;
 
 /// Which weights a model holds.
@@ -38,6 +38,9 @@ pub struct Subject {
     pub checkpoint: Option<String>,
     /// Images behind batch norm's standing statistics.
     pub standing_images: i64,
+    /// Bound of the latents that images are generated from; none for the whole prior.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub truncation: Option<f64>,
 }
 
 /// G and E for evaluation: batch norm uses standing statistics, collected for these very weights.
@@ -127,7 +130,8 @@ impl Model {
             Params::build(kinds, Fill::Unset, |s| Encoder::new(s, config.e, config.latent))
         });
         let standing_images = standing_batches(config) * config.micro_batch();
-        let subject = Subject { step, weights, checkpoint: None, standing_images };
+        let subject =
+            Subject { step, weights, checkpoint: None, standing_images, truncation: None };
         Self { config: config.clone(), device, subject, g, g_params, e }
     }
 
@@ -137,29 +141,60 @@ impl Model {
     /// # Source
     /// Brock et al. 2018; the released generator's `accumulated_mean`. For E ours.
     fn collect(&mut self, train: Option<&Arc<Dataset>>) -> Result<()> {
-        let batch = self.config.micro_batch();
-        let batches = standing_batches(&self.config);
-        no_grad(|| {
-            for seen in 0..batches {
-                // Latents of their own: sample grids use index 0.
-                let z = self.latents(1 + seen as u64, batch);
-                let _ = self.g.forward(&z, Statistics::Collect { seen });
-            }
-        });
+        self.collect_generator();
         let (Some((e, _)), Some(train)) = (&self.e, train) else { return Ok(()) };
-        let mode = self.config.data.mode;
-        for (seen, images) in (0..).zip(self.images(train, mode, batches * batch)?) {
+        let (mode, count) = (self.config.data.mode, self.subject.standing_images);
+        for (seen, images) in (0..).zip(self.images(train, mode, count)?) {
             let images = images?;
             let _ = no_grad(|| e.features(&images.large, Statistics::Collect { seen }));
         }
         Ok(())
     }
 
+    fn collect_generator(&self) {
+        for seen in 0..standing_batches(&self.config) {
+            // Latents of their own: sample grids use index 0.
+            let z = self.latents(1 + seen as u64, self.config.micro_batch());
+            let _ = no_grad(|| self.g.forward(&z, Statistics::Collect { seen }));
+        }
+    }
+
+    /// Generates from latents within `truncation` of 0 from now on, with statistics collected from such
+    /// latents.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a prior that is not normal, or a bound below 0.01.
+    pub fn truncate(&mut self, truncation: Option<f64>) -> Result<()> {
+        if let Some(most) = truncation {
+            let refuse = |problem: String| Err(Error::Config { problems: vec![problem] });
+            if self.config.latent.prior != Prior::Normal {
+                return refuse("truncation is for the normal prior; this run's is uniform".into());
+            }
+            if most.is_nan() || most < 0.01 {
+                return refuse(format!("a truncation of {most}; give a bound of at least 0.01"));
+            }
+        }
+        if self.subject.truncation != truncation {
+            self.subject.truncation = truncation;
+            self.collect_generator();
+        }
+        Ok(())
+    }
+
     /// Latents number `index`, (count, Z), the same for every step of a run.
     pub fn latents(&self, index: u64, count: i64) -> Tensor {
+        self.latents_from(index, 0, count)
+    }
+
+    /// Rows `first..first + count` of latents number `index`.
+    pub fn latents_from(&self, index: u64, first: i64, count: i64) -> Tensor {
         let seed = self.config.train.seed;
         let key = Key { seed, purpose: Purpose::Sample, step: index, update: 0 };
-        key.latents(self.config.latent.prior, 0, count, self.config.latent.dim, self.device)
+        let dim = self.config.latent.dim;
+        match self.subject.truncation {
+            None => key.latents(self.config.latent.prior, first, count, dim, self.device),
+            Some(most) => key.truncated(most, first, count, dim, self.device),
+        }
     }
 
     /// G(z), (N, 3, R_G, R_G) in [-1, 1].
@@ -225,9 +260,37 @@ impl Model {
         mode: Mode,
         count: i64,
     ) -> Result<impl Iterator<Item = Result<(Images, Vec<i64>)>> + use<'a>> {
-        let count = count.min(data.len() as i64);
         let mut config = loader_config(&self.config);
         config.mode = mode;
+        self.epoch(data, config, count)
+    }
+
+    /// As [`Model::labelled`], but both views R_G wide and made from the whole short side: the images that
+    /// generated ones are compared with.
+    ///
+    /// # Errors
+    /// [`Error::Data`].
+    ///
+    /// # Source
+    /// Paper App. A.
+    pub fn references<'a>(
+        &'a self,
+        data: &Arc<Dataset>,
+        count: i64,
+    ) -> Result<impl Iterator<Item = Result<(Images, Vec<i64>)>> + use<'a>> {
+        let mut config = loader_config(&self.config);
+        config.mode = Mode::Full;
+        config.large = config.small;
+        self.epoch(data, config, count)
+    }
+
+    fn epoch<'a>(
+        &'a self,
+        data: &Arc<Dataset>,
+        mut config: LoaderConfig,
+        count: i64,
+    ) -> Result<impl Iterator<Item = Result<(Images, Vec<i64>)>> + use<'a>> {
+        let count = count.min(data.len() as i64);
         config.shuffle = Shuffle::Global;
         config.last = LastBatch::Keep;
         config.epochs = Some(1);
