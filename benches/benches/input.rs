@@ -137,7 +137,7 @@ fn main() -> Result<()> {
             "seconds": whole.seconds,
             "first_batch_s": first.first_batch,
             "starved": whole.starved,
-            "hash": format!("{:016x}", whole.hash),
+            "hash": arguments.cap.map(|_| format!("{:016x}", whole.hash)),
             "remote": data.traffic(),
             "peak_rss_bytes": memory.peak_rss,
             "peak_anon_bytes": PEAK_ANON.load(Ordering::Relaxed).max(memory.anon),

@@ -22,6 +22,7 @@ use object_store::{
     ClientConfigKey, ClientOptions, GetOptions, GetRange, ObjectStore, RetryConfig,
 };
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 use url::Url;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -49,10 +50,13 @@ pub struct RemoteOptions {
     /// Most bytes in that folder; beyond, what was not used for longest is removed. Processes that
     /// share the folder may each exceed it by a sixteenth for a while.
     pub cache_bytes: u64,
-    /// Milliseconds without a byte after which a request is given up and made again.
+    /// Milliseconds without a byte after which a request is given up and made again. A request
+    /// that stalls holds up all later samples, so this has to be shorter than what is read ahead
+    /// lasts; the patience doubles with each failure, up to 30 s, so that a slow server is heard.
     pub stall_ms: u64,
     /// Failures in a row, without a byte between them, after which reading ends with an error. The
-    /// waits between them double from 0.1 s to 10 s: 10 are about half a minute.
+    /// waits between them double from 0.1 s to 10 s: 10 are about half a minute where the server
+    /// refuses, and some minutes where nothing answers.
     pub retries: u32,
 }
 
@@ -62,7 +66,7 @@ impl Default for RemoteOptions {
             read_ahead: 1 << 30,
             cache: None,
             cache_bytes: 100 << 30,
-            stall_ms: 10_000,
+            stall_ms: 1000,
             retries: 10,
         }
     }
@@ -154,7 +158,7 @@ impl Remote {
             let problem = format!("no way to read {}://", url.scheme());
             return Err(failure(problem, "it may be http(s)://, s3://, gs:// or az://").into());
         }
-        let (store, prefix) = connect(&url, options.stall_ms)
+        let (store, prefix) = connect(&url)
             .map_err(|error| failure(error.to_string(), "see \"Data at a URL\" in README.md"))?;
         let cache = options.cache.as_deref();
         let cache = cache.map(|dir| Cache::open(dir, options.cache_bytes, text)).transpose()?;
@@ -331,7 +335,9 @@ impl Remote {
         let mut failures = 0;
         loop {
             let before = bytes.len();
-            let error = match self.request(bytes, name, range, &mut seen).await {
+            let patience = self.options.stall_ms.saturating_mul(1 << failures.min(5));
+            let patience = Duration::from_millis(patience.min(30_000.max(self.options.stall_ms)));
+            let error = match self.request(bytes, name, range, (&mut seen, patience)).await {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
@@ -354,11 +360,11 @@ impl Remote {
                     }
                     None => {}
                 },
-                Cut::Short if failures > self.options.retries => {
-                    let problem = format!("{failures} answers in a row ended early");
+                Cut::Short(how) if failures > self.options.retries => {
+                    let problem = format!("{failures} answers in a row {how}");
                     return Err(fail(problem, "check the server, then start again", false));
                 }
-                Cut::Short => {}
+                Cut::Short(_) => {}
             }
             self.counters.retries.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(backoff(name, range.0, failures)).await;
@@ -371,7 +377,7 @@ impl Remote {
         bytes: &mut Vec<u8>,
         name: &str,
         (first, end): (u64, Option<u64>),
-        seen: &mut Seen,
+        (seen, patience): (&mut Seen, Duration),
     ) -> Result<(), Cut> {
         let start = first + bytes.len() as u64;
         let ask = match end {
@@ -381,7 +387,9 @@ impl Remote {
         self.counters.requests.fetch_add(1, Ordering::Relaxed);
         let options = GetOptions { range: Some(ask), ..GetOptions::default() };
         let path = self.prefix.clone().join(name);
-        let answer = self.store.get_opts(&path, options).await.map_err(Cut::Store)?;
+        let stalled = |_| Cut::Short("stalled");
+        let answer = timeout(patience, self.store.get_opts(&path, options)).await;
+        let answer = answer.map_err(stalled)?.map_err(Cut::Store)?;
         let found = answer.meta.size;
         if let Some(expected) = seen.length.replace(found).filter(|&expected| expected != found) {
             let problem = format!("{found} bytes, but {expected} were expected: it was replaced");
@@ -393,14 +401,14 @@ impl Remote {
         }
         let end = end.unwrap_or(found);
         let mut body = answer.into_stream();
-        while let Some(chunk) = body.next().await {
+        while let Some(chunk) = timeout(patience, body.next()).await.map_err(stalled)? {
             let chunk = chunk.map_err(Cut::Store)?;
             self.counters.bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
             // No more than was asked for, whatever the server sends.
             let missing = usize::try_from(end - first).unwrap_or(usize::MAX) - bytes.len();
             bytes.extend_from_slice(&chunk[..chunk.len().min(missing)]);
         }
-        if first + (bytes.len() as u64) < end { Err(Cut::Short) } else { Ok(()) }
+        if first + (bytes.len() as u64) < end { Err(Cut::Short("ended early")) } else { Ok(()) }
     }
 }
 
@@ -425,7 +433,8 @@ struct Seen {
 enum Cut {
     Store(object_store::Error),
     Changed(String),
-    Short,
+    /// Some or all bytes are missing, how in words.
+    Short(&'static str),
 }
 
 /// Why reading ends without all bytes.
@@ -464,17 +473,12 @@ fn backoff(name: &str, start: u64, failures: u32) -> Duration {
 
 /// The store behind a URL, and where the folder lies in it. Credentials and endpoints come from
 /// the environment, in the names that `object_store` reads.
-fn connect(
-    url: &Url,
-    stall_ms: u64,
-) -> Result<(Box<dyn ObjectStore>, ObjectPath), object_store::Error> {
+fn connect(url: &Url) -> Result<(Box<dyn ObjectStore>, ObjectPath), object_store::Error> {
     // Every try is ours: with credentials that are fresh, and counted.
     let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
-    // A piece may take as long as it needs while bytes come in.
-    let limits = [
-        (ClientConfigKey::ReadTimeout, format!("{stall_ms} ms")),
-        (ClientConfigKey::Timeout, "1 day".to_string()),
-    ];
+    // A piece may take as long as it needs while bytes come in; stalls are noticed where they are
+    // read. Large enough, for the builders know no way to say "none".
+    let limits = [(ClientConfigKey::Timeout, "1 day")];
     let prefix = ObjectPath::from_url_path(url.path())?;
     let url = url.as_str();
     let store: Box<dyn ObjectStore> = match url.split("://").next() {

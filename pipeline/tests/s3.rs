@@ -19,7 +19,7 @@ const MOTO: &str = r#"
 import os, sys
 import boto3
 from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
 server.start()
 host, port = server.get_host_and_port()
 s3 = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
@@ -62,7 +62,7 @@ fn s3_gives_the_same_batches_as_the_local_folder() {
         .unwrap();
     let mut address = String::new();
     BufReader::new(moto.stdout.take().unwrap()).read_line(&mut address).unwrap();
-    let faults = Faults { failing: 0.1, ..Faults::default() };
+    let faults = Faults { failing: 0.3, ..Faults::default() };
     let front = Server::start(Origin::Server(address.trim().parse().unwrap()), faults, 0).unwrap();
     let reader = Command::new(std::env::current_exe().unwrap())
         .env(FOLDER, dir.path())
@@ -73,7 +73,7 @@ fn s3_gives_the_same_batches_as_the_local_folder() {
     moto.kill().unwrap();
     moto.wait().unwrap();
     assert!(reader.status.success(), "{}", String::from_utf8_lossy(&reader.stdout));
-    assert!(front.served.requests() > 60 && front.served.faults() > 0, "{:?}", front.served);
+    assert!(front.served.requests() > 10 && front.served.faults() > 0, "{:?}", front.served);
 }
 
 fn compare(local: &Path) {
