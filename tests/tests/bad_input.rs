@@ -132,5 +132,6 @@ fn every_help_fits_a_screen_and_shows_an_example() {
     };
     check(trainer, &["run", "sample", "reconstruct", "export", "report", "inspect", "doctor"]);
     check(trainer, &["eval linear", "eval knn", "eval fid"]);
+    check(trainer, &["neighbors", "interpolate", "traverse", "filters", "embed", "search"]);
     check(shard_imagenet, &["build", "verify", "inspect", "synth"]);
 }

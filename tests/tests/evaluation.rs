@@ -146,6 +146,108 @@ fn generated_images_are_scored_at_each_truncation_against_cached_statistics() {
     );
 }
 
+/// The picture that a command draws.
+fn draw(command: &str, args: &[&str]) -> image::RgbImage {
+    let folder = tempfile::tempdir().unwrap();
+    let out = text(&folder.path().join("out.png"));
+    let (said, _) = evaluate(&[command], &[&["--out", &out], args].concat());
+    assert_eq!(said.code, 0, "{command}: {}", said.err);
+    image::open(&out).unwrap().to_rgb8()
+}
+
+/// Tile (column, row) of a grid of 64 px tiles.
+fn tile(picture: &image::RgbImage, column: u32, row: u32) -> image::RgbImage {
+    image::imageops::crop_imm(picture, 4 + 68 * column, 4 + 68 * row, 64, 64).to_image()
+}
+
+#[test]
+fn pictures_show_what_their_names_say_tile_by_tile() {
+    // Columns of `sample`'s grid: the ceiling of the root of the count.
+    let samples = draw("sample", &["--count", "6"]);
+    let sample = |i: u32| tile(&samples, i % 3, i / 3);
+
+    let ways = draw("interpolate", &["--rows", "3", "--steps", "5"]);
+    assert_eq!(ways.dimensions(), (5 * 68 + 4, 3 * 68 + 4));
+    for row in 0..3 {
+        assert!(tile(&ways, 0, row) == sample(row) && tile(&ways, 4, row) == sample(row + 3));
+        assert!(tile(&ways, 2, row) != sample(row), "the middle is neither end");
+    }
+    assert_eq!(draw("interpolate", &["--images", "--rows", "2"]).dimensions(), (548, 2 * 68 + 4));
+
+    let chunks = draw("traverse", &["--steps", "4"]);
+    assert_eq!(chunks.dimensions(), (4 * 68 + 4, 3 * 68 + 4));
+    for chunk in 0..3 {
+        assert!(tile(&chunks, 0, chunk) == sample(0), "every row starts from the same image");
+        assert!(tile(&chunks, 3, chunk) != sample(0), "chunk {chunk} changes nothing");
+    }
+    assert!(tile(&chunks, 3, 0) != tile(&chunks, 3, 1));
+
+    let near = draw("neighbors", &["--split", "train", "--count", "4", "--k", "2"]);
+    assert_eq!(near.dimensions(), (3 * 68 + 4, 4 * 68 + 4));
+    for row in 0..4 {
+        assert!(tile(&near, 0, row) == tile(&near, 1, row), "a training image is its own nearest");
+        assert!(tile(&near, 0, row) != tile(&near, 2, row));
+    }
+
+    // 32 filters of 3 x 3, enlarged by 22.
+    let filters = draw("filters", &[]);
+    assert_eq!(filters.dimensions(), (6 * 70 + 4, 6 * 70 + 4));
+
+    let triples = draw("reconstruct", &["--sampled"]);
+    let pairs = draw("reconstruct", &[]);
+    assert_eq!((triples.width(), pairs.width()), (4 * 196 + 4, 4 * 132 + 4));
+    let part = |picture, x| image::imageops::crop_imm(picture, x, 4, 64, 64).to_image();
+    assert!(part(&triples, 4) == part(&pairs, 4) && part(&triples, 68) == part(&pairs, 68));
+    assert!(part(&triples, 132) != part(&triples, 68), "a draw is not the mean");
+
+    assert!(draw("sample", &["--count", "6", "--truncation", "0.1"]) != samples);
+}
+
+#[test]
+fn features_of_splits_and_folders_can_be_read_and_searched() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| text(&folder.path().join(name));
+    let (said, _) = evaluate(&["embed"], &["--split", "train", "--out", &at("split")]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    let rows = fs::read(at("split.npy")).unwrap();
+    assert_eq!((&rows[..6], rows.len()), (&b"\x93NUMPY"[..], 128 + 40 * 128 * 4));
+
+    // The same images as files, in a tree: the same rows, in the order of their paths.
+    let items = fs::read_to_string(at("split.jsonl")).unwrap();
+    let items: Vec<Value> = items.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(items.len(), 40);
+    fs::create_dir_all(at("photos/deep")).unwrap();
+    let dataset = pipeline::Dataset::open(data(), "train").unwrap();
+    for (place, sample) in [("photos/a.jpg", 7), ("photos/deep/b.jpeg", 3)] {
+        assert_eq!(items[sample as usize]["key"], dataset.key(sample));
+        fs::write(at(place), dataset.bytes(sample).unwrap()).unwrap();
+    }
+    fs::write(at("photos/note.txt"), "not a picture").unwrap();
+    let (said, _) = evaluate(&["embed"], &["--images", &at("photos"), "--out", &at("files")]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    let files = fs::read(at("files.npy")).unwrap();
+    let row = |bytes: &[u8], i: usize| -> Vec<f32> {
+        let bytes = &bytes[128 + i * 512..][..512];
+        bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    };
+    for (file, sample) in [(0, 7), (1, 3)] {
+        let pairs = row(&files, file).into_iter().zip(row(&rows, sample));
+        assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() < 1e-4), "{file}");
+    }
+
+    let search = |query: &str| {
+        let (among, query) = (at("split"), at(query));
+        evaluate(&["search"], &["--among", &among, "--query", &query, "--k", "3"]).0
+    };
+    let said = search("photos/deep/b.jpeg");
+    assert_eq!(said.code, 0, "{}", said.err);
+    let nearest = said.out.lines().find(|line| line.contains("0.0000")).unwrap();
+    assert!(nearest.contains(items[3]["key"].as_str().unwrap()), "{}", said.out);
+    let said = search("photos/note.txt");
+    assert_eq!(said.code, 2);
+    assert!(said.err.contains("note.txt"), "{}", said.err);
+}
+
 #[test]
 fn wrong_requests_are_refused() {
     for (args, word) in [

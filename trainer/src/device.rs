@@ -21,9 +21,20 @@ impl Images {
     /// Copies a batch to `device` as u8 and normalises it there, x / 127.5 − 1, in single precision.
     #[must_use]
     pub fn upload(batch: &Batch, large: i64, small: i64, device: Device) -> Self {
+        Self::of_pixels(batch.large(), batch.small(), (large, small), device)
+    }
+
+    /// As [`Images::upload`], of pixels (N, S, S, 3) at both sides.
+    #[must_use]
+    pub fn of_pixels(
+        large: &[u8],
+        small: &[u8],
+        (large_side, small_side): (i64, i64),
+        device: Device,
+    ) -> Self {
         Self {
-            large: normalised(batch.large(), large, device),
-            small: normalised(batch.small(), small, device),
+            large: normalised(large, large_side, device),
+            small: normalised(small, small_side, device),
         }
     }
 

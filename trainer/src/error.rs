@@ -49,6 +49,14 @@ pub enum Error {
         /// What is wrong with it, and what to do.
         reason: String,
     },
+    /// An image file cannot be read.
+    #[error("image {}: {reason}", path.display())]
+    Image {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The device asked for is not there.
     #[error("device {device} cannot be used: {reason}")]
     Device {
@@ -98,7 +106,7 @@ impl Error {
         match self {
             Self::Config { .. } | Self::Output { .. } | Self::Device { .. } => true,
             Self::Data(e) => e.is_input(),
-            Self::Checkpoint { .. } | Self::Extractor { .. } => true,
+            Self::Checkpoint { .. } | Self::Extractor { .. } | Self::Image { .. } => true,
             _ => false,
         }
     }

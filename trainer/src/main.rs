@@ -5,7 +5,7 @@ mod commands;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{doctor, eval, export, inspect, pictures, report, run};
+use commands::{doctor, embed, eval, export, inspect, pictures, report, run, walk};
 
 /// Trains BigBiGAN: a generator, an encoder and a discriminator, with no labels.
 #[derive(Debug, Parser)]
@@ -29,6 +29,18 @@ enum Command {
     Sample(pictures::SampleArgs),
     /// Show images beside their reconstructions G(E(x))
     Reconstruct(pictures::ReconstructArgs),
+    /// Show images beside the training images nearest to them
+    Neighbors(walk::NeighborsArgs),
+    /// Show ways between latents, or between the codes of images
+    Interpolate(walk::InterpolateArgs),
+    /// Show what each chunk of the latents changes
+    Traverse(walk::TraverseArgs),
+    /// Show the filters of the encoder's first layer
+    Filters(walk::FiltersArgs),
+    /// Write features of images as NumPy and JSON lines
+    Embed(embed::EmbedArgs),
+    /// Find the embedded images nearest to an image file
+    Search(embed::SearchArgs),
     /// Write report.html, all that a run's folder holds on one page
     Report(report::Args),
     /// Write the trained networks for other programs: safetensors and TorchScript
@@ -51,6 +63,12 @@ fn main() -> ExitCode {
         Command::Eval(command) => eval::run(&command),
         Command::Sample(args) => pictures::sample(&args),
         Command::Reconstruct(args) => pictures::reconstruct(&args),
+        Command::Neighbors(args) => walk::neighbors(&args),
+        Command::Interpolate(args) => walk::interpolate(&args),
+        Command::Traverse(args) => walk::traverse(&args),
+        Command::Filters(args) => walk::filters(&args),
+        Command::Embed(args) => embed::embed(&args),
+        Command::Search(args) => embed::search(&args),
         Command::Report(args) => report::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Inspect(args) => inspect::run(&args),

@@ -486,7 +486,7 @@ impl Run {
                 ));
                 self.data.clone()
             });
-            let picture = reconstructions(model, &split)?;
+            let picture = reconstructions(model, &split, false)?;
             self.monitor.picture(step, "reconstructions", suffix, &picture)?;
         }
         self.monitor.live(&self.state, suffix)
@@ -534,21 +534,28 @@ impl Run {
     }
 }
 
-/// Pairs x | G(μ(x)) of the first images of a split, in the grid of `images`.
+/// Tiles x | G(μ(x)) of the first images of a split, in the grid of `images`; with `sampled` also G(ẑ)
+/// of a draw ẑ from the code.
 ///
 /// # Errors
 /// [`Error::Data`], or [`Error::Config`] without an encoder.
-pub fn reconstructions(model: &Model, split: &Arc<Dataset>) -> Result<image::RgbImage> {
+pub fn reconstructions(
+    model: &Model,
+    split: &Arc<Dataset>,
+    sampled: bool,
+) -> Result<image::RgbImage> {
     let c = model.config().images;
     let columns = (c.columns / 2).max(1);
-    let (mut left, mut right) = (vec![], vec![]);
+    let mut tiles = vec![];
     for images in model.images(split, model.config().eval.mode, columns * c.rows)? {
         let images = images?;
-        right.push(model.reconstruct(&images)?);
-        left.push(images.small);
+        let mut tile = pictures::pairs(&images.small, &model.reconstruct(&images)?);
+        if sampled {
+            tile = pictures::pairs(&tile, &model.reconstruct_sampled(&images)?);
+        }
+        tiles.push(tile);
     }
-    let (left, right) = (Tensor::cat(&left, 0), Tensor::cat(&right, 0));
-    Ok(pictures::grid(&pictures::pairs(&left, &right), columns as u32))
+    Ok(pictures::grid(&Tensor::cat(&tiles, 0), columns as u32))
 }
 
 fn lock(out: &Path) -> Result<File> {

@@ -4,19 +4,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{Subcommand, ValueEnum};
-use comfy_table::{Table, presets::UTF8_HORIZONTAL_ONLY};
 use pipeline::Dataset;
 use serde::Serialize;
-use trainer::config::Config;
 use trainer::error::Result;
 use trainer::eval::extractor::Extractor;
 use trainer::eval::features::Feature;
 use trainer::eval::linear::{self, Protocol, Selection};
-use trainer::eval::{Model, Variant, fid, knn};
+use trainer::eval::{Variant, fid, knn};
 use trainer::log::Lines;
 use trainer::{device, run};
 
-use super::{load, usage};
+use super::{On, table, usage};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -26,51 +24,6 @@ pub(crate) enum Command {
     Knn(KnnArgs),
     /// Generated images against real ones: FID, IS, KID, precision, recall, density, coverage
     Fid(FidArgs),
-}
-
-/// Which model, and on what images.
-#[derive(Debug, clap::Args)]
-pub(crate) struct On {
-    /// Folder of a run; its newest sound checkpoint is read, while training may go on
-    #[arg(long, value_name = "DIR")]
-    run: PathBuf,
-    /// Data folder, if not the run's own
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
-    /// The live weights, not their averages
-    #[arg(long)]
-    live: bool,
-    /// cpu, cuda, cuda:N or auto
-    #[arg(long, default_value = "auto")]
-    device: String,
-}
-
-impl On {
-    fn config(&self) -> Result<Config> {
-        let mut config = run::read_config(&self.run)?;
-        if let Some(dir) = &self.data {
-            config.data.dir = dir.to_string_lossy().into_owned();
-        }
-        Ok(config)
-    }
-
-    fn model(&self, config: &Config, variant: Variant) -> Result<Model> {
-        load(&self.run, config, device::parse(&self.device)?, variant, true)
-    }
-
-    fn variant(&self) -> Variant {
-        if self.live { Variant::Live } else { Variant::Average }
-    }
-
-    /// Prints lines of the metrics and appends them to the run's.
-    fn record(&self, lines: &[impl Serialize]) -> Result<()> {
-        let mut metrics = Lines::append(&self.run.join("metrics.jsonl"))?;
-        for line in lines {
-            metrics.write(line)?;
-            println!("{}", serde_json::to_string(line).expect("a line of plain values"));
-        }
-        Ok(())
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -256,7 +209,7 @@ fn linear(args: &LinearArgs) -> Result<()> {
         line.selected_on
     );
     println!("{table}");
-    args.on.record(&lines)
+    record(&args.on, &lines)
 }
 
 fn knn(args: &KnnArgs) -> Result<()> {
@@ -283,7 +236,7 @@ fn knn(args: &KnnArgs) -> Result<()> {
         line.subject.step, args.feature, line.train_images, line.test_images
     );
     println!("{table}");
-    args.on.record(&lines)
+    record(&args.on, &lines)
 }
 
 fn fid(args: &FidArgs) -> Result<()> {
@@ -312,9 +265,8 @@ fn fid(args: &FidArgs) -> Result<()> {
         std::iter::once(None).chain(args.truncation.iter().copied().map(Some)).collect();
     let lines = task.run(&mut args.on.model(&config, args.on.variant())?, &truncations)?;
     let names: Vec<&String> = lines[0].scores.keys().collect();
-    let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY);
-    table.set_header(std::iter::once("truncation").chain(names.iter().map(|name| name.as_str())));
+    let header = std::iter::once("truncation").chain(names.iter().map(|name| name.as_str()));
+    let mut table = table(header);
     for line in &lines {
         let bound = line.subject.truncation.map_or("none".into(), |bound| bound.to_string());
         let scores = line.scores.values().map(|value| format!("{value:.4}"));
@@ -336,7 +288,7 @@ fn fid(args: &FidArgs) -> Result<()> {
     if line.images.min(line.reference_images) <= width {
         println!("note: no more images than features ({width}): the distance is far too large");
     }
-    args.on.record(&lines)
+    record(&args.on, &lines)
 }
 
 /// Where reference statistics are kept between runs.
@@ -350,14 +302,18 @@ fn has_split(data: &Arc<Dataset>, name: &str) -> bool {
     data.index().splits().iter().any(|split| split.name == name)
 }
 
-fn table<const N: usize>(header: [&str; N]) -> Table {
-    let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY).set_header(header);
-    table
-}
-
 /// A plain enum as in the JSON lines.
 fn word(value: &impl Serialize) -> String {
     let value = serde_json::to_value(value).unwrap_or_default();
     value.as_str().unwrap_or_default().to_owned()
+}
+
+/// Prints lines of the metrics and appends them to the run's.
+fn record(on: &On, lines: &[impl Serialize]) -> Result<()> {
+    let mut metrics = Lines::append(&on.run.join("metrics.jsonl"))?;
+    for line in lines {
+        metrics.write(line)?;
+        println!("{}", serde_json::to_string(line).expect("a line of plain values"));
+    }
+    Ok(())
 }

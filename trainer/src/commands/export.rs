@@ -5,6 +5,8 @@ use trainer::eval::{Model, Variant};
 use trainer::export::export;
 use trainer::{checkpoint, device, run};
 
+use super::config_of;
+
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: trainer export --run demo/run --out demo/export")]
 pub(crate) struct Args {
@@ -23,10 +25,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let mut config = run::read_config(&args.run)?;
-    if let Some(dir) = &args.data {
-        config.data.dir = dir.to_string_lossy().into_owned();
-    }
+    let config = config_of(&args.run, args.data.as_deref())?;
     let train = run::open_data(&config, "train")?;
     let path = checkpoint::newest(&args.run.join("checkpoints"))?;
     let step = checkpoint::read_manifest(&path)?.step;

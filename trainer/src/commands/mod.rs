@@ -1,22 +1,25 @@
 //! The subcommands: what was typed becomes calls of the library, and its results become text.
 
 pub(crate) mod doctor;
+pub(crate) mod embed;
 pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod inspect;
 pub(crate) mod pictures;
 pub(crate) mod report;
 pub(crate) mod run;
+pub(crate) mod walk;
 
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use comfy_table::{Table, presets::UTF8_HORIZONTAL_ONLY};
 use tch::Device;
-use trainer::checkpoint;
 use trainer::config::{Config, Origin};
 use trainer::error::{Error, Result};
 use trainer::eval::{Model, Variant};
-use trainer::run::open_data;
+use trainer::run::{open_data, read_config};
+use trainer::{checkpoint, device};
 
 #[derive(Debug, Args)]
 pub(crate) struct Source {
@@ -53,4 +56,51 @@ pub(crate) fn load(
     let path = checkpoint::newest(&out.join("checkpoints"))?;
     let train = with_data.then(|| open_data(config, "train")).transpose()?;
     Model::load(&path, config, device, variant, train.as_ref())
+}
+
+/// Which model, and on what images.
+#[derive(Debug, Args)]
+pub(crate) struct On {
+    /// Folder of a run; its newest sound checkpoint is read, while training may go on
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run: PathBuf,
+    /// Data folder, if not the run's own
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// The live weights, not their averages
+    #[arg(long)]
+    pub(crate) live: bool,
+    /// cpu, cuda, cuda:N or auto
+    #[arg(long, default_value = "auto")]
+    pub(crate) device: String,
+}
+
+impl On {
+    pub(crate) fn config(&self) -> Result<Config> {
+        config_of(&self.run, self.data.as_deref())
+    }
+
+    pub(crate) fn model(&self, config: &Config, variant: Variant) -> Result<Model> {
+        load(&self.run, config, device::parse(&self.device)?, variant, true)
+    }
+
+    pub(crate) fn variant(&self) -> Variant {
+        if self.live { Variant::Live } else { Variant::Average }
+    }
+}
+
+/// An empty table.
+pub(crate) fn table<'a>(header: impl IntoIterator<Item = &'a str>) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_HORIZONTAL_ONLY).set_header(header);
+    table
+}
+
+/// A run's configuration, with another data folder where one is given.
+pub(crate) fn config_of(run: &Path, data: Option<&Path>) -> Result<Config> {
+    let mut config = read_config(run)?;
+    if let Some(dir) = data {
+        config.data.dir = dir.to_string_lossy().into_owned();
+    }
+    Ok(config)
 }

@@ -4,7 +4,7 @@ use trainer::error::Result;
 use trainer::eval::{Variant, pictures};
 use trainer::{device, run};
 
-use super::load;
+use super::{config_of, load};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: trainer sample --run demo/run --count 64 --out samples.png")]
@@ -21,6 +21,9 @@ pub(crate) struct SampleArgs {
     /// Which latents: 0 are those of the run's own pictures
     #[arg(long, default_value_t = 0)]
     draw: u64,
+    /// Bound of the latents, such as 0.5: typical images rather than all kinds
+    #[arg(long)]
+    truncation: Option<f64>,
     /// cpu, cuda, cuda:N or auto
     #[arg(long, default_value = "auto")]
     device: String,
@@ -38,6 +41,9 @@ pub(crate) struct ReconstructArgs {
     /// Split whose first images are shown [default: the run's eval.split]
     #[arg(long)]
     split: Option<String>,
+    /// Beside G of the code's mean, also G of a draw from the code
+    #[arg(long)]
+    sampled: bool,
     /// PNG to write
     #[arg(long, value_name = "FILE", default_value = "reconstructions.png")]
     out: PathBuf,
@@ -48,7 +54,9 @@ pub(crate) struct ReconstructArgs {
 
 pub(crate) fn sample(args: &SampleArgs) -> Result<()> {
     let config = run::read_config(&args.run)?;
-    let model = load(&args.run, &config, device::parse(&args.device)?, Variant::Average, false)?;
+    let mut model =
+        load(&args.run, &config, device::parse(&args.device)?, Variant::Average, false)?;
+    model.truncate(args.truncation)?;
     let images = model.generate(&model.latents(args.draw, args.count));
     let columns = (args.count as f64).sqrt().ceil() as u32;
     pictures::save(&pictures::grid(&images, columns), &args.out)?;
@@ -57,14 +65,11 @@ pub(crate) fn sample(args: &SampleArgs) -> Result<()> {
 }
 
 pub(crate) fn reconstruct(args: &ReconstructArgs) -> Result<()> {
-    let mut config = run::read_config(&args.run)?;
-    if let Some(dir) = &args.data {
-        config.data.dir = dir.to_string_lossy().into_owned();
-    }
+    let config = config_of(&args.run, args.data.as_deref())?;
     let split = args.split.as_ref().unwrap_or(&config.eval.split);
     let split = run::open_data(&config, split)?;
     let model = load(&args.run, &config, device::parse(&args.device)?, Variant::Average, true)?;
-    pictures::save(&run::reconstructions(&model, &split)?, &args.out)?;
+    pictures::save(&run::reconstructions(&model, &split, args.sampled)?, &args.out)?;
     println!("{}", args.out.display());
     Ok(())
 }

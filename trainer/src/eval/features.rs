@@ -109,6 +109,28 @@ impl Features {
         Ok(Self { layers, labels: parts.into_iter().flat_map(|part| part.labels).collect() })
     }
 
+    /// One feature of all images of a split in the order of its shards, seen in `eval.mode`.
+    ///
+    /// # Errors
+    /// As [`Features::of`].
+    pub fn in_order(model: &Model, data: &Arc<Dataset>, feature: Feature) -> Result<Self> {
+        let (mut rows, mut labels) = (vec![], vec![]);
+        for batch in model.in_order(data)? {
+            let (images, batch_labels) = batch?;
+            rows.push(Self::of_images(model, &images, &[feature])?.get(feature).shallow_clone());
+            labels.extend(batch_labels);
+        }
+        Ok(Self::from_rows(feature.stored(), Tensor::cat(&rows, 0), labels))
+    }
+
+    /// Of images that are already there, without labels.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the model lacks what is asked for.
+    pub fn of_images(model: &Model, images: &Images, wanted: &[Feature]) -> Result<Self> {
+        Self::of_batch(model, images, vec![-1; images.len() as usize], wanted)
+    }
+
     /// An endless stream of batches of the split, each image seen afresh in the training's mode.
     ///
     /// # Errors

@@ -225,9 +225,18 @@ impl Model {
     /// # Errors
     /// [`Error::Config`] if the model has no encoder.
     pub fn reconstruct(&self, images: &Images) -> Result<Tensor> {
-        let e = self.encoder()?;
-        let code = no_grad(|| e.forward(&images.large, Statistics::Stored).code);
-        Ok(self.generate(code.mean()))
+        Ok(self.generate(self.encode(images)?.1.code.mean()))
+    }
+
+    /// G(ẑ) for a draw ẑ ~ E(x), the same for every call.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the model has no encoder.
+    pub fn reconstruct_sampled(&self, images: &Images) -> Result<Tensor> {
+        let seed = self.config.train.seed;
+        let key = Key { seed, purpose: Purpose::Evaluate, step: 0, update: 0 };
+        let noise = key.normal(0, images.len(), self.config.latent.dim, self.device);
+        Ok(self.generate(&self.encode(images)?.1.code.sample(&noise)))
     }
 
     fn encoder(&self) -> Result<&Encoder> {
@@ -262,7 +271,22 @@ impl Model {
     ) -> Result<impl Iterator<Item = Result<(Images, Vec<i64>)>> + use<'a>> {
         let mut config = loader_config(&self.config);
         config.mode = mode;
+        config.shuffle = Shuffle::Global;
         self.epoch(data, config, count)
+    }
+
+    /// All images of a split in the order of its shards, in the crop of `eval.mode`.
+    ///
+    /// # Errors
+    /// [`Error::Data`].
+    pub fn in_order<'a>(
+        &'a self,
+        data: &Arc<Dataset>,
+    ) -> Result<impl Iterator<Item = Result<(Images, Vec<i64>)>> + use<'a>> {
+        let mut config = loader_config(&self.config);
+        config.mode = self.config.eval.mode;
+        config.shuffle = Shuffle::None;
+        self.epoch(data, config, i64::MAX)
     }
 
     /// As [`Model::labelled`], but both views R_G wide and made from the whole short side: the images that
@@ -281,6 +305,7 @@ impl Model {
         let mut config = loader_config(&self.config);
         config.mode = Mode::Full;
         config.large = config.small;
+        config.shuffle = Shuffle::Global;
         self.epoch(data, config, count)
     }
 
@@ -291,7 +316,6 @@ impl Model {
         count: i64,
     ) -> Result<impl Iterator<Item = Result<(Images, Vec<i64>)>> + use<'a>> {
         let count = count.min(data.len() as i64);
-        config.shuffle = Shuffle::Global;
         config.last = LastBatch::Keep;
         config.epochs = Some(1);
         config.batch = self.config.micro_batch().min(count) as usize;

@@ -1,10 +1,16 @@
 //! Grids of images as PNG.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use image::{Rgb, RgbImage};
-use tch::Tensor;
+use pipeline::Dataset;
+use tch::{Kind, Tensor};
 
+use super::Model;
+use super::features::{Feature, Features};
+use super::knn::{Distance, nearest};
 use crate::device::to_u8;
 use crate::error::{Error, Result};
 
@@ -51,6 +57,107 @@ pub fn pairs(left: &Tensor, right: &Tensor) -> Tensor {
     Tensor::cat(&[left, right], 3)
 }
 
+/// Rows of images on the way from each code of `from` to that of `to`, ends included.
+///
+/// # Shapes
+/// `from`, `to` (R, Z) to (R · steps, 3, R_G, R_G), row by row. steps > 1.
+///
+/// # Source
+/// Straight lines, as Brock et al. 2018.
+pub fn interpolations(model: &Model, from: &Tensor, to: &Tensor, steps: i64) -> Tensor {
+    let share = Tensor::arange(steps, (Kind::Float, from.device())) / (steps - 1) as f64;
+    let way = (to - from).unsqueeze(1) * share.view([1, -1, 1]) + from.unsqueeze(1);
+    generate(model, &way.flatten(0, 1))
+}
+
+/// A row of images for each chunk of z: from z, with that chunk alone on its way to the same chunk of
+/// `to`. Chunk 0 feeds the first layer, the others a block each.
+///
+/// # Shapes
+/// `z`, `to` (1, Z) to (chunks · steps, 3, R_G, R_G). steps > 1.
+pub fn traversals(model: &Model, z: &Tensor, to: &Tensor, steps: i64) -> Tensor {
+    let chunk = model.config().latent.chunk;
+    let ends = (0..model.config().latent.dim / chunk).map(|i| {
+        let end = z.copy();
+        end.narrow(1, i * chunk, chunk).copy_(&to.narrow(1, i * chunk, chunk));
+        end
+    });
+    let ends = Tensor::cat(&ends.collect::<Vec<_>>(), 0);
+    interpolations(model, &z.expand_as(&ends), &ends, steps)
+}
+
+/// Filters of the encoder's first convolution, each scaled to [-1, 1] by its largest weight.
+///
+/// # Shapes
+/// (filters, 3, k, k).
+///
+/// # Errors
+/// [`Error::Config`] if the model has no encoder.
+///
+/// # Source
+/// Paper App. A: a ten times larger rate leaves visibly cleaner ones.
+pub fn filters(model: &Model) -> Result<Tensor> {
+    let root = model.encoder_and_params().and_then(|(_, params)| {
+        let mut all = params.parameters();
+        all.find(|(name, _)| *name == "trunk.root.weight").map(|(_, weight)| weight.shallow_clone())
+    });
+    let problem = "this model has no encoder (loss.sxz and loss.sz are off)";
+    let root = root.ok_or_else(|| Error::Config { problems: vec![problem.into()] })?;
+    Ok(root.detach() / root.detach().abs().amax([1i64, 2, 3].as_slice(), true).clamp_min(1e-12))
+}
+
+/// Images of a split, each followed by the `k` training images nearest to it by a feature, row by row.
+///
+/// # Shapes
+/// (count · (k + 1), 3, R_G, R_G).
+///
+/// # Errors
+/// [`Error::Data`]; [`Error::Config`] if the model lacks the feature.
+///
+/// # Source
+/// Paper, App. C.
+pub fn neighbours(
+    model: &Model,
+    train: &Arc<Dataset>,
+    split: &Arc<Dataset>,
+    (feature, distance): (Feature, Distance),
+    (count, k): (i64, i64),
+) -> Result<Tensor> {
+    let crop = model.config().eval.mode;
+    let (mut queries, mut shown) = (vec![], vec![]);
+    for batch in model.images(split, crop, count)? {
+        let images = batch?;
+        queries.push(Features::of_images(model, &images, &[feature])?.get(feature).shallow_clone());
+        shown.push(images.small);
+    }
+    let (queries, shown) = (Tensor::cat(&queries, 0), Tensor::cat(&shown, 0));
+    let bank = Features::in_order(model, train, feature)?;
+    let found = nearest(bank.get(feature), None, &queries, distance, k);
+    let rows = Vec::<i64>::try_from(found.rows.reshape([-1]))?;
+    // The pictures of the neighbours, in a second pass over the split: features are small, images not.
+    let mut pictures = BTreeMap::new();
+    let mut first = 0;
+    for batch in model.in_order(train)? {
+        let images = batch?.0;
+        for row in rows.iter().filter(|row| (first..first + images.len()).contains(row)) {
+            pictures.insert(*row, images.small.narrow(0, row - first, 1).copy());
+        }
+        first += images.len();
+    }
+    let mut all = vec![];
+    for (i, rows) in rows.chunks(found.rows.size()[1] as usize).enumerate() {
+        all.push(shown.narrow(0, i as i64, 1));
+        all.extend(rows.iter().map(|row| pictures[row].shallow_clone()));
+    }
+    Ok(Tensor::cat(&all, 0))
+}
+
+/// Images generated a few at a time, whatever their number.
+pub fn generate(model: &Model, z: &Tensor) -> Tensor {
+    let parts: Vec<_> = z.split(64, 0).iter().map(|z| model.generate(z)).collect();
+    Tensor::cat(&parts, 0)
+}
+
 /// Writes a PNG, whole or not at all.
 ///
 /// # Errors
@@ -65,7 +172,7 @@ pub fn save(picture: &RgbImage, path: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
+    use tch::Device;
 
     use super::*;
 

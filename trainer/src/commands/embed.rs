@@ -1,0 +1,114 @@
+//! Features of images for other programs, and the search among them.
+
+use std::path::PathBuf;
+
+use trainer::device;
+use trainer::error::Result;
+use trainer::eval::Model;
+use trainer::eval::embed::{Embedding, image_files};
+use trainer::eval::features::Feature;
+use trainer::eval::knn::{DISTANCES, Distance, nearest};
+use trainer::run::open_data;
+
+use super::{On, config_of, table, usage};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: trainer embed --run demo/run --images photos --out photos\n\n\
+    Writes NAME.npy (a row an image), NAME.jsonl (its key or path, and label) and NAME.json (what the\n\
+    rows are).")]
+pub(crate) struct EmbedArgs {
+    #[command(flatten)]
+    on: On,
+    /// Folder of JPEG and PNG files, searched whole
+    #[arg(long, value_name = "DIR", conflicts_with = "split")]
+    images: Option<PathBuf>,
+    /// A split of the data folder instead [default: the run's eval.split]
+    #[arg(long)]
+    split: Option<String>,
+    /// avepool, mu, stage1, stage2, … or pixels
+    #[arg(long, default_value = "avepool")]
+    feature: Feature,
+    /// Path and name of the files to write, without their extensions
+    #[arg(long, value_name = "NAME")]
+    out: PathBuf,
+}
+
+pub(crate) fn embed(args: &EmbedArgs) -> Result<()> {
+    if args.feature == Feature::BnCrelu {
+        return Err(usage("bn_crelu depends on all rows: embed avepool and normalise them"));
+    }
+    let config = args.on.config()?;
+    let files = args.images.as_deref().map(image_files).transpose()?;
+    let model = args.on.model(&config, args.on.variant())?;
+    let embedding = match files {
+        Some(files) => Embedding::of_files(&model, &files, args.feature)?,
+        None => {
+            let split = args.split.as_ref().unwrap_or(&config.eval.split);
+            Embedding::of_split(&model, &open_data(&config, split)?, args.feature)?
+        }
+    };
+    embedding.write(&args.out)?;
+    let (rows, width) = (embedding.about.images, embedding.about.width);
+    println!("{rows} rows of {width}: {}.npy, .jsonl, .json", args.out.display());
+    Ok(())
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: trainer search --run demo/run --among photos --query cat.jpg")]
+pub(crate) struct SearchArgs {
+    /// Folder of the run that embedded them; the same checkpoint is read
+    #[arg(long, value_name = "DIR")]
+    run: PathBuf,
+    /// Data folder, if not the run's own
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// cpu, cuda, cuda:N or auto
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Path and name that `trainer embed` wrote
+    #[arg(long, value_name = "NAME")]
+    among: PathBuf,
+    /// Image file
+    #[arg(long, value_name = "FILE")]
+    query: PathBuf,
+    /// How many to show
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(i64).range(1..))]
+    k: i64,
+    /// l1, l2 or cosine
+    #[arg(long, default_value = "cosine", value_parser = distance)]
+    distance: Distance,
+}
+
+pub(crate) fn search(args: &SearchArgs) -> Result<()> {
+    let among = Embedding::read(&args.among)?;
+    let feature = among.about.feature.parse::<Feature>().map_err(|e| usage(&e))?;
+    let wanted = &among.about.model;
+    let config = config_of(&args.run, args.data.as_deref())?;
+    let path = args.run.join(format!("checkpoints/step-{:08}", wanted.step));
+    let (device, train) = (device::parse(&args.device)?, open_data(&config, "train")?);
+    let model = Model::load(&path, &config, device, wanted.weights, Some(&train))?;
+    if model.subject() != wanted {
+        return Err(usage(&format!(
+            "{} was embedded by another model than {}; embed it again",
+            args.among.display(),
+            path.display()
+        )));
+    }
+    let query = Embedding::of_files(&model, std::slice::from_ref(&args.query), feature)?;
+    let found = nearest(&among.rows, None, &query.rows, args.distance, args.k);
+    let mut table = table(["distance", "key", "label"]);
+    for i in 0..found.rows.size()[1] {
+        let item = &among.items[found.rows.int64_value(&[0, i]) as usize];
+        let distance = format!("{:.4}", found.distances.double_value(&[0, i]));
+        let label = if item.label < 0 { "-".into() } else { item.label.to_string() };
+        table.add_row([distance, item.key.clone(), label]);
+    }
+    println!("{table}");
+    Ok(())
+}
+
+/// l1, l2 or cosine.
+pub(super) fn distance(text: &str) -> std::result::Result<Distance, String> {
+    let found = DISTANCES.into_iter().find(|distance| distance.to_string() == text);
+    found.ok_or_else(|| "give l1, l2 or cosine".to_owned())
+}
