@@ -74,7 +74,7 @@ pub fn write(run: &Path) -> Result<PathBuf> {
 /// The page.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn html(run: &Path) -> Result<String> {
     let config = fs::read_to_string(run.join("config.toml")).map_err(|e| Error::Output {
         path: run.to_owned(),
