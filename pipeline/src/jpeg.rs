@@ -39,8 +39,9 @@ pub(crate) struct Header {
 /// The part of a picture that is wanted, in MCUs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Part {
-    /// MCUs in a row of the picture.
+    /// MCUs of the picture, across and down.
     pub(crate) columns: usize,
+    pub(crate) rows: usize,
     /// MCUs in a restart interval, 0 for none.
     pub(crate) interval: usize,
     /// The part's first column and row.
@@ -196,9 +197,9 @@ impl Header {
         let (x, y) = (first.0 * across, first.1 * down);
         let (right, bottom) = (window.x + window.width, window.y + window.height);
         let shown = Crop { x, y, width: right - x, height: bottom - y };
-        let columns = self.width.div_ceil(across);
+        let (columns, rows) = (self.width.div_ceil(across), self.height.div_ceil(down));
         let width = shown.width.div_ceil(across);
-        (Part { columns, interval: self.interval, first, width }, shown)
+        (Part { columns, rows, interval: self.interval, first, width }, shown)
     }
 
     /// The needed headers, with the frame's size set to that of `shown`.

@@ -4,8 +4,8 @@
 //!
 //! Damage is a fault wherever a code was read: an unknown code, a run past the end of its block, a
 //! DC value beyond 16 bits, data that end before or, at a restart marker, after their MCUs, a
-//! restart marker out of turn. Of what was not read only the restart markers up to the window and
-//! the end marker are checked ([`crate::jpeg::parse`]).
+//! restart marker out of turn, after the last MCU anything but the end. Of what was not read only
+//! the restart markers up to the window and the end marker are checked ([`crate::jpeg::parse`]).
 //!
 //! # Source
 //! ITU-T T.81 annex F.2. The tables that give code, run and value at once are after stb_image; the
@@ -44,18 +44,25 @@ const NATURAL: [u8; 128] = {
     order
 };
 
-/// A flag of [`Lookup::fast`].
-const SPECIAL: u32 = 1 << 7;
+/// An entry of [`Lookup::one`] that is not a whole coefficient.
+const SPECIAL: u32 = 1 << 6;
+/// An entry of [`Lookup::many`] or [`Lookup::skip`] whose last symbol ends the block.
+const END: u32 = 1 << 6;
 
-/// A Huffman table made ready.
+/// A Huffman table made ready. The lowest 6 bits of every entry are the bits to consume.
 #[derive(Debug, Clone)]
 struct Lookup {
     /// By the next bits: value << 16 | run << 8 | length of code and value, where they are no
     /// longer than the bits; else symbol << 8 | `SPECIAL` | length of the code, 0 where that is
     /// longer. Of AC tables the symbols without a value are special too.
-    fast: [u32; 1 << PEEK],
-    /// Of AC tables, by the next bits: all symbols whose codes they hold, as coefficients passed
-    /// << 6 | whether the block ends << 5 | length of codes and values; 0 where there is none.
+    one: [u32; 1 << PEEK],
+    /// Of AC tables, by the next bits, one or two coefficients and the end of the block, as far as
+    /// they are in sight: second value << 48 | first value << 32 | coefficients passed << 24, the
+    /// end counting as one, or 127 where there is none | the second's place << 16 | the first's
+    /// place << 8 | `END`.
+    many: [u64; 1 << PEEK],
+    /// Of AC tables, by the next bits, all symbols whose codes are in sight: coefficients passed,
+    /// the end counting as one, or 127 where there is none << 7 | `END`.
     skip: [u16; 1 << PEEK],
     /// The first 16 bits that are above all codes of a length.
     above: [u32; 17],
@@ -73,7 +80,8 @@ fn extend(bits: u32, size: u32) -> i32 {
 
 impl Lookup {
     const NONE: Self = Self {
-        fast: [SPECIAL; 1 << PEEK],
+        one: [SPECIAL; 1 << PEEK],
+        many: [0; 1 << PEEK],
         skip: [0; 1 << PEEK],
         above: [0; 17],
         offset: [0; 17],
@@ -83,7 +91,7 @@ impl Lookup {
     /// Makes a table ready. libjpeg-turbo has checked that its codes fit their lengths.
     fn set(&mut self, table: &Table, dc: bool) {
         self.symbols = table.symbols;
-        self.fast.fill(SPECIAL);
+        self.one.fill(SPECIAL);
         let (mut code, mut place) = (0u32, 0usize);
         for length in 1..=16 {
             self.offset[length] = place as i32 - code as i32;
@@ -91,7 +99,7 @@ impl Lookup {
                 if length <= PEEK as usize {
                     let span = 1 << (PEEK as usize - length);
                     let start = code as usize * span;
-                    let slots = self.fast.get_mut(start..start + span).unwrap_or_default();
+                    let slots = self.one.get_mut(start..start + span).unwrap_or_default();
                     set_fast(slots, table.symbols[place % 256], length as u32, dc);
                 }
                 (code, place) = (code + 1, place + 1);
@@ -101,20 +109,47 @@ impl Lookup {
         }
     }
 
-    /// Makes an AC table ready for skipping too.
+    /// Fills `many`, after [`Lookup::set`] for AC.
+    fn set_many(&mut self) {
+        for bits in 0..1 << PEEK {
+            let first = self.one[bits];
+            if first & SPECIAL != 0 {
+                let end = first >> 8 == 0 && first & 63 != 0;
+                let low = if end { 1 << 24 | END | first & 63 } else { 127 << 24 };
+                self.many[bits] = u64::from(low);
+                continue;
+            }
+            let (length, place) = (first & 63, first >> 8 & 15);
+            let second = self.one[bits << length & ((1 << PEEK) - 1)];
+            let fits = (1..=PEEK - length).contains(&(second & 63));
+            let (more, value, next, flag, passed) = if fits && second & SPECIAL == 0 {
+                let next = place + 1 + (second >> 8 & 15);
+                (second & 63, second >> 16, next, 0, next + 1)
+            } else if fits && second >> 8 == 0 {
+                (second & 63, 0, place + 1, END, place + 2)
+            } else {
+                (0, 0, place + 1, 0, place + 1)
+            };
+            let low = passed << 24 | next << 16 | place << 8 | flag | (length + more);
+            self.many[bits] =
+                u64::from(value) << 48 | u64::from(first >> 16) << 32 | u64::from(low);
+        }
+    }
+
+    /// Fills `skip`, after [`Lookup::set`] for AC.
     fn set_skip(&mut self) {
         for first in 0..1 << PEEK {
-            let (mut used, mut passed, mut end) = (0, 0, 0);
-            while used < PEEK && end == 0 {
-                let entry = self.fast[(first << used) % (1 << PEEK)];
-                let (bits, run) = (entry & 31, entry >> 8 & 255);
+            let (mut used, mut passed, mut flag) = (0, 0, 0);
+            while used < PEEK && flag == 0 {
+                let entry = self.one[first << used & ((1 << PEEK) - 1)];
+                let (bits, run) = (entry & 63, entry >> 8 & 255);
                 // The code must be in sight, its value need not.
                 let (length, size, advance) = if entry & SPECIAL == 0 {
                     let size = 32 - (entry as i32 >> 16).unsigned_abs().leading_zeros();
                     (bits - size, size, run + 1)
                 } else {
                     match run {
-                        0x00 => (bits, 0, 0),
+                        0x00 => (bits, 0, 1),
                         0xf0 => (bits, 0, 16),
                         symbol if symbol & 15 == 0 => break,
                         symbol => (bits, symbol & 15, (symbol >> 4) + 1),
@@ -123,24 +158,24 @@ impl Lookup {
                 if length == 0 || used + length > PEEK {
                     break;
                 }
-                end = u32::from(advance == 0) << 5;
+                flag = if entry & SPECIAL != 0 && run == 0 { END } else { 0 };
                 (used, passed) = (used + length + size, passed + advance);
             }
-            self.skip[first] = (passed << 6 | end | used) as u16;
+            let passed = if passed == 0 { 127 } else { passed };
+            self.skip[first] = (passed << 7 | flag | used) as u16;
         }
     }
 
     /// The symbol at the front of 16 bits, and the length of its code.
     #[cold]
-    fn long(&self, bits: u32) -> Result<(u32, u32), Damage> {
-        let length = (1..17).find(|&length| bits < self.above[length]).ok_or(Damage::Code)?;
+    fn long(&self, bits: u32) -> Option<(u32, u32)> {
+        let length = (1..17).find(|&length| bits < self.above[length])?;
         let place = (bits >> (16 - length)) as i32 + self.offset[length];
-        let symbol = *self.symbols.get(place as usize).ok_or(Damage::Code)?;
-        Ok((u32::from(symbol), length as u32))
+        Some((u32::from(*self.symbols.get(place as usize)?), length as u32))
     }
 }
 
-/// Fills the slots of [`Lookup::fast`] that begin with a code of this length.
+/// Fills the slots of [`Lookup::one`] that begin with a code of this length.
 fn set_fast(slots: &mut [u32], symbol: u8, length: u32, dc: bool) {
     let size = u32::from(symbol & 15);
     let each = slots.len() >> size; // slots of one value
@@ -176,9 +211,10 @@ struct Bits {
 impl Bits {
     /// Makes at least 56 bits ready. Past the data they have no meaning.
     #[inline(always)]
-    fn refill(&mut self, data: &[u8]) {
-        let next = data.get(self.at..).and_then(|rest| rest.first_chunk());
-        self.window |= next.map_or(0, |&bytes| u64::from_be_bytes(bytes)) >> self.count;
+    fn refill(&mut self, data: &[u8; CHUNK]) {
+        let at = self.at.min(CHUNK - 8);
+        let next: [u8; 8] = std::array::from_fn(|n| data[at + n]);
+        self.window |= u64::from_be_bytes(next) >> self.count;
         self.at += (63 - self.count as usize) >> 3;
         self.count |= 56;
     }
@@ -206,20 +242,19 @@ impl Bits {
     /// The symbol of a special entry.
     #[inline(always)]
     fn symbol(&mut self, entry: u32, lookup: &Lookup) -> Result<u32, Damage> {
-        let (symbol, length) = match entry & 31 {
-            0 => lookup.long(self.peek(16))?,
-            length => (entry >> 8 & 255, length),
-        };
-        self.consume(length);
-        Ok(symbol)
+        let known = Some((entry >> 8 & 255, entry & 63));
+        let found = if entry & 63 == 0 { lookup.long(self.peek(16)) } else { known };
+        // Of an unknown code, all 16 bits were read.
+        self.consume(found.map_or(16, |(_, length)| length));
+        found.map(|(symbol, _)| symbol).ok_or(Damage::Code)
     }
 
     #[inline(always)]
-    fn difference(&mut self, data: &[u8], dc: &Lookup) -> Result<i32, Damage> {
+    fn difference(&mut self, data: &[u8; CHUNK], dc: &Lookup) -> Result<i32, Damage> {
         self.refill(data);
-        let entry = dc.fast[self.peek(PEEK) as usize];
+        let entry = dc.one[self.peek(PEEK) as usize];
         if entry & SPECIAL == 0 {
-            self.consume(entry & 31);
+            self.consume(entry & 63);
             return Ok(entry as i32 >> 16);
         }
         let size = self.symbol(entry, dc)?;
@@ -228,54 +263,94 @@ impl Bits {
 
     /// Reads the AC coefficients of a block.
     #[inline(always)]
-    fn coefficients(&mut self, data: &[u8], ac: &Lookup, block: &mut Block) -> Result<(), Damage> {
+    fn coefficients(
+        &mut self,
+        data: &[u8; CHUNK],
+        ac: &Lookup,
+        block: &mut Block,
+    ) -> Result<(), Damage> {
+        let mut put = |at: u32, value: u32| {
+            block[NATURAL[at as usize & 127] as usize & 63] = value as i16;
+        };
         let mut at = 1;
         while at < 64 {
             self.refill(data);
-            let entry = ac.fast[self.peek(PEEK) as usize];
-            let (run, value);
+            // There are bits for five entries of `many`.
+            let mut index = 0;
+            let mut ready = 0;
+            while ready < 4 {
+                index = self.peek(PEEK) as usize;
+                let entry = ac.many[index];
+                let low = entry as u32;
+                if at + (low >> 24) > 64 {
+                    break;
+                }
+                // Where there is no second, this is a zero ahead of the first.
+                put(at + (low >> 16 & 31), (entry >> 48) as u32);
+                put(at + (low >> 8 & 15), (entry >> 32) as u32);
+                self.consume(low & 63);
+                if low & END != 0 {
+                    return Ok(());
+                }
+                at += low >> 24;
+                ready += 1;
+            }
+            if ready == 4 || at == 64 {
+                continue;
+            }
+            self.refill(data);
+            let entry = ac.one[index];
             if entry & SPECIAL == 0 {
-                self.consume(entry & 31);
-                (run, value) = (entry >> 8, entry >> 16);
-            } else {
-                let symbol = self.symbol(entry, ac)?;
-                match symbol {
-                    0x00 => return Ok(()),
-                    0xf0 => {
-                        at += 16;
-                        continue;
-                    }
-                    _ if symbol & 15 == 0 => return Err(Damage::Code),
-                    _ => (run, value) = (symbol >> 4, self.value(symbol & 15) as u32),
+                self.consume(entry & 63);
+                at += entry >> 8 & 15;
+                put(at, entry >> 16);
+                at += 1;
+                continue;
+            }
+            match self.symbol(entry, ac)? {
+                0x00 => return Ok(()),
+                0xf0 => at += 16,
+                symbol if symbol & 15 == 0 => return Err(Damage::Code),
+                symbol => {
+                    at += symbol >> 4;
+                    put(at, self.value(symbol & 15) as u32);
+                    at += 1;
                 }
             }
-            at += run as usize & 15;
-            block[NATURAL[at & 127] as usize & 63] = value as i16;
-            at += 1;
         }
         if at == 64 { Ok(()) } else { Err(Damage::Run) }
     }
 
     /// Passes over the AC coefficients of a block.
     #[inline(always)]
-    fn pass(&mut self, data: &[u8], ac: &Lookup) -> Result<(), Damage> {
+    fn pass(&mut self, data: &[u8; CHUNK], ac: &Lookup) -> Result<(), Damage> {
         let mut at = 1;
         while at < 64 {
             self.refill(data);
-            let peek = self.peek(PEEK) as usize;
-            let entry = u32::from(ac.skip[peek]);
-            // Symbols beyond the last coefficient belong to the next block.
-            if entry != 0 && at + (entry >> 6) < 64 {
-                self.consume(entry & 31);
-                at += entry >> 6;
-                if entry & 32 != 0 {
+            // There are bits for two entries of `skip`, each of at most PEEK + 15.
+            let mut index = 0;
+            let mut ready = 0;
+            while ready < 2 {
+                index = self.peek(PEEK) as usize;
+                let entry = u32::from(ac.skip[index]);
+                // Symbols beyond the last coefficient belong to the next block.
+                if at + (entry >> 7) > 64 {
+                    break;
+                }
+                self.consume(entry & 63);
+                if entry & END != 0 {
                     return Ok(());
                 }
+                at += entry >> 7;
+                ready += 1;
+            }
+            if ready == 2 || at == 64 {
                 continue;
             }
-            let entry = ac.fast[peek];
+            self.refill(data);
+            let entry = ac.one[index];
             if entry & SPECIAL == 0 {
-                self.consume(entry & 31);
+                self.consume(entry & 63);
                 at += (entry >> 8 & 15) + 1;
                 continue;
             }
@@ -299,7 +374,7 @@ pub(super) struct Entropy {
     dc: Vec<Lookup>,
     ac: Vec<Lookup>,
     /// Data of the current restart interval, without the stuffed bytes.
-    clean: Vec<u8>,
+    clean: Box<[u8; CHUNK]>,
 }
 
 /// The coefficients of a part of a picture.
@@ -326,7 +401,7 @@ pub(super) struct Scan<'a> {
 impl Entropy {
     pub(super) fn new() -> Self {
         let lookups = || vec![Lookup::NONE; 4];
-        Self { dc: lookups(), ac: lookups(), clean: vec![0; CHUNK] }
+        Self { dc: lookups(), ac: lookups(), clean: Box::new([0; CHUNK]) }
     }
 
     /// A reader of the MCUs of `part`, row after row, in the data behind the scan's header.
@@ -342,6 +417,7 @@ impl Entropy {
             }
             if used(|block| block.ac, n) {
                 self.ac[n].set(&layout.ac[n], false);
+                self.ac[n].set_many();
                 if skips || thin {
                     self.ac[n].set_skip();
                 }
@@ -366,11 +442,12 @@ impl Entropy {
 
 impl Coefficients for Scan<'_> {
     fn next(&mut self, blocks: &mut [Block]) -> Result<(), Fault> {
-        let Part { columns, first, width, .. } = self.part;
+        let Part { columns, rows, first, width, .. } = self.part;
         let (row, column) = (self.given / width, self.given % width);
         self.seek((first.1 + row) * columns + first.0 + column)?;
         self.given += 1;
-        self.read(Some(blocks))
+        self.read(Some(blocks))?;
+        if self.mcu < columns * rows { Ok(()) } else { self.end() }
     }
 }
 
@@ -408,6 +485,15 @@ impl Scan<'_> {
         Ok(())
     }
 
+    /// Looks for the end marker behind the last MCU. Junk may stand before it, and notes.
+    fn end(&self) -> Result<(), Fault> {
+        match next_marker(self.data, self.raw) {
+            Some((_, 0xd9 | 0xe0..=0xef | 0xfe)) => Ok(()),
+            Some((_, code)) => Err(self.fault(format!("marker {code:#x} behind the picture"))),
+            None => Err(Fault::Truncated("the end marker is missing".into())),
+        }
+    }
+
     /// Bits ready and not read; negative where more were read than there are.
     fn left(&self) -> isize {
         (8 * self.filled + self.bits.count as usize) as isize - 8 * self.bits.at as isize
@@ -423,9 +509,8 @@ impl Scan<'_> {
             self.fill();
         }
         let done = self.blocks(blocks);
-        let left = self.left();
-        // The end may show as a wrong code, for what lies behind it has no meaning.
-        if self.ended && left < if done.is_ok() { 0 } else { 32 } {
+        // What lies behind the end has no meaning, so a wrong code there is no damage of its own.
+        if self.ended && self.left() < 0 {
             return Err(Fault::Truncated("premature end of the picture's data".into()));
         }
         let what = match done {
@@ -442,7 +527,7 @@ impl Scan<'_> {
 
     fn blocks(&mut self, mut blocks: Option<&mut [Block]>) -> Result<(), Damage> {
         let Self { layout, memory: Entropy { dc, ac, clean }, .. } = self;
-        let (data, mut bits) = (&clean[..], self.bits);
+        let (data, mut bits) = (&**clean, self.bits);
         let mut done = Ok(());
         for (n, plan) in layout.blocks().iter().enumerate() {
             let (dc, ac) = (&dc[usize::from(plan.dc)], &ac[usize::from(plan.ac)]);

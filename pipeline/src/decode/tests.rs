@@ -1,5 +1,7 @@
+use proptest::prelude::*;
 use turbojpeg_sys as tj;
 
+use super::libjpeg::{Block, Coefficients};
 use super::*;
 use crate::augment::Mode;
 use crate::sampler::{Purpose, Stream};
@@ -133,6 +135,85 @@ fn a_decode_that_jumps_over_restart_intervals_equals_the_full_one_cut() {
             }
         }
     }
+}
+
+#[test]
+fn short_and_long_codes_decode_alike() {
+    // At quality 100 the standard tables' codes of 16 bits come up; optimised tables are all others.
+    for subsamp in [tj::TJSAMP_TJSAMP_444, tj::TJSAMP_TJSAMP_420, tj::TJSAMP_TJSAMP_GRAY] {
+        for (quality, optimised) in [(100, 0), (100, 1), (60, 1), (5, 0), (5, 1)] {
+            let parameters =
+                [(tj::TJPARAM_TJPARAM_QUALITY, quality), (tj::TJPARAM_TJPARAM_OPTIMIZE, optimised)];
+            let what = format!("subsampling {subsamp}, quality {quality}, optimised {optimised}");
+            check_crops(&encode((131, 97), subsamp, &parameters), (131, 97), &what);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+    #[test]
+    fn damage_is_judged_as_libjpeg_turbo_does_or_harder(
+        which in 0..6usize,
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        hole in prop::option::of((any::<prop::sample::Index>(), 1..200usize)),
+    ) {
+        let subsamp = [tj::TJSAMP_TJSAMP_444, tj::TJSAMP_TJSAMP_420][which % 2];
+        let parameters = [
+            &[][..],
+            &[(tj::TJPARAM_TJPARAM_RESTARTBLOCKS, 3)],
+            &[(tj::TJPARAM_TJPARAM_OPTIMIZE, 1), (tj::TJPARAM_TJPARAM_QUALITY, 98)],
+        ][which / 2];
+        let mut bytes = encode((70, 50), subsamp, parameters);
+        let scan = jpeg::parse(&bytes).unwrap().scan;
+        for (at, value) in damage {
+            let at = scan + at.index(bytes.len() - scan - 2);
+            bytes[at] = value;
+        }
+        if let Some((at, length)) = hole {
+            let from = scan + at.index(bytes.len() - scan - 2);
+            bytes.drain(from..(from + length).min(bytes.len() - 2));
+        }
+        let ours = Decoder::new(DecodeOptions::default()).unwrap().decode(&bytes);
+        let theirs = turbojpeg::decompress(&bytes[..], turbojpeg::PixelFormat::RGB);
+        match (ours, theirs) {
+            (Ok(ours), Ok(theirs)) => prop_assert!(ours.pixels == theirs.pixels),
+            // They take any code without a value for the end of a block, let a DC level wrap, and
+            // pass over what stands behind the last coefficient or the last MCU of an interval.
+            (Err(Fault::Jpeg(what)), Ok(_)) => prop_assert!(
+                ["unknown code", "end of a block", "beyond 16 bits", "data left over"]
+                    .iter()
+                    .any(|known| what.contains(known)),
+                "{}",
+                what
+            ),
+            (Err(other), Ok(_)) => prop_assert!(false, "{other:?} where they see no damage"),
+            (Ok(_), Err(theirs)) => prop_assert!(
+                theirs.to_string().contains("extraneous bytes before marker 0xd9"), "{}", theirs
+            ),
+            (Err(_), Err(_)) => {}
+        }
+    }
+}
+
+#[test]
+fn a_panic_in_a_source_of_coefficients_comes_through() {
+    struct Broken;
+    impl Coefficients for Broken {
+        fn next(&mut self, _: &mut [Block]) -> Result<(), Fault> {
+            panic!("broken source")
+        }
+    }
+    let bytes = encode((70, 50), tj::TJSAMP_TJSAMP_420, &[]);
+    let mut picture = Picture::new().unwrap();
+    let mut out = Vec::new();
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        picture.start(&bytes, (70, 50), 1).unwrap().read(Some(&mut Broken), &mut out)
+    }));
+    assert_eq!(caught.unwrap_err().downcast_ref(), Some(&"broken source"));
+    // The decompressor is as good as new.
+    picture.start(&bytes, (70, 50), 1).unwrap().read(None, &mut out).unwrap();
+    assert!(out == reference(&bytes));
 }
 
 #[test]
