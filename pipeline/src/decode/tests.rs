@@ -174,6 +174,8 @@ proptest! {
             let from = scan + at.index(bytes.len() - scan - 2);
             bytes.drain(from..(from + length).min(bytes.len() - 2));
         }
+        // Where a fill byte stands in the data, libjpeg-turbo decodes an MCU twice without clearing it.
+        prop_assume!(!bytes[scan..].windows(2).any(|pair| pair == [0xff, 0xff]));
         let ours = Decoder::new(DecodeOptions::default()).unwrap().decode(&bytes);
         let theirs = turbojpeg::decompress(&bytes[..], turbojpeg::PixelFormat::RGB);
         match (ours, theirs) {
