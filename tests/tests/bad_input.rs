@@ -130,7 +130,10 @@ fn every_help_fits_a_screen_and_shows_an_example() {
             assert!(said.out.contains("Example"), "{command}: {}", said.out);
         }
     };
-    check(trainer, &["run", "sample", "reconstruct", "export", "report", "inspect", "doctor"]);
+    check(
+        trainer,
+        &["run", "sample", "reconstruct", "export", "report", "bench-batch", "inspect", "doctor"],
+    );
     check(trainer, &["eval linear", "eval knn", "eval fid"]);
     check(trainer, &["neighbors", "interpolate", "traverse", "filters", "embed", "search"]);
     check(shard_imagenet, &["build", "verify", "inspect", "synth"]);

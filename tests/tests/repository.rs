@@ -64,6 +64,7 @@ fn imports_go_one_way() {
             "config",
             "state",
             "step",
+            "fit",
             "checkpoint",
             "eval",
             "export",

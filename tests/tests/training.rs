@@ -240,9 +240,23 @@ fn the_paper_s_model_is_described_without_being_built() {
     let folder = tempfile::tempdir().unwrap();
     let dir = text(data());
     let out = folder.path().join("run");
-    let said =
-        trainer(&["run", "--preset", "base", "--dry-run", "--data", &dir, "--out", &text(&out)]);
+    let mut args = vec!["run", "--preset", "base", "--dry-run", "--gflops", "100000"];
+    let run = text(&out);
+    let said = trainer(&[&args[..], &["--data", &dir, "--out", &run]].concat());
     assert_eq!(said.code, 0, "{}", said.err);
+    let after = |words: &str| -> f64 {
+        let (_, rest) =
+            said.out.split_once(words).unwrap_or_else(|| panic!("{words}: {}", said.out));
+        rest.split_whitespace().next().unwrap().parse().unwrap()
+    };
+    let gflop = after("a step costs ");
+    let step = after("at 100000 GFLOP/s a step takes ");
+    assert!((step - 2048.0 * gflop / 100_000.0).abs() < 2e-3, "{step} s, {gflop} GFLOP");
+    assert!((after("and the run ") - step * 500_000.0 / 86_400.0).abs() < 0.02);
+    // With no data at hand it speaks of ImageNet.
+    args.extend(["--set", "train.steps=1000"]);
+    let alone = trainer(&args);
+    assert!(alone.out.contains("1.6 epochs") && alone.out.contains("ImageNet"), "{}", alone.out);
     for text in ["70,306,116", "91,608,880", "160,375,076", "batch = 2048", "beta2 = 0.999"] {
         assert!(said.out.contains(text), "{text} is not in {}", said.out);
     }

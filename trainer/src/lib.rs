@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod error;
 pub mod eval;
 pub mod export;
+pub mod fit;
 #[cfg(test)]
 mod golden;
 pub mod health;

@@ -5,7 +5,9 @@ mod commands;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{doctor, embed, eval, export, inspect, pictures, report, run, walk};
+use commands::{
+    bench_batch, doctor, embed, eval, export, inspect, pictures, report, run, walk,
+};
 
 /// Trains BigBiGAN: a generator, an encoder and a discriminator, with no labels.
 #[derive(Debug, Parser)]
@@ -47,6 +49,8 @@ enum Command {
     Export(export::Args),
     /// Say how large a preset, configuration or run is and what a step costs
     Inspect(inspect::Args),
+    /// Find the largest micro-batch that fits this machine
+    BenchBatch(bench_batch::Args),
     /// Say what this machine offers, and whether a data folder is sound
     Doctor(doctor::Args),
 }
@@ -71,6 +75,7 @@ fn main() -> ExitCode {
         Command::Search(args) => embed::search(&args),
         Command::Report(args) => report::run(&args),
         Command::Export(args) => export::run(&args),
+        Command::BenchBatch(args) => bench_batch::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Doctor(args) => return doctor::run(&args),
     };

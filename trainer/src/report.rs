@@ -22,7 +22,7 @@ type Chart = (&'static str, &'static str, &'static [(&'static str, &'static str)
 const TRAINING: [Chart; 2] = [
     (
         "Losses",
-        "of the last update; L_D is a hinge, so 0 to 2 a term and side is its range of play",
+        "of the last update; scores of 0 cost D two for each term",
         &[("loss_d", "D"), ("loss_g", "G"), ("loss_e", "E")],
     ),
     (
@@ -144,7 +144,8 @@ fn tiles(stats: &[Map<String, Value>]) -> String {
     let Some(last) = stats.last() else { return String::new() };
     let tile = |(key, name, unit): &(&str, &str, &str)| {
         number(last, key).map(|value| {
-            format!("<div><b>{}<small>{unit}</small></b><span>{name}</span></div>", short(value))
+            let value = short((100.0 * value).round() / 100.0);
+            format!("<div><b>{value}<small>{unit}</small></b><span>{name}</span></div>")
         })
     };
     let all: String = [

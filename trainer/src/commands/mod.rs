@@ -1,5 +1,6 @@
 //! The subcommands: what was typed becomes calls of the library, and its results become text.
 
+pub(crate) mod bench_batch;
 pub(crate) mod doctor;
 pub(crate) mod embed;
 pub(crate) mod eval;

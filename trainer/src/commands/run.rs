@@ -28,9 +28,12 @@ pub(crate) struct Args {
     /// cpu, cuda, cuda:N or auto
     #[arg(long)]
     device: Option<String>,
-    /// Print the resolved configuration and the parameter counts, write nothing
+    /// Print the resolved configuration and what the run would cost, write nothing
     #[arg(long)]
     dry_run: bool,
+    /// With --dry-run: the speed to predict the time by, in GFLOP/s (see benches: step)
+    #[arg(long, value_name = "N", requires = "dry_run")]
+    gflops: Option<f64>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -50,21 +53,39 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         config.data.dir = dir.to_string_lossy().into_owned();
     }
     if args.dry_run {
-        return dry_run(&config);
+        return dry_run(&config, args.gflops);
     }
     let out = args.out.as_ref().ok_or_else(|| usage("give --out DIR, a new folder for the run"))?;
     finish(&run::start(config, out, &*stop_flag()?)?)
 }
 
-fn dry_run(config: &Config) -> Result<()> {
+/// Images of ImageNet's training split, which the presets are for.
+const IMAGENET: usize = 1_281_167;
+
+fn dry_run(config: &Config, gflops: Option<f64>) -> Result<()> {
+    if gflops.is_some_and(|speed| speed.is_nan() || speed <= 0.0) {
+        return Err(usage("--gflops wants a speed above 0"));
+    }
     println!("{}", config.to_toml());
     let counts = Counts::of(config);
-    println!("{}", inspect::table(&counts, &Cost::of(config, &counts)));
-    if !config.data.dir.is_empty() {
-        let images = run::open_data(config, "train")?.len();
-        let steps = config.train.steps as f64;
-        let epochs = steps * config.train.batch as f64 / images as f64;
-        println!("{images} training images; {steps} steps are {epochs:.1} epochs for G and E");
+    let cost = Cost::of(config, &counts);
+    println!("{}", inspect::table(&counts, &cost));
+    let (images, of) = match config.data.dir.as_str() {
+        "" => (IMAGENET, " of ImageNet, as no --data is given"),
+        _ => (run::open_data(config, "train")?.len(), ""),
+    };
+    let steps = config.train.steps as f64;
+    let seen = steps * config.train.batch as f64;
+    let epochs = seen / images as f64;
+    println!("{images} training images{of}; {steps} steps are {epochs:.1} epochs for G and E");
+    if let Some(speed) = gflops {
+        let step = config.train.batch as f64 * cost.step_flop / (1e9 * speed);
+        println!(
+            "at {speed} GFLOP/s a step takes {step:.3} s ({:.1} images/s) and the run {:.2} days, \
+             pictures and evaluations not counted",
+            config.train.batch as f64 / step,
+            step * steps / 86_400.0
+        );
     }
     Ok(())
 }

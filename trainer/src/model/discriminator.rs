@@ -1,8 +1,12 @@
+use std::rc::Rc;
+
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::LatentConfig;
-use crate::nn::{Attention, Conv, ConvShape, Linear, Mlp, MlpConfig, Scope};
+use crate::nn::{
+    Attention, Conv, ConvShape, Linear, Mlp, MlpConfig, Recompute, Scope, Statistics, recomputed,
+};
 
 /// Size of F, the image part of D.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -16,6 +20,8 @@ pub struct ImageConfig {
     pub attn_res: i64,
     /// Epsilon of spectral norm, for the whole of D.
     pub sn_eps: f64,
+    /// Whether blocks are computed again in the backward pass instead of kept.
+    pub recompute: bool,
 }
 
 impl ImageConfig {
@@ -204,7 +210,8 @@ impl Discriminator {
 /// F: BigGAN's discriminator trunk without class projection.
 #[derive(Debug)]
 struct ImagePart {
-    blocks: Vec<(Block, Option<Attention>)>,
+    blocks: Vec<Rc<(Block, Option<Attention>)>>,
+    recompute: bool,
 }
 
 #[derive(Debug)]
@@ -227,20 +234,37 @@ impl ImagePart {
             let side = c.res >> (i + 1).min(halvings);
             let attends = side == c.attn_res && i < halvings;
             let attention = attends.then(|| Attention::new(&s.sub("attention"), cout, c.sn_eps));
-            (Block::new(&s, cin, cout, (i == 0, halves), c.sn_eps), attention)
+            Rc::new((Block::new(&s, cin, cout, (i == 0, halves), c.sn_eps), attention))
         };
-        Self { blocks: (0..m.len()).map(block).collect() }
+        Self { blocks: (0..m.len()).map(block).collect(), recompute: c.recompute }
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
         let mut x = x.shallow_clone();
-        for (block, attention) in &self.blocks {
-            x = block.forward(&x);
-            if let Some(attention) = attention {
-                x = attention.forward(&x);
-            }
+        for block in &self.blocks {
+            // No batch norm: there are no statistics to be of one kind or another.
+            let (inputs, statistics) = (vec![x], Statistics::Stored);
+            x = if self.recompute {
+                recomputed(block, inputs, statistics)
+            } else {
+                block.run(&inputs, statistics)
+            };
         }
         x.relu().sum_dim_intlist([2i64, 3].as_slice(), false, None::<Kind>)
+    }
+}
+
+impl Recompute for (Block, Option<Attention>) {
+    fn run(&self, inputs: &[Tensor], _: Statistics) -> Tensor {
+        let x = self.0.forward(&inputs[0]);
+        self.1.as_ref().map_or_else(|| x.shallow_clone(), |attention| attention.forward(&x))
+    }
+
+    fn parameters(&self) -> Vec<Tensor> {
+        let block = &self.0;
+        let convs = [Some(&block.conv1), Some(&block.conv2), block.shortcut.as_ref()];
+        let own = convs.into_iter().flatten().flat_map(Conv::parameters);
+        own.chain(self.1.iter().flat_map(Attention::parameters)).collect()
     }
 }
 
@@ -288,7 +312,8 @@ mod tests {
 
     const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
     const FILL: Fill = Fill::Seed { seed: 1, network: 0 };
-    const CONFIG: ImageConfig = ImageConfig { ch: 8, res: 32, attn_res: 16, sn_eps: 1e-4 };
+    const CONFIG: ImageConfig =
+        ImageConfig { ch: 8, res: 32, attn_res: 16, sn_eps: 1e-4, recompute: false };
 
     #[test]
     fn the_first_block_sees_negative_pixels_through_both_branches() {
@@ -309,9 +334,8 @@ mod tests {
         let (f, _params) = Params::build(F64, FILL, |s| ImagePart::new(s, CONFIG));
         let x = Tensor::randn([2, 3, 32, 32], F64);
         let mut map = x.shallow_clone();
-        for (block, attention) in &f.blocks {
-            map = block.forward(&map);
-            map = attention.as_ref().map_or(map.shallow_clone(), |a| a.forward(&map));
+        for block in &f.blocks {
+            map = block.run(&[map], Statistics::Stored);
         }
         assert_eq!(map.size(), [2, 32, 8, 8]);
         let mean = map.relu().mean_dim([2i64, 3].as_slice(), false, Kind::Double);

@@ -39,6 +39,8 @@ pub struct EncoderConfig {
     pub bn_eps: f64,
     /// Momentum of the stored statistics, in torch's convention.
     pub bn_momentum: f64,
+    /// Whether blocks are computed again in the backward pass instead of kept. A RevNet always is.
+    pub recompute: bool,
 }
 
 /// What E says of a batch of images.
@@ -183,6 +185,7 @@ pub(super) const TINY: EncoderConfig = EncoderConfig {
     mlp_width: 16,
     bn_eps: 1e-3,
     bn_momentum: 0.01,
+    recompute: false,
 };
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
+use std::rc::Rc;
+
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::nn::{
-    Attention, BatchNorm, ConditionalBatchNorm, Conv, ConvShape, Init, Linear, Scope, Statistics,
-    channels_last,
+    Attention, BatchNorm, ConditionalBatchNorm, Conv, ConvShape, Init, Linear, Recompute, Scope,
+    Statistics, channels_last, recomputed,
 };
 use crate::random::Prior;
 
@@ -35,6 +37,8 @@ pub struct GeneratorConfig {
     pub bn_eps: f64,
     /// Epsilon of spectral norm.
     pub sn_eps: f64,
+    /// Whether blocks are computed again in the backward pass instead of kept.
+    pub recompute: bool,
 }
 
 impl GeneratorConfig {
@@ -73,7 +77,8 @@ pub struct Generator {
     embedding: Tensor,
     first: Linear,
     width: i64,
-    blocks: Vec<(Block, Option<Attention>)>,
+    blocks: Vec<Rc<(Block, Option<Attention>)>>,
+    recompute: bool,
     norm: BatchNorm,
     last: Conv,
 }
@@ -105,7 +110,7 @@ impl Generator {
             let attends = BOTTOM << (i + 1) == config.attn_res;
             let attention =
                 attends.then(|| Attention::new(&s.sub("attention"), cout, config.sn_eps));
-            (Block::new(&s, cin, cout, condition, &config), attention)
+            Rc::new((Block::new(&s, cin, cout, condition, &config), attention))
         };
         Self {
             chunk: latent.chunk,
@@ -113,6 +118,7 @@ impl Generator {
             first: Linear::new(&s.sub("first"), latent.chunk, width * BOTTOM * BOTTOM, sn),
             width,
             blocks: (0..m.len() - 1).map(block).collect(),
+            recompute: config.recompute,
             norm: BatchNorm::affine(&s.sub("norm"), out, config.bn_eps, MOMENTUM),
             last: Conv::new(
                 &s.sub("last"),
@@ -128,13 +134,33 @@ impl Generator {
         let e = z.narrow(1, 0, 1).zeros_like() + &self.embedding;
         let bottom = self.first.forward(&chunks[0]).view([-1, self.width, BOTTOM, BOTTOM]);
         let mut x = channels_last(&bottom);
-        for ((block, attention), z) in self.blocks.iter().zip(&chunks[1..]) {
-            x = block.forward(&x, &Tensor::cat(&[z, &e], 1), statistics);
-            if let Some(attention) = attention {
-                x = attention.forward(&x);
-            }
+        for (block, z) in self.blocks.iter().zip(&chunks[1..]) {
+            let inputs = vec![x, Tensor::cat(&[z, &e], 1)];
+            x = if self.recompute {
+                recomputed(block, inputs, statistics)
+            } else {
+                block.run(&inputs, statistics)
+            };
         }
         self.last.forward(&self.norm.forward(&x, statistics).relu()).tanh()
+    }
+}
+
+impl Recompute for (Block, Option<Attention>) {
+    /// Of x and the condition.
+    fn run(&self, inputs: &[Tensor], statistics: Statistics) -> Tensor {
+        let x = self.0.forward(&inputs[0], &inputs[1], statistics);
+        self.1.as_ref().map_or_else(|| x.shallow_clone(), |attention| attention.forward(&x))
+    }
+
+    fn parameters(&self) -> Vec<Tensor> {
+        let block = &self.0;
+        let norms = [&block.norm1, &block.norm2].into_iter();
+        let convs = [&block.conv1, &block.conv2, &block.shortcut].into_iter();
+        let own = norms.flat_map(ConditionalBatchNorm::parameters);
+        own.chain(convs.flat_map(Conv::parameters))
+            .chain(self.1.iter().flat_map(Attention::parameters))
+            .collect()
     }
 }
 
@@ -179,17 +205,24 @@ mod tests {
     use crate::nn::{Fill, Params};
 
     const LATENT: LatentConfig = LatentConfig { dim: 60, chunk: 20, prior: Prior::Normal };
-    const CONFIG: GeneratorConfig =
-        GeneratorConfig { ch: 8, res: 16, attn_res: 16, shared_dim: 8, bn_eps: 1e-4, sn_eps: 1e-4 };
+    const CONFIG: GeneratorConfig = GeneratorConfig {
+        ch: 8,
+        res: 16,
+        attn_res: 16,
+        shared_dim: 8,
+        bn_eps: 1e-4,
+        sn_eps: 1e-4,
+        recompute: false,
+    };
 
     /// Activations entering each block, then the image.
     fn activations(g: &Generator, z: &Tensor) -> Vec<Tensor> {
         let chunks = z.split(g.chunk, 1);
         let e = g.embedding.expand([z.size()[0], -1], false);
         let mut all = vec![g.first.forward(&chunks[0]).view([-1, g.width, BOTTOM, BOTTOM])];
-        for ((block, _), z) in g.blocks.iter().zip(&chunks[1..]) {
+        for (block, z) in g.blocks.iter().zip(&chunks[1..]) {
             let c = Tensor::cat(&[z, &e], 1);
-            all.push(block.forward(all.last().unwrap(), &c, Statistics::Stored));
+            all.push(block.0.forward(all.last().unwrap(), &c, Statistics::Stored));
         }
         all.push(g.forward(z, Statistics::Stored));
         all

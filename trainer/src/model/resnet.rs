@@ -1,7 +1,9 @@
+use std::rc::Rc;
+
 use tch::Tensor;
 
 use super::EncoderConfig;
-use crate::nn::{BatchNorm, Conv, ConvShape, Scope, Statistics};
+use crate::nn::{BatchNorm, Conv, ConvShape, Recompute, Scope, Statistics, recomputed};
 
 /// Bottlenecks of each stage, by depth.
 pub(super) fn stages(depth: i64) -> Option<[i64; 4]> {
@@ -23,6 +25,16 @@ pub(super) fn norm(s: &Scope<'_>, channels: i64, c: &EncoderConfig) -> BatchNorm
 }
 
 /// 3×3/2 max-pool with symmetric padding 1.
+/// One block, whose inside is kept or not.
+pub(super) fn forward<B: Recompute + 'static>(
+    block: &Rc<B>,
+    x: Tensor,
+    statistics: Statistics,
+    recompute: bool,
+) -> Tensor {
+    if recompute { recomputed(block, vec![x], statistics) } else { block.run(&[x], statistics) }
+}
+
 pub(super) fn max_pool(x: &Tensor) -> Tensor {
     x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false)
 }
@@ -37,8 +49,9 @@ pub(super) fn max_pool(x: &Tensor) -> Tensor {
 #[derive(Debug)]
 pub(super) struct ResNet {
     root: Conv,
-    stages: Vec<Vec<Bottleneck>>,
+    stages: Vec<Vec<Rc<Bottleneck>>>,
     end: BatchNorm,
+    recompute: bool,
 }
 
 impl ResNet {
@@ -52,7 +65,7 @@ impl ResNet {
             for unit in 0..count {
                 let stride = if stage > 0 && unit == 0 { 2 } else { 1 };
                 let s = s.sub(format!("stage{}", stage + 1)).sub(unit);
-                units.push(Bottleneck::new(&s, (cin, mid), stride, &c));
+                units.push(Rc::new(Bottleneck::new(&s, (cin, mid), stride, &c)));
                 cin = 4 * mid;
             }
             all.push(units);
@@ -61,6 +74,7 @@ impl ResNet {
             root: conv(&s.sub("root"), 3, 64 * c.width, 7, 2),
             stages: all,
             end: norm(&s.sub("end"), cin, &c),
+            recompute: c.recompute,
         }
     }
 
@@ -73,7 +87,7 @@ impl ResNet {
         let mut x = max_pool(&self.root.forward(x));
         for stage in &self.stages {
             for unit in stage {
-                x = unit.forward(&x, statistics);
+                x = forward(unit, x, statistics, self.recompute);
             }
             seen(&x);
         }
@@ -88,6 +102,18 @@ struct Bottleneck {
     norms: [BatchNorm; 3],
     convs: [Conv; 3],
     projection: Option<Conv>,
+}
+
+impl Recompute for Bottleneck {
+    fn run(&self, inputs: &[Tensor], statistics: Statistics) -> Tensor {
+        self.forward(&inputs[0], statistics)
+    }
+
+    fn parameters(&self) -> Vec<Tensor> {
+        let norms = self.norms.iter().flat_map(BatchNorm::parameters);
+        let convs = self.convs.iter().chain(&self.projection);
+        norms.chain(convs.flat_map(Conv::parameters)).collect()
+    }
 }
 
 impl Bottleneck {

@@ -86,10 +86,7 @@ impl Stage {
         let mut inputs = vec![x.shallow_clone()];
         inputs.extend(self.0.iter().flat_map(Unit::parameters));
         let (units, kept) = (self.0.clone(), y.shallow_clone());
-        let again = match statistics {
-            Statistics::Stored => Statistics::Stored,
-            _ => Statistics::Repeat,
-        };
+        let again = statistics.again();
         attach(y, &inputs, move |gradient| backward(&units, &kept, gradient, again))
     }
 

@@ -1,8 +1,10 @@
+use std::rc::Rc;
+
 use tch::Tensor;
 
 use super::EncoderConfig;
-use super::resnet::{conv, norm};
-use crate::nn::{BatchNorm, Conv, Scope, Statistics};
+use super::resnet::{conv, forward, norm};
+use crate::nn::{BatchNorm, Conv, Recompute, Scope, Statistics};
 
 /// Channels of the three stages, times `width`.
 const CHANNELS: [i64; 3] = [32, 64, 128];
@@ -15,8 +17,9 @@ const CHANNELS: [i64; 3] = [32, 64, 128];
 #[derive(Debug)]
 pub(super) struct Small {
     root: Conv,
-    stages: Vec<Vec<Basic>>,
+    stages: Vec<Vec<Rc<Basic>>>,
     end: BatchNorm,
+    recompute: bool,
 }
 
 impl Small {
@@ -33,12 +36,12 @@ impl Small {
             for block in 0..(c.depth - 2) / 6 {
                 let s = s.sub(format!("stage{}", stage + 1)).sub(block);
                 let stride = if block == 0 { 2 } else { 1 };
-                blocks.push(Basic::new(&s, (cin, channels * c.width), stride, &c));
+                blocks.push(Rc::new(Basic::new(&s, (cin, channels * c.width), stride, &c)));
                 cin = channels * c.width;
             }
             stages.push(blocks);
         }
-        Self { root, stages, end: norm(&s.sub("end"), cin, &c) }
+        Self { root, stages, end: norm(&s.sub("end"), cin, &c), recompute: c.recompute }
     }
 
     pub(super) fn forward(
@@ -50,7 +53,7 @@ impl Small {
         let mut x = self.root.forward(x);
         for stage in &self.stages {
             for block in stage {
-                x = block.forward(&x, statistics);
+                x = forward(block, x, statistics, self.recompute);
             }
             seen(&x);
         }
@@ -64,6 +67,18 @@ struct Basic {
     norms: [BatchNorm; 2],
     convs: [Conv; 2],
     projection: Option<Conv>,
+}
+
+impl Recompute for Basic {
+    fn run(&self, inputs: &[Tensor], statistics: Statistics) -> Tensor {
+        self.forward(&inputs[0], statistics)
+    }
+
+    fn parameters(&self) -> Vec<Tensor> {
+        let norms = self.norms.iter().flat_map(BatchNorm::parameters);
+        let convs = self.convs.iter().chain(&self.projection);
+        norms.chain(convs.flat_map(Conv::parameters)).collect()
+    }
 }
 
 impl Basic {

@@ -38,6 +38,14 @@ impl Attention {
         }
     }
 
+    /// The weights.
+    #[must_use]
+    pub fn parameters(&self) -> Vec<Tensor> {
+        let convs = [&self.theta, &self.phi, &self.g, &self.o];
+        let gamma = self.gamma.shallow_clone();
+        convs.into_iter().flat_map(Conv::parameters).chain([gamma]).collect()
+    }
+
     /// x + γ · o(attention(x)).
     ///
     /// # Panics

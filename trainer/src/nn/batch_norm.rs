@@ -18,6 +18,17 @@ pub enum Statistics {
     Stored,
 }
 
+impl Statistics {
+    /// For a pass that repeats one of these.
+    #[must_use]
+    pub fn again(self) -> Self {
+        match self {
+            Self::Stored => Self::Stored,
+            _ => Self::Repeat,
+        }
+    }
+}
+
 /// Batch normalisation over (N, H, W), with or without a gain and shift of its own.
 ///
 /// # Source
@@ -94,6 +105,12 @@ impl ConditionalBatchNorm {
             gain: Linear::without_bias(&s.sub("gain"), condition, channels, Some(sn_eps)),
             shift: Linear::without_bias(&s.sub("shift"), condition, channels, Some(sn_eps)),
         }
+    }
+
+    /// The weights.
+    #[must_use]
+    pub fn parameters(&self) -> Vec<Tensor> {
+        [&self.gain, &self.shift].into_iter().flat_map(Linear::parameters).collect()
     }
 
     /// Normalises x and modulates it by c.

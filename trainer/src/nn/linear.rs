@@ -32,6 +32,13 @@ impl Linear {
         Self { weight, bias: None }
     }
 
+    /// The weights.
+    #[must_use]
+    pub fn parameters(&self) -> Vec<Tensor> {
+        let all = [Some(&self.weight), self.bias.as_ref()].into_iter().flatten();
+        all.map(Tensor::shallow_clone).collect()
+    }
+
     /// x Wᵀ + b.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x.linear(&self.weight, self.bias.as_ref())

@@ -16,7 +16,7 @@ pub use conv::{Conv, ConvShape};
 pub use linear::Linear;
 pub use mlp::{Mlp, MlpConfig};
 pub use params::{Fill, Init, Kinds, Params, Scope, Weights};
-pub use recompute::attach;
+pub use recompute::{Recompute, attach, recomputed};
 pub use spectral_norm::{SpectralNorm, SpectralNorms};
 
 /// What was computed in bfloat16, in single precision; anything else as it is.

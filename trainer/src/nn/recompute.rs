@@ -1,8 +1,10 @@
 use std::ffi::{c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 
-use tch::Tensor;
+use tch::{Tensor, no_grad, with_grad};
 
+use super::Statistics;
 use crate::shim::{in_bf16, outcome, with_bf16};
 
 /// Computes the gradients of a block's inputs from the gradient of its output.
@@ -17,6 +19,51 @@ unsafe extern "C" {
         backward: extern "C" fn(*mut c_void, *mut c_void, *mut *mut c_void) -> c_int,
         drop: extern "C" fn(*mut c_void),
     ) -> *mut c_char;
+}
+
+/// A part of a network whose inside can be computed again instead of kept.
+pub trait Recompute {
+    /// Its output.
+    fn run(&self, inputs: &[Tensor], statistics: Statistics) -> Tensor;
+
+    /// The weights that `run` reads.
+    fn parameters(&self) -> Vec<Tensor>;
+}
+
+/// As [`Recompute::run`], but nothing of the block's inside is kept for the backward pass, which runs the
+/// block once more from its inputs. Output, gradients and stored statistics are the same.
+///
+/// # Source
+/// Chen et al. 2016, a segment a block.
+///
+/// # Panics
+/// As [`Recompute::run`].
+pub fn recomputed<B: Recompute + 'static>(
+    block: &Rc<B>,
+    inputs: Vec<Tensor>,
+    statistics: Statistics,
+) -> Tensor {
+    let parameters = block.parameters();
+    let tracked = |inputs: &[Tensor], parameters: &[Tensor]| -> Vec<Tensor> {
+        let all = inputs.iter().chain(parameters).filter(|t| t.requires_grad());
+        all.map(Tensor::shallow_clone).collect()
+    };
+    let wanted = tracked(&inputs, &parameters);
+    // A leaf wants gradients under `no_grad` too; what is made of it does not.
+    if !wanted.first().is_some_and(|t| t.view_as(t).requires_grad()) {
+        return block.run(&inputs, statistics);
+    }
+    let output = no_grad(|| block.run(&inputs, statistics));
+    let block = block.clone();
+    attach(output, &wanted, move |gradient| {
+        let cut = |t: &Tensor| t.detach().set_requires_grad(t.requires_grad());
+        let inputs: Vec<Tensor> = inputs.iter().map(cut).collect();
+        let loss = with_grad(|| {
+            let output = block.run(&inputs, statistics.again());
+            (output * gradient).sum(gradient.kind())
+        });
+        Tensor::run_backward(&[loss], &tracked(&inputs, &parameters), false, false)
+    })
 }
 
 struct Context {

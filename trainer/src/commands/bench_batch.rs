@@ -1,0 +1,70 @@
+use tch::Device;
+use trainer::config::Config;
+use trainer::error::Result;
+use trainer::{device, fit};
+
+use super::{Source, usage};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: trainer bench-batch --preset hi_e --device cuda")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    source: Source,
+    /// cpu, cuda, cuda:N or auto
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// On a CPU: GB (10⁹ bytes) that tensors may take [default: nine tenths of what is free]
+    #[arg(long, value_name = "GB")]
+    memory: Option<f64>,
+    /// Largest size to try [default: train.batch]
+    #[arg(long, value_name = "N")]
+    most: Option<i64>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let origin =
+        args.source.origin().ok_or_else(|| usage("give --preset NAME or --config FILE"))?;
+    let config = Config::resolve(&origin, &args.source.set)?;
+    let device = device::parse(&args.device)?;
+    let most = args.most.unwrap_or(config.train.batch);
+    if most < 2 {
+        return Err(usage("--most wants at least 2 images: batch norm has nothing to do with one"));
+    }
+    let limit = match args.memory {
+        Some(gb) if gb > 0.0 => gb * 1e9,
+        Some(_) => return Err(usage("--memory wants a size above 0")),
+        None => 0.9 * free_bytes().unwrap_or(f64::MAX),
+    };
+    if device == Device::Cpu {
+        println!("within {:.2} GB", limit / 1e9);
+    }
+    let found = fit::largest(&config, device, limit, most, |tried| {
+        let peak =
+            tried.peak_bytes.map_or(String::new(), |bytes| format!("  {:.3} GB", bytes / 1e9));
+        let speed = match tried.seconds {
+            Some(seconds) => format!("  {seconds:.2} s"),
+            None => "  not run: it would not fit".to_owned(),
+        };
+        let fits = if tried.fits { "fits" } else { "too large" };
+        println!("micro-batch {:<5} {fits}{peak}{speed}", tried.micro_batch);
+    })?;
+    match found {
+        None => println!("not even 2 images fit: see recompute in base.toml"),
+        Some(size) => {
+            let batch = config.train.batch;
+            let whole = (2..=size).rev().find(|size| batch % size == 0);
+            println!("the largest that fits: {size}");
+            if let Some(whole) = whole {
+                println!("for train.batch={batch}: --set train.micro_batch={whole}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Memory that programs could still take, from /proc.
+fn free_bytes() -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.split_whitespace().next()?.parse::<f64>().ok().map(|kb| 1024.0 * kb)
+}

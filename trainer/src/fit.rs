@@ -1,0 +1,150 @@
+//! Which micro-batch fits a machine: whole steps of growing size, run and measured.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::time::Instant;
+
+use tch::{Device, Kind, Tensor, no_grad};
+
+use crate::config::Config;
+use crate::device::Images;
+use crate::error::Result;
+use crate::measure::Meter;
+use crate::nn::Params;
+use crate::state::TrainState;
+use crate::step::train_step;
+
+/// One size that was tried.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Tried {
+    /// Images of one pass.
+    pub micro_batch: i64,
+    /// Whether a whole step of it fits.
+    pub fits: bool,
+    /// The most bytes that tensors took, weights, moments and averages included; on a CPU alone.
+    pub peak_bytes: Option<f64>,
+    /// Seconds of the step, the first of its size; `None` where it was not run, because the sizes
+    /// before it say that it would not fit.
+    pub seconds: Option<f64>,
+}
+
+/// The largest micro-batch up to `most` whose step fits, to a sixteenth; `None` if not even 2 images
+/// do. On a CPU it is to stay within `limit` bytes of tensors; a GPU says itself when it is full. `told`
+/// hears of every size. Weights and images are zeros: memory and work do not depend on values.
+///
+/// # Errors
+/// [`Error::Torch`](crate::error::Error::Torch) and what a step reports.
+pub fn largest(
+    config: &Config,
+    device: Device,
+    limit: f64,
+    most: i64,
+    mut told: impl FnMut(&Tried),
+) -> Result<Option<i64>> {
+    let (mut fits, mut beyond) = (None, most + 1);
+    let mut known: Vec<(i64, f64)> = vec![];
+    let mut next = 2.min(most);
+    loop {
+        let expected = expected(&known, next).filter(|bytes| *bytes > limit);
+        let tried = match expected {
+            Some(_) => {
+                Tried { micro_batch: next, fits: false, peak_bytes: expected, seconds: None }
+            }
+            None => attempt(config, device, limit, next)?,
+        };
+        told(&tried);
+        if let (Some(peak), Some(_)) = (tried.peak_bytes, tried.seconds) {
+            known.push((next, peak));
+        }
+        if tried.fits {
+            fits = Some(next);
+        } else {
+            beyond = next;
+        }
+        let Some(low) = fits else { return Ok(None) };
+        next = if beyond > most { (2 * low).min(most) } else { (low + beyond) / 2 };
+        if next <= low || (beyond <= most && (beyond - low) * 16 <= low) {
+            return Ok(fits);
+        }
+    }
+}
+
+/// Bytes of a size by the line through the last two that were measured.
+fn expected(known: &[(i64, f64)], size: i64) -> Option<f64> {
+    let [.., a, b] = known else { return None };
+    (a.0 != b.0).then(|| b.1 + (b.1 - a.1) / (b.0 - a.0) as f64 * (size - b.0) as f64)
+}
+
+fn attempt(config: &Config, device: Device, limit: f64, size: i64) -> Result<Tried> {
+    let mut config = config.clone();
+    (config.train.batch, config.train.micro_batch) = (size, 0);
+    let step = || -> Result<f64> {
+        let mut state = TrainState::new(&config, device, false);
+        let players = [&state.g.live.params, &state.d.params];
+        players.into_iter().chain(state.e.as_ref().map(|e| &e.live.params)).for_each(clear);
+        let kinds = (Kind::Float, device);
+        let image = |side: i64| Tensor::zeros([size, 3, side, side], kinds);
+        let large = if config.loss.encode() { config.e.res } else { config.g.res };
+        let began = Instant::now();
+        let losses = train_step(&config, &mut state, || {
+            Ok::<_, crate::error::Error>(Images { large: image(large), small: image(config.g.res) })
+        })?;
+        // Reading a value back waits for the device.
+        let _ = losses.g.double_value(&[]);
+        Ok(began.elapsed().as_secs_f64())
+    };
+    let meter = Meter::start();
+    let outcome = catch_unwind(AssertUnwindSafe(step));
+    let peak = meter.stop();
+    let peak_bytes = (device == Device::Cpu).then_some(peak);
+    let seconds = match outcome {
+        Ok(seconds) => Some(seconds?),
+        Err(panic) if full(&panic) => None,
+        Err(panic) => resume_unwind(panic),
+    };
+    let fits = seconds.is_some() && peak_bytes.is_none_or(|bytes| bytes <= limit);
+    Ok(Tried { micro_batch: size, fits, peak_bytes, seconds })
+}
+
+/// Whether libtorch ran out of memory: its errors come as panics of operators.
+fn full(panic: &Box<dyn std::any::Any + Send>) -> bool {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or_default();
+    text.contains("out of memory") || text.contains("can't allocate memory")
+}
+
+fn clear(params: &Params) {
+    no_grad(|| params.state().into_iter().for_each(|(_, mut tensor)| drop(tensor.zero_())));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Origin;
+
+    #[test]
+    fn the_largest_size_within_a_limit_is_found_and_stays_within_it() {
+        let keys = ["g.ch=4", "f.ch=4", "h.width=16", "j.width=16", "e.depth=8", "e.mlp_width=16"];
+        let keys: Vec<_> = keys.iter().map(|s| (*s).to_owned()).collect();
+        let config = Config::resolve(&Origin::Preset("demo"), &keys).unwrap();
+        let try_all = |limit: f64, most: i64| {
+            let mut all = vec![];
+            let found =
+                largest(&config, Device::Cpu, limit, most, |tried| all.push(*tried)).unwrap();
+            (found, all)
+        };
+        let (found, all) = try_all(f64::MAX, 8);
+        assert_eq!((found, all.len()), (Some(8), 3));
+        let peak = |i: usize| all[i].peak_bytes.unwrap();
+        let by = (peak(2) - peak(1)) / 4.0;
+        assert!(by > 1e4 && (peak(1) - peak(0)) / 2.0 > 0.5 * by, "{all:?}");
+
+        let (found, all) = try_all(peak(2) + 12.5 * by, 64);
+        assert!((18..=21).contains(&found.unwrap()), "{found:?} {all:?}");
+        for tried in &all {
+            assert_eq!(tried.fits, tried.micro_batch <= found.unwrap(), "{all:?}");
+        }
+        // What is known not to fit is not run.
+        assert!(all.iter().any(|tried| tried.micro_batch == 32 && tried.seconds.is_none()));
+        assert_eq!(try_all(1e3, 64).0, None);
+    }
+}
