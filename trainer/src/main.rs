@@ -5,9 +5,7 @@ mod commands;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{
-    bench_batch, doctor, embed, eval, export, inspect, pictures, report, run, walk,
-};
+use commands::{bench_batch, doctor, embed, eval, export, inspect, pictures, report, run, walk};
 
 /// Trains BigBiGAN: a generator, an encoder and a discriminator, with no labels.
 #[derive(Debug, Parser)]
