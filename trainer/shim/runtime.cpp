@@ -2,12 +2,17 @@
 
 #include "guard.h"
 
+#include <memory>
 #include <optional>
 
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/_fused_adam.h>
+#include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/Event.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 extern "C" {
 
@@ -22,6 +27,20 @@ char *bb_autocast(int enabled);
 
 // Whether matrix products and convolutions on CUDA may round their inputs to TF32.
 char *bb_tf32(int enabled);
+
+// A stream of CUDA device `index` beside the current one. (Through c10's device-independent interface:
+// nothing of CUDA is linked.)
+char *bb_lane_new(int index, void **lane);
+void bb_lane_drop(void *lane);
+// Runs `body` with the lane as the current stream, then marks the point in it that was reached.
+char *bb_lane_run(void *lane, void (*body)(void *), void *context, void **event);
+// The current stream waits for the mark before it reads the tensors.
+char *bb_event_wait(const void *event, const at::Tensor *const *tensors, size_t count);
+// Waits here for the mark. Takes the event over.
+char *bb_event_finish(void *event);
+
+// The most bytes of CUDA device `index` that tensors took since the process began.
+char *bb_device_peak(int index, int64_t *bytes);
 }
 
 char *bb_adam(const at::Tensor *parameters, const at::Tensor *gradient, const at::Tensor *m,
@@ -54,5 +73,55 @@ char *bb_tf32(int enabled) {
   return guarded([&] {
     at::globalContext().setAllowTF32CuBLAS(enabled != 0);
     at::globalContext().setAllowTF32CuDNN(enabled != 0);
+  });
+}
+
+char *bb_lane_new(int index, void **lane) {
+  return guarded([&] {
+    const c10::impl::VirtualGuardImpl cuda(at::kCUDA);
+    const at::Device device(at::kCUDA, static_cast<at::DeviceIndex>(index));
+    *lane = new c10::Stream(cuda.getStreamFromGlobalPool(device));
+  });
+}
+
+void bb_lane_drop(void *lane) { delete static_cast<c10::Stream *>(lane); }
+
+char *bb_lane_run(void *lane, void (*body)(void *), void *context, void **event) {
+  return guarded([&] {
+    const c10::Stream stream = *static_cast<c10::Stream *>(lane);
+    auto mark = std::make_unique<c10::Event>(at::kCUDA);
+    {
+      const c10::StreamGuard guard(stream);
+      body(context);
+    }
+    mark->record(stream);
+    *event = mark.release();
+  });
+}
+
+char *bb_event_wait(const void *event, const at::Tensor *const *tensors, size_t count) {
+  return guarded([&] {
+    for (size_t i = 0; i < count; ++i) {
+      const c10::impl::VirtualGuardImpl cuda(at::kCUDA);
+      const c10::Stream current = cuda.getStream(tensors[i]->device());
+      static_cast<const c10::Event *>(event)->block(current);
+      // Its memory is not given to another tensor before the current stream is done with it.
+      tensors[i]->record_stream(current);
+    }
+  });
+}
+
+char *bb_event_finish(void *event) {
+  return guarded([&] {
+    const std::unique_ptr<c10::Event> owned(static_cast<c10::Event *>(event));
+    owned->synchronize();
+  });
+}
+
+char *bb_device_peak(int index, int64_t *bytes) {
+  return guarded([&] {
+    const auto stats = at::getDeviceAllocator(at::kCUDA)->getDeviceStats(
+        static_cast<at::DeviceIndex>(index));
+    *bytes = stats.allocated_bytes[0].peak; // of all pools together
   });
 }

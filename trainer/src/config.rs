@@ -43,6 +43,53 @@ pub const PRESETS: &[(&str, &str)] = &[
     ("gen_hi_e_1m", include_str!("../presets/gen_hi_e_1m.toml")),
 ];
 
+/// One key in which two configurations differ.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// `table.key`.
+    pub key: String,
+    /// As TOML.
+    pub from: String,
+    /// As TOML.
+    pub to: String,
+}
+
+/// Keys, or tables of keys, that may change between two sessions of a run: they say how long, where
+/// and how closely watched it runs, not what it computes.
+const FREE: [&str; 13] = [
+    "train.steps",
+    "train.max_minutes",
+    "train.device",
+    "data.dir",
+    "data.cache",
+    "data.threads",
+    "data.depth",
+    "checkpoint.",
+    "log.",
+    "images.",
+    "eval.",
+    "health.",
+    "dist.",
+];
+
+impl Change {
+    /// Whether what the run computes stays the same.
+    #[must_use]
+    pub fn is_free(&self) -> bool {
+        let under = |free: &&str| match free.strip_suffix('.') {
+            Some(_) => self.key.starts_with(*free),
+            None => self.key == **free,
+        };
+        FREE.iter().any(|free| under(&free))
+    }
+}
+
+impl std::fmt::Display for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} from {} to {}", self.key, self.from, self.to)
+    }
+}
+
 /// The whole configuration of a run. Every key has its meaning in `presets/base.toml`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -233,14 +280,39 @@ impl Config {
                 extend(&text, &name, &mut problems)?
             }
         };
-        for text in overrides {
-            match assignment(text) {
-                Ok(change) => merge(&mut table, change, "", &mut problems),
-                Err(problem) => problems.push(problem),
-            }
-        }
+        overlay(&mut table, overrides, &mut problems);
         refuse(problems)?;
         Self::of(table)
+    }
+
+    /// This configuration with `key=value` overrides.
+    ///
+    /// # Errors
+    /// As [`Config::resolve`].
+    pub fn with(&self, overrides: &[String]) -> Result<Self> {
+        let mut table = self.table();
+        let mut problems = vec![];
+        overlay(&mut table, overrides, &mut problems);
+        refuse(problems)?;
+        Self::of(table)
+    }
+
+    /// The keys in which `later` differs, in order.
+    #[must_use]
+    pub fn changes(&self, later: &Self) -> Vec<Change> {
+        let (mut from, mut to) = (vec![], vec![]);
+        flatten("", &self.table(), &mut from);
+        flatten("", &later.table(), &mut to);
+        let pairs = from.into_iter().zip(to);
+        let differ = pairs.filter(|((_, from), (_, to))| from != to);
+        differ.map(|((key, from), (_, to))| Change { key, from, to }).collect()
+    }
+
+    fn table(&self) -> Table {
+        match Value::try_from(self) {
+            Ok(Value::Table(table)) => table,
+            _ => unreachable!("a configuration is a table of TOML"),
+        }
     }
 
     /// The resolved configuration as TOML; [`Config::parse`] reads it back.
@@ -501,6 +573,16 @@ fn assignment(text: &str) -> std::result::Result<Table, String> {
     }
 }
 
+/// Lays `key=value` overrides over `table`.
+fn overlay(table: &mut Table, overrides: &[String], problems: &mut Vec<String>) {
+    for text in overrides {
+        match assignment(text) {
+            Ok(change) => merge(table, change, "", problems),
+            Err(problem) => problems.push(problem),
+        }
+    }
+}
+
 /// Lays `change` over `base`. A key that `base` lacks, or a value of another type, is a problem.
 fn merge(base: &mut Table, change: Table, at: &str, problems: &mut Vec<String>) {
     for (key, value) in change {
@@ -521,6 +603,16 @@ fn merge(base: &mut Table, change: Table, at: &str, problems: &mut Vec<String>) 
                 new.type_str(),
                 old.type_str()
             )),
+        }
+    }
+}
+
+/// `table.key` and value of every key, in order.
+fn flatten(at: &str, table: &Table, into: &mut Vec<(String, String)>) {
+    for (key, value) in table {
+        match value {
+            Value::Table(table) => flatten(&format!("{at}{key}."), table, into),
+            value => into.push((format!("{at}{key}"), value.to_string())),
         }
     }
 }
@@ -590,6 +682,24 @@ mod tests {
         let changed = Config::resolve(&Origin::Preset("demo"), &["opt.lr_d=1".to_owned()]).unwrap();
         assert_eq!(changed.opt.lr_d, 1.0);
         assert_eq!(Config { opt: base.opt, ..changed }, base);
+    }
+
+    #[test]
+    fn changes_are_listed_and_those_that_move_the_numbers_are_told_apart() {
+        let config = Config::resolve(&Origin::Preset("demo"), &[]).unwrap();
+        assert_eq!(config.changes(&config), []);
+        let keys = ["train.steps=3", "opt.lr_d=0.5", "checkpoint.best=a.b", "data.depth=9"];
+        let later = config.with(&keys.map(str::to_owned)).unwrap();
+        let said: Vec<_> =
+            config.changes(&later).iter().map(|c| (c.to_string(), c.is_free())).collect();
+        let expected = [
+            ("checkpoint.best from \"\" to \"a.b\"", true),
+            ("data.depth from 3 to 9", true),
+            ("opt.lr_d from 0.0008 to 0.5", false),
+            ("train.steps from 1500 to 3", true),
+        ];
+        assert_eq!(said, expected.map(|(text, free)| (text.to_owned(), free)));
+        assert!(config.with(&["nonsense=1".to_owned()]).is_err());
     }
 
     #[test]

@@ -1,12 +1,15 @@
 //! Between the input pipeline and libtorch: which device, and u8 batches as normalised tensors.
 
-use std::ptr::NonNull;
+use std::ffi::{c_char, c_int, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
 
 use pipeline::{Batch, Heap, HostBlock, HostMemory};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
+use crate::shim::outcome;
 
 /// One batch on the device, the same views at two sides.
 #[derive(Debug)]
@@ -19,6 +22,8 @@ pub struct Images {
 
 impl Images {
     /// Copies a batch to `device` as u8 and normalises it there, x / 127.5 − 1, in single precision.
+    /// From page-locked memory the copy may still be under way when this returns; the batch must live
+    /// until it is done.
     #[must_use]
     pub fn upload(batch: &Batch, large: i64, small: i64, device: Device) -> Self {
         Self::of_pixels(batch.large(), batch.small(), (large, small), device)
@@ -52,13 +57,140 @@ impl Images {
     }
 }
 
+/// A CUDA stream beside the one that computes, for copies that run while it does.
+#[derive(Debug)]
+pub struct Lane(*mut c_void);
+
+/// A point in a [`Lane`] that was reached when the work before it is done.
+#[derive(Debug)]
+pub struct Mark(*mut c_void);
+
+unsafe extern "C" {
+    fn bb_lane_new(index: c_int, lane: *mut *mut c_void) -> *mut c_char;
+    fn bb_lane_drop(lane: *mut c_void);
+    fn bb_lane_run(
+        lane: *mut c_void,
+        body: extern "C" fn(*mut c_void),
+        context: *mut c_void,
+        event: *mut *mut c_void,
+    ) -> *mut c_char;
+    fn bb_event_wait(
+        event: *const c_void,
+        tensors: *const *const c_void,
+        count: usize,
+    ) -> *mut c_char;
+    fn bb_event_finish(event: *mut c_void) -> *mut c_char;
+    fn bb_device_peak(index: c_int, bytes: *mut i64) -> *mut c_char;
+}
+
+fn torch(reason: String) -> Error {
+    Error::Torch(tch::TchError::Torch(reason))
+}
+
+impl Lane {
+    /// A stream of `device`; `None` on the CPU, where copies are not worth a thread of their own.
+    ///
+    /// # Errors
+    /// [`Error::Torch`].
+    pub fn new(device: Device) -> Result<Option<Self>> {
+        let Device::Cuda(index) = device else { return Ok(None) };
+        let mut lane = null_mut();
+        // SAFETY: the shim writes a handle of its own, which `drop` gives back.
+        outcome(unsafe { bb_lane_new(index as c_int, &raw mut lane) }).map_err(torch)?;
+        Ok(Some(Self(lane)))
+    }
+
+    /// Starts `body`'s work in this stream, and marks its end.
+    ///
+    /// # Errors
+    /// [`Error::Torch`].
+    ///
+    /// # Panics
+    /// As `body`.
+    pub fn run<T>(&self, body: impl FnOnce() -> T) -> Result<(T, Mark)> {
+        struct Call<F, T> {
+            body: Option<F>,
+            value: Option<std::thread::Result<T>>,
+        }
+        extern "C" fn call<F: FnOnce() -> T, T>(context: *mut c_void) {
+            // SAFETY: the context is the `Call` below, which nobody else uses meanwhile.
+            let call = unsafe { &mut *context.cast::<Call<F, T>>() };
+            if let Some(body) = call.body.take() {
+                call.value = Some(catch_unwind(AssertUnwindSafe(body)));
+            }
+        }
+        fn entry<F: FnOnce() -> T, T>(_: &Call<F, T>) -> extern "C" fn(*mut c_void) {
+            call::<F, T>
+        }
+        let mut context = Call { body: Some(body), value: None };
+        let (function, mut event) = (entry(&context), null_mut());
+        // SAFETY: the lane is alive, and so is the context while the function runs.
+        let error =
+            unsafe { bb_lane_run(self.0, function, (&raw mut context).cast(), &raw mut event) };
+        outcome(error).map_err(torch)?;
+        let mark = Mark(event);
+        match context.value {
+            Some(Ok(value)) => Ok((value, mark)),
+            Some(Err(panic)) => resume_unwind(panic),
+            None => unreachable!("the shim calls the function once"),
+        }
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        // SAFETY: the handle of `bb_lane_new`, given back once.
+        unsafe { bb_lane_drop(self.0) }
+    }
+}
+
+impl Mark {
+    /// Lets the stream that computes wait for this point before it reads `tensors`.
+    ///
+    /// # Errors
+    /// [`Error::Torch`].
+    pub fn before(&self, tensors: &[&Tensor]) -> Result<()> {
+        let handles: Vec<_> = tensors.iter().map(|t| t.as_ptr().cast()).collect();
+        // SAFETY: the event is alive; the handles are of live tensors.
+        let error = unsafe { bb_event_wait(self.0, handles.as_ptr(), handles.len()) };
+        outcome(error).map_err(torch)
+    }
+}
+
+impl Drop for Mark {
+    /// Waits for this point: what the work before it reads may be changed afterwards.
+    fn drop(&mut self) {
+        // SAFETY: the handle of `bb_lane_run`, given back once.
+        let error = unsafe { bb_event_finish(self.0) };
+        if let Err(reason) = outcome(error) {
+            tracing::error!("a copy to the device failed: {reason}");
+        }
+    }
+}
+
+/// The most memory that tensors took on a CUDA device since the process began, in bytes; `None` on
+/// the CPU.
+///
+/// # Errors
+/// [`Error::Torch`].
+pub fn peak_memory(device: Device) -> Result<Option<u64>> {
+    let Device::Cuda(index) = device else { return Ok(None) };
+    let mut bytes = 0;
+    // SAFETY: the shim writes one number.
+    outcome(unsafe { bb_device_peak(index as c_int, &raw mut bytes) }).map_err(torch)?;
+    Ok(Some(bytes as u64))
+}
+
 fn normalised(pixels: &[u8], side: i64, device: Device) -> Tensor {
     let row = side * side * 3;
     let shape = [pixels.len() as i64 / row, side, side, 3];
     // SAFETY: `pixels` outlives `view`, whose (N, S, S, 3) bytes lie within it; to_kind copies.
     let view = unsafe { Tensor::from_blob(pixels.as_ptr(), &shape, &[], Kind::Uint8, Device::Cpu) };
     // Its memory stays as it is: channels last, as convolutions want it.
-    let nchw = view.to_device(device).to_kind(Kind::Float).permute([0, 3, 1, 2]);
+    let nchw = view
+        .to_device_(device, Kind::Uint8, true, false)
+        .to_kind(Kind::Float)
+        .permute([0, 3, 1, 2]);
     (nchw / 127.5) - 1.0
 }
 
