@@ -11,11 +11,15 @@ fn main() {
         .cpp(true)
         .std("c++17")
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
-        // As libtorch was built: the layout of some of its classes depends on it.
+        // As libtorch was built: the layout of some of its classes depends on these.
         .define("NDEBUG", None)
+        .define("USE_DISTRIBUTED", None)
+        .define("USE_C10D_GLOO", None)
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
+        // Stand-ins for Gloo's headers.
+        .include("shim")
         .warnings(false)
-        .files(["shim/shim.cpp", "shim/runtime.cpp", "shim/export.cpp"])
+        .files(["shim/shim.cpp", "shim/runtime.cpp", "shim/export.cpp", "shim/dist.cpp"])
         .compile("bigbigan_shim");
 }

@@ -6,6 +6,7 @@ mod bad_input;
 mod determinism;
 mod evaluation;
 mod export;
+mod ranks;
 mod repository;
 mod seeing;
 mod training;

@@ -55,6 +55,7 @@ fn imports_go_one_way() {
             "error",
             "shim",
             "measure",
+            "dist",
             "random",
             "nn",
             "model",

@@ -19,6 +19,7 @@ use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::config::Config;
+use crate::dist::World;
 use crate::error::{Error, Result};
 use crate::nn::Params;
 use crate::state::{Averaged, Player, TrainState};
@@ -279,11 +280,12 @@ pub fn load_newest(
     config: &Config,
     device: Device,
     data: u64,
+    world: &World,
 ) -> Result<(PathBuf, TrainState)> {
     let mut first = None;
     let found = if folder.is_dir() { list(folder)? } else { vec![] };
     for (_, path) in found.into_iter().rev() {
-        match load(&path, config, device, data) {
+        match load(&path, config, device, data, world) {
             Ok(state) => return Ok((path, state)),
             Err(e) => {
                 tracing::warn!("{e}; going back to the one before");
@@ -320,7 +322,13 @@ pub fn verify(path: &Path) -> Result<Manifest> {
 /// # Errors
 /// [`Error::Checkpoint`] where a name, shape or type differs from what `config` builds, or the
 /// training data's index changed.
-pub fn load(path: &Path, config: &Config, device: Device, data: u64) -> Result<TrainState> {
+pub fn load(
+    path: &Path,
+    config: &Config,
+    device: Device,
+    data: u64,
+    world: &World,
+) -> Result<TrainState> {
     let manifest = verify(path)?;
     if manifest.data_fingerprint != data {
         return Err(fault(path, "the data folder's index is not the one this run was trained on"));
@@ -332,7 +340,7 @@ pub fn load(path: &Path, config: &Config, device: Device, data: u64) -> Result<T
             manifest.threads
         );
     }
-    let mut state = TrainState::new(config, device, false);
+    let mut state = TrainState::in_world(config, world, (Kind::Float, device), false);
     for (name, mut tensors) in contents(&state) {
         read_tensors(&path.join(name), &mut tensors)?;
     }
@@ -392,7 +400,9 @@ pub fn read_manifest(path: &Path) -> Result<Manifest> {
     Ok(manifest)
 }
 
-fn contents(state: &TrainState) -> Vec<(String, Named)> {
+/// Every tensor of a state, by file and name. Writing to them writes to the state; [`Params::rescale`]
+/// then makes W/σ of them.
+pub(crate) fn contents(state: &TrainState) -> Vec<(String, Named)> {
     let mut all = player("discriminator", &state.d);
     all.extend(averaged("generator", &state.g));
     all.extend(state.e.iter().flat_map(|e| averaged("encoder", e)));
@@ -639,9 +649,10 @@ mod tests {
         let mut count = 0;
         let mut check = |what: &str| {
             count += 1;
-            let error = load(&path, &config, Device::Cpu, 7).unwrap_err();
+            let error = load(&path, &config, Device::Cpu, 7, &World::alone()).unwrap_err();
             assert!(matches!(error, Error::Checkpoint { .. }), "{what}: {error}");
-            let (used, state) = load_newest(folder.path(), &config, Device::Cpu, 7).unwrap();
+            let (used, state) =
+                load_newest(folder.path(), &config, Device::Cpu, 7, &World::alone()).unwrap();
             assert_eq!((state.step, used), (1, folder.path().join(name_of(1))), "{what}");
             for (file, bytes) in &good {
                 fs::write(file, bytes).unwrap();
@@ -672,8 +683,13 @@ mod tests {
             check("a manifest that is none");
         }
         assert_eq!(count, 50);
-        assert_eq!(load_newest(folder.path(), &config, Device::Cpu, 7).unwrap().1.step, 2);
-        let other = load_newest(folder.path(), &config, Device::Cpu, 8).unwrap_err().to_string();
+        assert_eq!(
+            load_newest(folder.path(), &config, Device::Cpu, 7, &World::alone()).unwrap().1.step,
+            2
+        );
+        let other = load_newest(folder.path(), &config, Device::Cpu, 8, &World::alone())
+            .unwrap_err()
+            .to_string();
         assert!(other.contains("data folder"), "{other}");
     }
 }

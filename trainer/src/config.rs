@@ -1,10 +1,12 @@
 //! What a run is: one complete configuration, resolved from a preset or file, overrides and checks.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::dist::Limits;
 use crate::error::{Error, Result};
 use crate::model::{
     DiscriminatorConfig, EncoderConfig, Family, GeneratorConfig, ImageConfig, LatentConfig, Terms,
@@ -116,6 +118,8 @@ pub struct Config {
     pub data: DataConfig,
     /// What to do when numbers go wrong.
     pub health: HealthConfig,
+    /// Several processes.
+    pub dist: DistConfig,
     /// Checkpoints.
     pub checkpoint: CheckpointConfig,
     /// Statistics.
@@ -208,6 +212,17 @@ pub struct DataConfig {
     pub read_ahead_mb: u64,
     pub cache: String,
     pub cache_mb: u64,
+}
+
+/// Several processes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "every key has its meaning in presets/base.toml")]
+pub struct DistConfig {
+    pub join: f64,
+    pub timeout: f64,
+    pub silence: f64,
+    pub check_every: u64,
 }
 
 /// Checkpoints.
@@ -324,6 +339,25 @@ impl Config {
         toml::to_string(self).expect("every field has a TOML form")
     }
 
+    /// Every key with its dots, and its value as TOML, in alphabetical order.
+    ///
+    /// # Panics
+    /// Never: every field has a TOML form.
+    #[must_use]
+    pub fn flat(&self) -> Vec<(String, String)> {
+        let table = Table::try_from(self).expect("every field has a TOML form");
+        let mut keys: Vec<_> = table
+            .into_iter()
+            .filter_map(|(name, value)| value.as_table().cloned().map(|keys| (name, keys)))
+            .flat_map(|(name, keys)| {
+                keys.into_iter()
+                    .map(move |(key, value)| (format!("{name}.{key}"), value.to_string()))
+            })
+            .collect();
+        keys.sort();
+        keys
+    }
+
     /// Reads a resolved configuration (a run's `config.toml`). Keys that it lacks, because they came
     /// into use after it was written, have `base`'s values.
     ///
@@ -375,7 +409,32 @@ impl Config {
         Schedule { warmup, decay, images: self.train.steps as f64 * batch }.at(seen as f64 * batch)
     }
 
-    /// Images of one forward and backward pass.
+    /// How long ranks wait for each other.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        let [join, timeout, silence] =
+            [self.dist.join, self.dist.timeout, self.dist.silence].map(Duration::from_secs_f64);
+        Limits { join, timeout, silence }
+    }
+
+    /// Images of a batch that each of `ranks` processes takes.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if they do not divide.
+    pub fn rows(&self, ranks: usize) -> Result<usize> {
+        let (batch, micro, ranks) = (self.train.batch, self.micro_batch(), ranks as i64);
+        if micro % ranks == 0 {
+            return Ok((batch / ranks) as usize);
+        }
+        let problem = format!(
+            "{ranks} ranks do not divide a pass of {micro} images (train.batch = {batch}, \
+             train.micro_batch = {}); change one of them",
+            self.train.micro_batch
+        );
+        Err(Error::Config { problems: vec![problem] })
+    }
+
+    /// Images of one forward and backward pass, over all ranks.
     #[must_use]
     pub fn micro_batch(&self) -> i64 {
         if self.train.micro_batch == 0 { self.train.batch } else { self.train.micro_batch }
@@ -423,6 +482,13 @@ impl Config {
             (0.0..1.0).contains(&self.data.max_bad_share),
             format!("data.max_bad_share = {} is not in [0, 1)", self.data.max_bad_share),
         );
+        let d = &self.dist;
+        for (key, value) in
+            [("dist.join", d.join), ("dist.timeout", d.timeout), ("dist.silence", d.silence)]
+        {
+            let good = (1.0..=86_400.0).contains(&value);
+            require(good, format!("{key} = {value} is not 1 to 86400 seconds"));
+        }
         let o = &self.opt;
         for (key, value) in [
             ("opt.lr_d", o.lr_d),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use pipeline::{Batch, Heap, HostBlock, HostMemory};
 use tch::{Device, Kind, Tensor};
 
+use crate::dist::Place;
 use crate::error::{Error, Result};
 use crate::shim::outcome;
 
@@ -270,6 +271,26 @@ pub fn parse(name: &str) -> Result<Device> {
         Ok(count) if index >= count => fail(format!("there are {count} CUDA devices, from 0")),
         Ok(_) => Ok(Device::Cuda(index)),
     }
+}
+
+/// The device of one rank of a run: where [`parse`] gives the first of several CUDA devices because
+/// `name` names none, each rank of a machine takes the one of its own number.
+///
+/// # Errors
+/// As [`parse`]; [`Error::Device`] too if the machine has fewer devices than ranks.
+pub fn of_rank(name: &str, place: &Place) -> Result<Device> {
+    let device = parse(name)?;
+    let count = tch::Cuda::device_count() as usize;
+    // A launcher may have left one device visible to each rank.
+    if !device.is_cuda() || name.contains(':') || count == 1 {
+        return Ok(device);
+    }
+    if place.local_rank < count {
+        return Ok(Device::Cuda(place.local_rank));
+    }
+    let ranks = place.local_size;
+    let reason = format!("{ranks} ranks on a machine of {count} CUDA devices; start one a device");
+    Err(Error::Device { device: name.to_owned(), reason })
 }
 
 /// Number of CUDA devices, or why there are none. Loads libtorch's CUDA half, which the linker

@@ -76,6 +76,42 @@ pub enum Error {
         /// The step it happened in.
         step: u64,
     },
+    /// The ranks of a run do not come together.
+    #[error("cannot join the other ranks: {reason}")]
+    Join {
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// A rank was started with something else than rank 0.
+    #[error(
+        "rank {rank} has {name} = {ours}, rank 0 has {theirs}: start all ranks with the same program, \
+             configuration and data"
+    )]
+    Disagree {
+        /// What differs.
+        name: String,
+        /// The rank that noticed.
+        rank: usize,
+        /// Its value.
+        ours: String,
+        /// Rank 0's.
+        theirs: String,
+    },
+    /// Ranks no longer hold the same values.
+    #[error(
+        "{tensor} is no longer the same on all ranks: a machine computes wrongly, or the machines \
+             differ; resume from the last checkpoint on machines of one kind"
+    )]
+    Drift {
+        /// The first such tensor.
+        tensor: String,
+    },
+    /// The other ranks cannot be reached any more.
+    #[error("lost the other ranks: {reason}")]
+    Lost {
+        /// What failed.
+        reason: String,
+    },
     /// libtorch refused.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
@@ -105,6 +141,7 @@ impl Error {
     pub fn is_input(&self) -> bool {
         match self {
             Self::Config { .. } | Self::Output { .. } | Self::Device { .. } => true,
+            Self::Join { .. } | Self::Disagree { .. } => true,
             Self::Data(e) => e.is_input(),
             Self::Checkpoint { .. } | Self::Extractor { .. } | Self::Image { .. } => true,
             _ => false,

@@ -93,8 +93,8 @@ impl Probe {
     fn of(config: &Config, images: Images, device: Device) -> Self {
         let (rows, latent) = (images.len(), config.latent);
         let key = |purpose| Key { seed: config.train.seed, purpose, step: 0, update: 0 };
-        let z = key(Purpose::Sample).latents(latent.prior, 0, rows, latent.dim, device);
-        let noise = key(Purpose::Evaluate).normal(0, rows, latent.dim, device);
+        let z = key(Purpose::Sample).latents(latent.prior, 0..rows, latent.dim, device);
+        let noise = key(Purpose::Evaluate).normal(0..rows, latent.dim, device);
         Self { images, z, noise, prior: latent.prior }
     }
 
@@ -359,7 +359,7 @@ mod tests {
     /// Smooth pictures, each a plane wave of its own in each channel.
     fn pictures(seed: u64, rows: i64) -> Images {
         let key = Key { seed, purpose: Purpose::Evaluate, step: 9, update: 0 };
-        let draws = key.normal(0, rows, 12, Device::Cpu).view([rows, 3, 4, 1, 1]);
+        let draws = key.normal(0..rows, 12, Device::Cpu).view([rows, 3, 4, 1, 1]);
         let of = |i| draws.select(2, i);
         let grid = Tensor::linspace(-1.0, 1.0, 32, KINDS);
         let waves = of(0) * grid.view([32, 1]) * 2.0 + of(1) * grid.view([1, 32]) * 2.0 + of(2);

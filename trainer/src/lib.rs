@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod config;
 pub mod device;
+pub mod dist;
 pub mod doctor;
 pub mod error;
 pub mod eval;

@@ -128,21 +128,22 @@ pub struct Progress {
     bar: Option<ProgressBar>,
     steps: u64,
     said: Option<Instant>,
+    silent: bool,
 }
 
 impl Progress {
-    /// From step `from` of `steps`.
+    /// From step `from` of `steps`. A silent one shows nothing.
     #[must_use]
-    pub fn new(from: u64, steps: u64) -> Self {
+    pub fn new(from: u64, steps: u64, silent: bool) -> Self {
         let template = "{wide_bar} {pos}/{len} steps\n{msg}";
         let style =
             ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        let bar = std::io::stderr().is_terminal().then(|| {
+        let bar = (!silent && std::io::stderr().is_terminal()).then(|| {
             let bar = ProgressBar::new(steps).with_style(style).with_position(from);
             bar.reset_eta();
             bar
         });
-        Self { bar, steps, said: None }
+        Self { bar, steps, said: None, silent }
     }
 
     /// Another step is done.
@@ -157,6 +158,7 @@ impl Progress {
         let [speed, model] = words(s, self.steps);
         match &self.bar {
             Some(bar) => bar.set_message(format!("{speed}\n{model}")),
+            None if self.silent => {}
             None if self.said.is_none_or(|t| t.elapsed() >= Duration::from_secs(10)) => {
                 self.said = Some(Instant::now());
                 eprintln!("step {}/{}  {model}  {speed}", s.step, self.steps);
@@ -169,6 +171,7 @@ impl Progress {
     pub fn say(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
+            None if self.silent => {}
             None => eprintln!("{text}"),
         }
     }

@@ -5,7 +5,9 @@ mod commands;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{bench_batch, doctor, embed, eval, export, inspect, pictures, report, run, walk};
+use commands::{
+    bench_batch, doctor, embed, eval, export, inspect, launch, pictures, report, run, walk,
+};
 
 /// Trains BigBiGAN: a generator, an encoder and a discriminator, with no labels.
 #[derive(Debug, Parser)]
@@ -22,6 +24,8 @@ struct Cli {
 enum Command {
     /// Train a model, or go on with one
     Run(run::Args),
+    /// Run a command as several processes on this machine
+    Launch(launch::Args),
     /// Measure a run: linear probes, nearest neighbours
     #[command(subcommand)]
     Eval(eval::Command),
@@ -62,6 +66,11 @@ fn main() -> ExitCode {
         .init();
     let outcome = match Cli::parse().command {
         Command::Run(args) => run::run(&args),
+        Command::Launch(args) => match launch::run(&args) {
+            Ok(0) => Ok(()),
+            Ok(code) => return ExitCode::from(code),
+            Err(e) => Err(e),
+        },
         Command::Eval(command) => eval::run(&command),
         Command::Sample(args) => pictures::sample(&args),
         Command::Reconstruct(args) => pictures::reconstruct(&args),

@@ -52,21 +52,27 @@ impl Key {
         ChaCha8Rng::from_seed(key)
     }
 
-    /// Standard normal numbers, shape (rows, width), for the global rows `first..first + rows`.
-    pub fn normal(&self, first: i64, rows: i64, width: i64, device: Device) -> Tensor {
-        self.rows(first, rows, width, StandardNormal).to_device(device)
+    /// Standard normal numbers, shape (rows, width), for these rows of the global batch.
+    pub fn normal(&self, rows: impl Iterator<Item = i64>, width: i64, device: Device) -> Tensor {
+        self.rows(rows, width, StandardNormal).to_device(device)
     }
 
-    /// Latents of `prior`, shape (rows, width).
+    /// Latents of `prior`, shape (rows, width), for these rows of the global batch.
     ///
     /// # Panics
     /// Never.
-    pub fn latents(&self, prior: Prior, first: i64, rows: i64, width: i64, d: Device) -> Tensor {
+    pub fn latents(
+        &self,
+        prior: Prior,
+        rows: impl Iterator<Item = i64>,
+        width: i64,
+        device: Device,
+    ) -> Tensor {
         match prior {
-            Prior::Normal => self.normal(first, rows, width, d),
+            Prior::Normal => self.normal(rows, width, device),
             Prior::Uniform => {
                 let unit = Uniform::new(-1f32, 1f32).expect("-1 < 1");
-                self.rows(first, rows, width, unit).to_device(d)
+                self.rows(rows, width, unit).to_device(device)
             }
         }
     }
@@ -82,22 +88,26 @@ impl Key {
     pub fn truncated(
         &self,
         most: f64,
-        first: i64,
-        rows: i64,
+        rows: impl Iterator<Item = i64>,
         width: i64,
         device: Device,
     ) -> Tensor {
         assert!(most > 0.0, "a truncation above 0");
-        self.rows(first, rows, width, Truncated(most as f32)).to_device(device)
+        self.rows(rows, width, Truncated(most as f32)).to_device(device)
     }
 
-    fn rows(&self, first: i64, rows: i64, width: i64, law: impl Distribution<f32>) -> Tensor {
-        let mut values = Vec::with_capacity((rows * width) as usize);
-        for row in first..first + rows {
+    fn rows(
+        &self,
+        rows: impl Iterator<Item = i64>,
+        width: i64,
+        law: impl Distribution<f32>,
+    ) -> Tensor {
+        let mut values = vec![];
+        for row in rows {
             let mut stream = self.stream(row as u64);
             values.extend((0..width).map(|_| law.sample(&mut stream)));
         }
-        Tensor::from_slice(&values).view([rows, width]).to_kind(Kind::Float)
+        Tensor::from_slice(&values).view([-1, width]).to_kind(Kind::Float)
     }
 }
 
@@ -146,40 +156,40 @@ mod tests {
 
     #[test]
     fn rows_do_not_depend_on_how_the_batch_is_split() {
-        let whole = KEY.normal(0, 6, 5, Device::Cpu);
-        let parts = [KEY.normal(0, 2, 5, Device::Cpu), KEY.normal(2, 4, 5, Device::Cpu)];
+        let whole = KEY.normal(0..6, 5, Device::Cpu);
+        let parts = [KEY.normal(0..2, 5, Device::Cpu), KEY.normal(2..6, 5, Device::Cpu)];
         assert_eq!(whole, Tensor::cat(&parts, 0));
     }
 
     #[test]
     fn every_part_of_the_key_changes_the_draw() {
-        let base = KEY.normal(0, 1, 8, Device::Cpu);
+        let base = KEY.normal(0..1, 8, Device::Cpu);
         for other in [
             Key { seed: 8, ..KEY },
             Key { purpose: Purpose::Posterior, ..KEY },
             Key { step: 4, ..KEY },
             Key { update: 0, ..KEY },
         ] {
-            assert_ne!(base, other.normal(0, 1, 8, Device::Cpu));
+            assert_ne!(base, other.normal(0..1, 8, Device::Cpu));
         }
-        assert_ne!(base, KEY.normal(1, 1, 8, Device::Cpu));
+        assert_ne!(base, KEY.normal(1..2, 8, Device::Cpu));
     }
 
     #[test]
     fn truncated_numbers_are_normal_within_their_bound() {
-        let z = KEY.truncated(1.0, 0, 1000, 50, Device::Cpu);
+        let z = KEY.truncated(1.0, 0..1000, 50, Device::Cpu);
         assert!(z.abs().max().double_value(&[]) <= 1.0);
         // Var = 1 - 2 φ(1) / (Φ(1) - Φ(-1)).
         assert!((z.var(false).double_value(&[]) - 0.2911).abs() < 5e-3);
         let parts =
-            [KEY.truncated(1.0, 0, 2, 50, Device::Cpu), KEY.truncated(1.0, 2, 4, 50, Device::Cpu)];
+            [KEY.truncated(1.0, 0..2, 50, Device::Cpu), KEY.truncated(1.0, 2..6, 50, Device::Cpu)];
         assert_eq!(z.narrow(0, 0, 6), Tensor::cat(&parts, 0));
-        assert_eq!(KEY.truncated(9.0, 0, 6, 5, Device::Cpu), KEY.normal(0, 6, 5, Device::Cpu));
+        assert_eq!(KEY.truncated(9.0, 0..6, 5, Device::Cpu), KEY.normal(0..6, 5, Device::Cpu));
     }
 
     #[test]
     fn the_uniform_prior_has_variance_one_third() {
-        let z = KEY.latents(Prior::Uniform, 0, 1000, 100, Device::Cpu);
+        let z = KEY.latents(Prior::Uniform, 0..1000, 100, Device::Cpu);
         assert!(z.abs().max().double_value(&[]) <= 1.0);
         assert!((z.var(false).double_value(&[]) - 1.0 / 3.0).abs() < 3e-3);
     }

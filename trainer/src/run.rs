@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use pipeline::{Cursor, Dataset, Loader, RemoteOptions};
 use serde::Serialize;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{self, Keep, Writer};
 use crate::config::{CheckpointConfig, Config, HealthConfig, OnFault, Precision};
 use crate::device::{self, Images};
+use crate::dist::{Place, World};
 use crate::error::{Error, Result};
 use crate::eval::features::Feature;
 use crate::eval::linear::{self, Protocol, Selection};
@@ -63,50 +64,140 @@ struct Incident<'a> {
     done: OnFault,
 }
 
-/// Starts a new run in `out`, which must not exist or be empty. `stop` is polled between steps.
+/// Starts a new run in `out`, which must not exist or be empty. `stop` is polled between steps. Every rank
+/// calls this with its own `place`; rank 0 alone writes.
 ///
 /// # Errors
 /// Any [`Error`]. Wrong input is found before anything is written.
-pub fn start(config: Config, out: &Path, stop: &AtomicBool) -> Result<Summary> {
-    let device = device::parse(&config.train.device)?;
-    let data = open_data(&config, "train")?;
-    let occupied = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
-    if out.is_file() || occupied {
-        let reason = "it is not empty; name a new folder, or go on with --resume";
-        return Err(Error::Output { path: out.to_owned(), reason: reason.into() });
-    }
-    let mut feed = Feed::start(&config, &data, Cursor::default(), device)?;
-    feed.prime()?;
+pub fn start(config: Config, out: &Path, place: Place, stop: &AtomicBool) -> Result<Summary> {
+    let (device, data) =
+        (device::of_rank(&config.train.device, &place)?, open_data(&config, "train")?);
+    let world = meet(&config, place, &data)?;
+    let begin = || {
+        let occupied = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
+        if world.leads() && (out.is_file() || occupied) {
+            let reason = "it is not empty; name a new folder, or go on with --resume";
+            return Err(Error::Output { path: out.to_owned(), reason: reason.into() });
+        }
+        let mut feed = Feed::start(&config, &data, Cursor::default(), device, &world)?;
+        feed.prime()?;
+        let state = TrainState::in_world(&config, &world, (Kind::Float, device), true);
+        if world.leads() {
+            create(out, &config)?;
+        }
+        share(&world, state).and_then(|state| Run::new(config, out, data, feed, state)?.run(stop))
+    };
+    world.conclude(begin())
+}
+
+fn create(out: &Path, config: &Config) -> Result<()> {
     let writable = |source: std::io::Error| {
         let reason = format!("{source}; name a folder that can be written to");
         Error::Output { path: out.to_owned(), reason }
     };
     fs::create_dir_all(out).map_err(writable)?;
-    let folder = out.join("config.toml");
-    fs::write(&folder, config.to_toml()).map_err(writable)?;
-    let state = TrainState::new(&config, device, true);
-    Run::new(config, out, data, feed, state)?.run(stop)
+    fs::write(out.join("config.toml"), config.to_toml()).map_err(writable)
 }
 
-/// Goes on with the run in `out` from its newest sound checkpoint. A finished run stays as it is.
+/// Goes on with the run in `out` from its newest sound checkpoint, with as many ranks as there are now. A
+/// finished run stays as it is. Every rank reads `config.toml`; rank 0 alone reads the checkpoint.
 ///
 /// # Errors
 /// Any [`Error`].
-pub fn resume(out: &Path, stop: &AtomicBool) -> Result<Summary> {
+pub fn resume(out: &Path, place: Place, stop: &AtomicBool) -> Result<Summary> {
     let config = read_config(out)?;
-    let device = device::parse(&config.train.device)?;
-    let data = open_data(&config, "train")?;
-    let folder = out.join("checkpoints");
-    let path = checkpoint::newest(&folder)?;
-    if checkpoint::read_manifest(&path)?.step >= config.train.steps {
-        let steps = config.train.steps;
-        let (stats, probe, bottleneck) = (None, None, String::new());
-        let (out, ended) = (out.to_owned(), Ended::Steps);
-        return Ok(Summary { out, steps, stats, ended, bottleneck, probe });
+    let (device, data) =
+        (device::of_rank(&config.train.device, &place)?, open_data(&config, "train")?);
+    let world = meet(&config, place, &data)?;
+    let go_on = || {
+        let state = load(&config, out, &data, device, &world)?;
+        if state.step >= config.train.steps {
+            let (stats, probe, bottleneck) = (None, None, String::new());
+            let (out, ended, steps) = (out.to_owned(), Ended::Steps, config.train.steps);
+            return Ok(Summary { out, steps, stats, ended, bottleneck, probe });
+        }
+        let feed = Feed::start(&config, &data, state.cursor, device, &world)?;
+        Run::new(config, out, data, feed, state)?.run(stop)
+    };
+    world.conclude(go_on())
+}
+
+/// The newest checkpoint of a run, read by rank 0, on every rank.
+fn load(
+    config: &Config,
+    out: &Path,
+    data: &Dataset,
+    device: Device,
+    world: &World,
+) -> Result<TrainState> {
+    let state = if world.leads() {
+        let (folder, data) = (out.join("checkpoints"), data.fingerprint());
+        checkpoint::load_newest(&folder, config, device, data, world)?.1
+    } else {
+        TrainState::in_world(config, world, (Kind::Float, device), false)
+    };
+    share(world, state)
+}
+
+/// A log of the run; one that goes nowhere on ranks that do not write.
+fn lines(world: &World, out: &Path, name: &str, step: u64) -> Result<Lines> {
+    let path = if world.leads() { out.join(name) } else { PathBuf::from("/dev/null") };
+    Lines::open(&path, step)
+}
+
+/// Joins the other ranks, if there are any, and makes sure that they run the same.
+fn meet(config: &Config, place: Place, data: &Dataset) -> Result<World> {
+    config.rows(place.size)?;
+    // The data folder may have another name on another machine.
+    let mut facts = config.flat();
+    facts.retain(|(key, _)| key != "data.dir");
+    facts.push(("the data index's fingerprint".to_owned(), format!("{:016x}", data.fingerprint())));
+    World::join(place, config.limits(), facts)
+}
+
+/// Gives every rank what rank 0 has, bit by bit.
+fn share(world: &World, mut state: TrainState) -> Result<TrainState> {
+    if world.size() == 1 {
+        return Ok(state);
     }
-    let (_, state) = checkpoint::load_newest(&folder, &config, device, data.fingerprint())?;
-    let feed = Feed::start(&config, &data, state.cursor, device)?;
-    Run::new(config, out, data, feed, state)?.run(stop)
+    world.enter("share the state");
+    let of_e = state.e.as_ref().map_or(0, |e| e.live.adam.steps());
+    let numbers = [
+        state.step,
+        state.cursor.epoch,
+        state.cursor.batch,
+        state.rollbacks,
+        state.d.adam.steps(),
+        state.g.live.adam.steps(),
+        of_e,
+    ];
+    let numbers = world.shared(numbers.map(|n| n as i64));
+    let [step, epoch, batch, rollbacks, d, g, e] = numbers.map(|n| n as u64);
+    (state.step, state.rollbacks, state.cursor) = (step, rollbacks, Cursor { epoch, batch });
+    state.d.adam.set_steps(d);
+    state.g.live.adam.set_steps(g);
+    for (_, tensors) in checkpoint::contents(&state) {
+        tensors.iter().for_each(|(_, tensor)| world.broadcast(tensor));
+    }
+    state.d.params.rescale();
+    state.g.live.params.rescale();
+    if let Some(encoder) = &mut state.e {
+        encoder.live.adam.set_steps(e);
+        encoder.live.params.rescale();
+    }
+    world.check()?;
+    verify(world, &state)?;
+    Ok(state)
+}
+
+/// Makes sure that all ranks hold the same state, to the bit.
+fn verify(world: &World, state: &TrainState) -> Result<()> {
+    let name =
+        |file: &str, name: String| format!("{} of {}", name, file.replace(".safetensors", ""));
+    let all = checkpoint::contents(state).into_iter().flat_map(|(file, tensors)| {
+        tensors.into_iter().map(move |(tensor, values)| (name(&file, tensor), values))
+    });
+    world.verify(&all.collect::<Vec<_>>())
 }
 
 /// The resolved configuration of a run.
@@ -152,8 +243,19 @@ struct Feed {
 }
 
 impl Feed {
-    fn start(config: &Config, data: &Arc<Dataset>, at: Cursor, device: Device) -> Result<Self> {
-        let loader_config = loader_config(config);
+    fn start(
+        config: &Config,
+        data: &Arc<Dataset>,
+        at: Cursor,
+        device: Device,
+        world: &World,
+    ) -> Result<Self> {
+        let mut loader_config = loader_config(config);
+        (loader_config.rank, loader_config.world) = (world.rank(), world.size());
+        loader_config.batch = config.rows(world.size())?;
+        if config.data.threads == 0 {
+            loader_config.threads = loader_config.threads.div_ceil(world.local_size());
+        }
         let sides = (loader_config.large as i64, loader_config.small as i64);
         let loader = Loader::start(data.clone(), loader_config, at, device::memory(device))?;
         Ok(Self { loader, first: None, sides, device, waited: Duration::ZERO, cursor: at })
@@ -194,16 +296,25 @@ struct Run {
     unread: Option<(u64, Tensor)>,
     /// Faulty steps since the last sound one.
     faults: u64,
+    world: World,
     stats: Lines,
     metrics: Lines,
     incidents: Lines,
-    checkpoints: Writer,
+    /// Of rank 0.
+    checkpoints: Option<Writer>,
     progress: Progress,
+    /// On rank 0.
+    watched: Option<Watched>,
+    /// Held as long as the run lives: a second writer is refused, a dead one does not block.
+    _lock: Option<File>,
+}
+
+/// What rank 0 measures a run with.
+#[derive(Debug)]
+struct Watched {
     monitor: Monitor,
     /// Floating-point operations of a step for each image of `train.batch`.
     step_flop: f64,
-    /// Held as long as the run lives: a second writer is refused, a dead one does not block.
-    _lock: File,
 }
 
 /// Since when, from which step, and how long the feed had then been waited for.
@@ -222,19 +333,27 @@ impl Run {
         feed: Feed,
         state: TrainState,
     ) -> Result<Self> {
-        let lock = lock(out)?;
-        let images = out.join("images");
-        fs::create_dir_all(&images).map_err(Error::io("create", &images))?;
-        let checkpoints = Writer::new(&out.join("checkpoints"))?;
-        let stats = Lines::open(&out.join("stats.jsonl"), state.step)?;
-        let metrics = Lines::open(&out.join("metrics.jsonl"), state.step)?;
+        let world = state.d.params.world().clone();
+        let lock = world.leads().then(|| lock(out)).transpose()?;
+        if world.leads() {
+            let images = out.join("images");
+            fs::create_dir_all(&images).map_err(Error::io("create", &images))?;
+        }
+        let checkpoints = world.leads().then(|| Writer::new(&out.join("checkpoints")));
+        let checkpoints = checkpoints.transpose()?;
+        let stats = lines(&world, out, "stats.jsonl", state.step)?;
+        let metrics = lines(&world, out, "metrics.jsonl", state.step)?;
         // What happened stays on record, whatever is done again.
-        let incidents = Lines::open(&out.join("incidents.jsonl"), u64::MAX)?;
-        let progress = Progress::new(state.step, config.train.steps);
-        let monitor = Monitor::new(&config, out, &data, feed.device, state.step)?;
-        let counts = Counts::of(&config);
-        let cost = Cost::of(&config, &counts);
-        progress.say(&format!("{}\n{}", config.to_toml(), inspect::table(&counts, &cost)));
+        let incidents = lines(&world, out, "incidents.jsonl", u64::MAX)?;
+        let progress = Progress::new(state.step, config.train.steps, !world.leads());
+        let watch = || {
+            let counts = Counts::of(&config);
+            let cost = Cost::of(&config, &counts);
+            progress.say(&format!("{}\n{}", config.to_toml(), inspect::table(&counts, &cost)));
+            let monitor = Monitor::new(&config, out, &data, feed.device, state.step)?;
+            Ok(Watched { monitor, step_flop: cost.step_flop })
+        };
+        let watched = world.lead("measure the model", watch)?;
         let out = out.to_owned();
         Ok(Self {
             config,
@@ -244,13 +363,13 @@ impl Run {
             state,
             unread: None,
             faults: 0,
+            world,
             stats,
             metrics,
             incidents,
             checkpoints,
             progress,
-            monitor,
-            step_flop: cost.step_flop,
+            watched,
             _lock: lock,
         })
     }
@@ -258,11 +377,15 @@ impl Run {
     fn run(mut self, stop: &AtomicBool) -> Result<Summary> {
         allow_tf32(self.config.train.precision == Precision::Tf32);
         let (device, threads) = (self.feed.device, tch::get_num_threads());
+        let ranks = match self.world.size() {
+            1 => String::new(),
+            size => format!(", {size} ranks"),
+        };
         self.progress.say(&match device {
             Device::Cpu => {
-                format!("training on the CPU, {threads} threads (trainer doctor says why)")
+                format!("training on the CPU, {threads} threads{ranks} (trainer doctor says why)")
             }
-            other => format!("training on {other:?}"),
+            other => format!("training on {other:?}{ranks}"),
         });
         let begun = self.mark();
         let mut tick = begun;
@@ -281,47 +404,72 @@ impl Run {
             };
             self.progress.step(self.state.step);
             if self.due(self.config.log.every) {
-                let line = self.line(tick, &losses)?;
-                self.stats.write(&line)?;
-                self.progress.show(&line);
-                for alarm in self.monitor.take(&line)? {
-                    self.progress.say(&format!("step {}: {}", alarm.step, alarm.text));
-                    self.incidents.write(&alarm)?;
+                if let Some(line) = self.line(tick, &losses)? {
+                    self.take_down(&line)?;
                 }
                 tick = self.mark();
             }
             last = Some(losses);
+            if self.due(self.config.dist.check_every) {
+                verify(&self.world, &self.state)?;
+            }
             self.chores()?;
         };
-        let stats = last.map(|losses| self.line(begun, &losses)).transpose()?;
+        self.world.check()?;
+        let stats = last.map(|losses| self.line(begun, &losses)).transpose()?.flatten();
         let bottleneck = self.feed.loader.stats().bottleneck;
         self.save()?;
-        self.checkpoints.finish()?;
-        let probe = if ended == Ended::Signal { None } else { self.evaluate()? };
-        report::write(&self.out)?;
+        self.write_out()?;
+        let world = self.world.clone();
+        let probe = world.lead("evaluate", || {
+            let probe = if ended == Ended::Signal { None } else { self.evaluate()? };
+            report::write(&self.out).map(|_| probe)
+        })?;
+        let probe = probe.flatten();
         self.progress.finish();
         let (out, steps) = (self.out, self.state.step);
         Ok(Summary { out, steps, stats, ended, bottleneck, probe })
+    }
+
+    fn take_down(&mut self, line: &StatsLine) -> Result<()> {
+        self.stats.write(line)?;
+        self.progress.show(line);
+        let Some(watched) = &mut self.watched else { return Ok(()) };
+        for alarm in watched.monitor.take(line)? {
+            self.progress.say(&format!("step {}: {}", alarm.step, alarm.text));
+            self.incidents.write(&alarm)?;
+        }
+        Ok(())
     }
 
     /// Why the loop is to end now, if it is.
     fn over(&self, begun: Mark, stop: &AtomicBool) -> Option<Ended> {
         let limit = Duration::from_secs_f64(60.0 * self.config.train.max_minutes);
         if self.state.step >= self.config.train.steps {
-            Some(Ended::Steps)
-        } else if stop.load(Ordering::Relaxed) {
-            Some(Ended::Signal)
-        } else if !limit.is_zero() && begun.time.elapsed() >= limit {
-            Some(Ended::Time)
-        } else {
-            None
+            return Some(Ended::Steps);
+        }
+        let late = !limit.is_zero() && begun.time.elapsed() >= limit;
+        let wish = if stop.load(Ordering::Relaxed) { 2 } else { i64::from(late) };
+        // One rank's wish is all ranks', at the same step.
+        match self.world.largest(wish) {
+            0 => None,
+            1 => Some(Ended::Time),
+            _ => Some(Ended::Signal),
         }
     }
 
     /// One step; `None` if the step before it proves faulty and training went back.
     fn advance(&mut self) -> Result<Option<Losses>> {
-        let feed = &mut self.feed;
-        let losses = train_step(&self.config, &mut self.state, || feed.next())?;
+        self.world.step(self.state.step + 1);
+        let (feed, world) = (&mut self.feed, &self.world);
+        let next = || {
+            world.enter("wait for images");
+            let images = feed.next();
+            world.enter("compute");
+            images
+        };
+        let losses = train_step(&self.config, &mut self.state, next)?;
+        self.world.check()?;
         self.state.cursor = self.feed.cursor;
         let earlier = self.unread.replace((self.state.step, losses.faults.shallow_clone()));
         Ok(self.judge(earlier)?.then_some(losses))
@@ -365,16 +513,17 @@ impl Run {
 
     /// Takes up the newest checkpoint again, and goes on with the images that come next.
     fn go_back(&mut self, step: u64, network: &str) -> Result<()> {
-        self.checkpoints.finish()?;
+        self.write_out()?;
         let rollbacks = self.state.rollbacks + 1;
-        let (folder, data) = (self.out.join("checkpoints"), self.data.fingerprint());
-        (_, self.state) = checkpoint::load_newest(&folder, &self.config, self.feed.device, data)?;
+        self.state = load(&self.config, &self.out, &self.data, self.feed.device, &self.world)?;
         self.state.rollbacks = rollbacks;
         self.state.cursor = self.feed.cursor;
         self.unread = None;
-        self.stats = Lines::open(&self.out.join("stats.jsonl"), self.state.step)?;
-        self.metrics = Lines::open(&self.out.join("metrics.jsonl"), self.state.step)?;
-        self.monitor.go_back(self.state.step)?;
+        self.stats = lines(&self.world, &self.out, "stats.jsonl", self.state.step)?;
+        self.metrics = lines(&self.world, &self.out, "metrics.jsonl", self.state.step)?;
+        if let Some(watched) = &mut self.watched {
+            watched.monitor.go_back(self.state.step)?;
+        }
         self.progress.say(&format!(
             "step {step}: loss_{network} not finite: back to step {}",
             self.state.step
@@ -398,9 +547,14 @@ impl Run {
             }
             self.save()?;
         }
-        if !draw && !measure {
-            return Ok(());
+        if draw || measure {
+            let world = self.world.clone();
+            world.lead("pictures and probes", || self.evaluate_now(draw, measure))?;
         }
+        Ok(())
+    }
+
+    fn evaluate_now(&mut self, draw: bool, measure: bool) -> Result<()> {
         let model = Model::averaged(&self.config, &self.state, Some(&self.data))?;
         if draw {
             self.pictures(&model, &format!("-{:08}", self.state.step))?;
@@ -420,9 +574,20 @@ impl Run {
     /// Begins to write a checkpoint.
     fn save(&mut self) -> Result<()> {
         let CheckpointConfig { keep: last, keep_every: every, best, .. } = &self.config.checkpoint;
-        let best = if best.is_empty() { None } else { self.metrics.best(best)? };
-        let keep = Keep { last: *last, every: *every, best };
-        self.checkpoints.save(&self.state, self.data.fingerprint(), keep)
+        let (metrics, state) = (&self.metrics, &self.state);
+        let (writer, data) = (self.checkpoints.as_mut(), self.data.fingerprint());
+        let save = || {
+            let best = if best.is_empty() { None } else { metrics.best(best)? };
+            let keep = Keep { last: *last, every: *every, best };
+            writer.map_or(Ok(()), |writer| writer.save(state, data, keep))
+        };
+        self.world.lead("save", save).map(|_| ())
+    }
+
+    /// Waits until all checkpoints are on the disk.
+    fn write_out(&mut self) -> Result<()> {
+        let writer = self.checkpoints.as_mut();
+        self.world.lead("save", || writer.map_or(Ok(()), Writer::finish)).map(|_| ())
     }
 
     /// The last pictures and, where asked for, the probe.
@@ -477,7 +642,7 @@ impl Run {
         let (c, step) = (&self.config, self.state.step);
         let columns = c.images.columns as u32;
         let samples = model.generate(&model.latents(0, c.images.columns * c.images.rows));
-        self.monitor.picture(step, "samples", suffix, &pictures::grid(&samples, columns))?;
+        let mut all = vec![("samples", pictures::grid(&samples, columns))];
         if c.loss.encode() {
             let split = self.split(&c.eval.split)?.unwrap_or_else(|| {
                 let missing = &c.eval.split;
@@ -486,10 +651,13 @@ impl Run {
                 ));
                 self.data.clone()
             });
-            let picture = reconstructions(model, &split, false)?;
-            self.monitor.picture(step, "reconstructions", suffix, &picture)?;
+            all.push(("reconstructions", reconstructions(model, &split, false)?));
         }
-        self.monitor.live(&self.state, suffix)
+        let Some(Watched { monitor, .. }) = &mut self.watched else { return Ok(()) };
+        for (name, picture) in all {
+            monitor.picture(step, name, suffix, &picture)?;
+        }
+        monitor.live(&self.state, suffix)
     }
 
     /// A split, if the data folder has it.
@@ -506,8 +674,8 @@ impl Run {
     }
 
     /// Reads the losses back (with the faults, the only wait for the device) and the clock since
-    /// `from`.
-    fn line(&self, from: Mark, losses: &Losses) -> Result<StatsLine> {
+    /// `from`. Only rank 0 gets a line.
+    fn line(&self, from: Mark, losses: &Losses) -> Result<Option<StatsLine>> {
         let step = self.state.step;
         let [loss_d, loss_g] = [&losses.d, &losses.g].map(|loss| loss.double_value(&[]));
         let loss_e = losses.e.as_ref().map(|loss| loss.double_value(&[]));
@@ -515,7 +683,16 @@ impl Run {
         let step_seconds = seconds / (step - from.step) as f64;
         let images_per_s = self.config.train.batch as f64 / step_seconds;
         let waited = (self.feed.waited - from.waited).as_secs_f64();
-        Ok(StatsLine {
+        let [waited, bad] = self.world.sums([waited, self.feed.loader.stats().bad as f64]);
+        let (waited, bad_images) = (waited / self.world.size() as f64, bad as u64);
+        let watched = self.watched.as_ref();
+        let measure =
+            || watched.map(|w| Ok((w.monitor.signals(&self.state)?, w.step_flop))).transpose();
+        let Some((health, step_flop)) = self.world.lead("measure health", measure)?.flatten()
+        else {
+            return Ok(None);
+        };
+        Ok(Some(StatsLine {
             step,
             loss_d,
             loss_g,
@@ -524,13 +701,13 @@ impl Run {
             images_read_per_s: images_per_s * f64::from(self.config.train.d_steps + 1),
             data_wait_percent: 100.0 * waited / seconds,
             step_seconds,
-            bad_images: self.feed.loader.stats().bad,
+            bad_images,
             epoch: self.state.cursor.epoch,
             remote: self.data.traffic(),
-            gflop_per_s: images_per_s * self.step_flop / 1e9,
+            gflop_per_s: images_per_s * step_flop / 1e9,
             memory_gb: measure::resident_bytes() / 1e9,
-            health: self.monitor.signals(&self.state)?,
-        })
+            health,
+        }))
     }
 }
 
@@ -608,7 +785,8 @@ mod tests {
         let out = folder.join("run");
         fs::create_dir(&out).unwrap();
         let data = open_data(&config, "train").unwrap();
-        let feed = Feed::start(&config, &data, Cursor::default(), Device::Cpu).unwrap();
+        let feed =
+            Feed::start(&config, &data, Cursor::default(), Device::Cpu, &World::alone()).unwrap();
         let state = TrainState::new(&config, Device::Cpu, true);
         Run::new(config, &out, data, feed, state).unwrap()
     }
@@ -647,7 +825,7 @@ mod tests {
         assert!(run.settle().unwrap());
         assert_eq!(incidents(folder.path()), [(3, "rollback".to_owned())]);
         run.save().unwrap();
-        run.checkpoints.finish().unwrap();
+        run.write_out().unwrap();
         let path = checkpoint::newest(&folder.path().join("run/checkpoints")).unwrap();
         assert_eq!(checkpoint::read_manifest(&path).unwrap().rollbacks, 1);
     }

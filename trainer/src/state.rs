@@ -4,6 +4,7 @@ use pipeline::Cursor;
 use tch::{Device, Kind, Tensor};
 
 use crate::config::Config;
+use crate::dist::World;
 use crate::model::{Discriminator, Encoder, Generator};
 use crate::nn::{Fill, Kinds, Params, Scope};
 use crate::optim::Adam;
@@ -23,11 +24,12 @@ impl<N> Player<N> {
     fn new(
         config: &Config,
         rate: f64,
+        world: &World,
         kinds: Kinds,
         fill: Fill,
         build: impl FnOnce(&Scope<'_>) -> N,
     ) -> Self {
-        let (net, params) = Params::build(kinds, fill, build);
+        let (net, params) = Params::build_in(world, kinds, fill, build);
         let adam = Adam::new(config.adam(rate), params.flat());
         Self { net, params, adam }
     }
@@ -107,19 +109,25 @@ impl TrainState {
     /// As [`TrainState::new`] in another precision (parity tests use double).
     #[must_use]
     pub fn with_kinds(config: &Config, kinds: Kinds, fresh: bool) -> Self {
+        Self::in_world(config, &World::alone(), kinds, fresh)
+    }
+
+    /// The same on one rank of several, whose batches together are one.
+    #[must_use]
+    pub fn in_world(config: &Config, world: &World, kinds: Kinds, fresh: bool) -> Self {
         let seed = config.train.seed;
         let fill = |network| if fresh { Fill::Seed { seed, network } } else { Fill::Unset };
         let o = &config.opt;
-        let g = Player::new(config, o.lr_g, kinds, fill(NETWORKS[0]), |s| {
+        let g = Player::new(config, o.lr_g, world, kinds, fill(NETWORKS[0]), |s| {
             Generator::new(s, config.g, config.latent)
         });
         let e = config.loss.encode().then(|| {
             let rate = o.lr_g * o.e_lr_mult;
-            Averaged::new(Player::new(config, rate, kinds, fill(NETWORKS[1]), |s| {
+            Averaged::new(Player::new(config, rate, world, kinds, fill(NETWORKS[1]), |s| {
                 Encoder::new(s, config.e, config.latent)
             }))
         });
-        let d = Player::new(config, o.lr_d, kinds, fill(NETWORKS[2]), |s| {
+        let d = Player::new(config, o.lr_d, world, kinds, fill(NETWORKS[2]), |s| {
             Discriminator::new(s, config.discriminator(), config.latent)
         });
         Self { g: Averaged::new(g), e, d, step: 0, cursor: Cursor::default(), rollbacks: 0 }

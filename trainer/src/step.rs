@@ -10,6 +10,7 @@ use tch::{Tensor, no_grad};
 
 use crate::config::{Config, OnFault, Precision};
 use crate::device::Images;
+use crate::dist::World;
 use crate::loss;
 use crate::model::{Encoder, Pair};
 use crate::nn::{Statistics, Weights};
@@ -44,15 +45,18 @@ struct Draws {
 }
 
 impl Draws {
-    /// For update number `update` of the coming step, the whole batch.
+    /// For update number `update` of the coming step, this rank's rows of the batch.
     fn new(config: &Config, state: &TrainState, update: u32) -> Self {
         let (kind, device) = state.d.params.kinds();
         // After a rollback the step numbers come again, and the draws must not.
         let seed = config.train.seed ^ (state.rollbacks << 48);
         let key = |purpose| Key { seed, purpose, step: state.step, update };
         let (z, batch) = (config.latent, config.train.batch);
-        let prior = key(Purpose::Prior).latents(z.prior, 0, batch, z.dim, device);
-        let noise = key(Purpose::Posterior).normal(0, batch, z.dim, device);
+        let world = state.d.params.world();
+        // As the sampler deals images out.
+        let rows = || (world.rank() as i64..batch).step_by(world.size());
+        let prior = key(Purpose::Prior).latents(z.prior, rows(), z.dim, device);
+        let noise = key(Purpose::Posterior).normal(rows(), z.dim, device);
         Self { prior: prior.to_kind(kind), noise: noise.to_kind(kind) }
     }
 
@@ -61,7 +65,8 @@ impl Draws {
     }
 }
 
-/// One whole step. `next` gives a fresh batch of `train.batch` images for every update.
+/// One whole step. `next` gives a fresh batch for every update: this rank's part of `train.batch`
+/// images. Losses, gradients and batch statistics are of the whole batch.
 ///
 /// # Errors
 /// Whatever `next` reports; the state is then as after the last whole update.
@@ -111,7 +116,7 @@ fn update_discriminator(
     let statistics = skips(config).then(|| Saved::of(state));
     state.d.params.use_weights(Weights::Train);
     let mut sum = Sum::default();
-    for (first, rows) in micro_batches(config, images) {
+    for (first, rows) in micro_batches(config, state, images) {
         let (images, draws) = (images.rows(first, rows), draws.rows(first, rows));
         let part = with_bf16(bf16(config), || {
             let pairs = no_grad(|| joint_pairs(state, &images, &draws));
@@ -120,6 +125,7 @@ fn update_discriminator(
         }) * share(config, rows);
         sum.add(&[part.detach()], &[state.d.params.gradient(&part)]);
     }
+    sum.over_ranks(state.d.params.world());
     let loss = sum.losses.swap_remove(0);
     let factor = config.rate_factor(state.step);
     let update = state.d.update(&sum.gradients[0], &loss, factor, skips(config));
@@ -167,7 +173,7 @@ fn update_encoder_generator(
         e.live.params.use_weights(Weights::Train);
     }
     let mut sum = Sum::default();
-    for (first, rows) in micro_batches(config, images) {
+    for (first, rows) in micro_batches(config, state, images) {
         let (images, draws) = (images.rows(first, rows), draws.rows(first, rows));
         let (loss_g, loss_e) = with_bf16(bf16(config), || {
             let of_e = |e| encoder_loss(state, e, &images, &draws) * share(config, rows);
@@ -183,6 +189,7 @@ fn update_encoder_generator(
             _ => sum.add(&[loss_g.detach()], &[g.gradient(&loss_g)]),
         }
     }
+    sum.over_ranks(state.g.live.params.world());
     // One fault stops both: they share a backward pass.
     let (losses, gradients) = (sum.losses, sum.gradients);
     let loss = losses.iter().fold(Tensor::from(0f32), |sum, loss| sum + loss);
@@ -260,9 +267,14 @@ impl Saved {
     }
 }
 
-/// First row and number of rows of every micro-batch.
-fn micro_batches(config: &Config, images: &Images) -> impl Iterator<Item = (i64, i64)> + use<> {
-    let (batch, micro) = (images.len(), config.micro_batch());
+/// First row and number of rows of every micro-batch, of those that are this rank's.
+fn micro_batches(
+    config: &Config,
+    state: &TrainState,
+    images: &Images,
+) -> impl Iterator<Item = (i64, i64)> + use<> {
+    let ranks = state.d.params.world().size() as i64;
+    let (batch, micro) = (images.len(), config.micro_batch() / ranks);
     (0..batch).step_by(micro as usize).map(move |first| (first, micro.min(batch - first)))
 }
 
@@ -271,7 +283,7 @@ fn share(config: &Config, rows: i64) -> f64 {
     rows as f64 / config.train.batch as f64
 }
 
-/// Sums over micro-batches.
+/// Sums over micro-batches, then over ranks.
 #[derive(Debug, Default)]
 struct Sum {
     losses: Vec<Tensor>,
@@ -289,6 +301,20 @@ impl Sum {
         };
         into(&mut self.losses, losses);
         into(&mut self.gradients, gradients);
+    }
+
+    fn over_ranks(&mut self, world: &World) {
+        if world.size() == 1 {
+            return;
+        }
+        world.enter("all-reduce");
+        for gradient in &self.gradients {
+            world.sum(gradient);
+        }
+        let losses = Tensor::stack(&self.losses, 0);
+        world.sum(&losses);
+        self.losses = losses.unbind(0);
+        world.enter("compute");
     }
 }
 
@@ -320,7 +346,7 @@ mod tests {
 
     fn images(seed: u64) -> Images {
         let key = Key { seed, purpose: Purpose::Evaluate, step: 0, update: 0 };
-        let large = key.normal(0, 4, 3 * 32 * 32, Device::Cpu).view([4, 3, 32, 32]).tanh();
+        let large = key.normal(0..4, 3 * 32 * 32, Device::Cpu).view([4, 3, 32, 32]).tanh();
         let small = large.avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None::<i64>);
         Images { large, small }
     }

@@ -55,7 +55,7 @@ impl Critic {
 }
 
 fn normal(purpose: Purpose, step: u64, update: u32) -> Tensor {
-    Key { seed: 1, purpose, step, update }.normal(0, BATCH, 2, Device::Cpu)
+    Key { seed: 1, purpose, step, update }.normal(0..BATCH, 2, Device::Cpu)
 }
 
 /// Modes (N), then points (N, 2) around them.

@@ -6,6 +6,7 @@ pub(crate) mod embed;
 pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod inspect;
+pub(crate) mod launch;
 pub(crate) mod pictures;
 pub(crate) mod report;
 pub(crate) mod run;

@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicBool;
 
 use comfy_table::{Table, presets::UTF8_HORIZONTAL_ONLY};
 use trainer::config::Config;
+use trainer::dist::Place;
 use trainer::error::{Error, Result};
 use trainer::inspect::{self, Cost, Counts};
 use trainer::run::{self, Ended, Summary};
@@ -37,9 +38,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let place = Place::from_env()?;
     if args.resume {
         let out = args.out.as_ref().ok_or_else(|| usage("--resume needs --out DIR"))?;
-        return finish(&run::resume(out, &*stop_flag()?)?);
+        return finish(&place, &run::resume(out, place.clone(), &*stop_flag()?)?);
     }
     let origin =
         args.source.origin().ok_or_else(|| usage("give --preset NAME or --config FILE"))?;
@@ -56,7 +58,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return dry_run(&config, args.gflops);
     }
     let out = args.out.as_ref().ok_or_else(|| usage("give --out DIR, a new folder for the run"))?;
-    finish(&run::start(config, out, &*stop_flag()?)?)
+    finish(&place, &run::start(config, out, place.clone(), &*stop_flag()?)?)
 }
 
 /// Images of ImageNet's training split, which the presets are for.
@@ -102,7 +104,10 @@ fn stop_flag() -> Result<Arc<AtomicBool>> {
 }
 
 /// A run's last words: where its results are, and one table.
-fn finish(summary: &Summary) -> Result<()> {
+fn finish(place: &Place, summary: &Summary) -> Result<()> {
+    if place.rank > 0 {
+        return Ok(());
+    }
     let Some(s) = &summary.stats else {
         println!("{} is finished: {} steps", summary.out.display(), summary.steps);
         return Ok(());

@@ -192,8 +192,8 @@ impl Model {
         let key = Key { seed, purpose: Purpose::Sample, step: index, update: 0 };
         let dim = self.config.latent.dim;
         match self.subject.truncation {
-            None => key.latents(self.config.latent.prior, first, count, dim, self.device),
-            Some(most) => key.truncated(most, first, count, dim, self.device),
+            None => key.latents(self.config.latent.prior, first..first + count, dim, self.device),
+            Some(most) => key.truncated(most, first..first + count, dim, self.device),
         }
     }
 
@@ -235,7 +235,7 @@ impl Model {
     pub fn reconstruct_sampled(&self, images: &Images) -> Result<Tensor> {
         let seed = self.config.train.seed;
         let key = Key { seed, purpose: Purpose::Evaluate, step: 0, update: 0 };
-        let noise = key.normal(0, images.len(), self.config.latent.dim, self.device);
+        let noise = key.normal(0..images.len(), self.config.latent.dim, self.device);
         Ok(self.generate(&self.encode(images)?.1.code.sample(&noise)))
     }
 

@@ -1,6 +1,7 @@
-use tch::Tensor;
+use tch::{Kind, Tensor, no_grad};
 
-use super::{Init, Linear, Scope};
+use super::{Init, Linear, Scope, attach};
+use crate::dist::World;
 
 /// Which statistics a batch norm uses, and what becomes of the stored ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +30,8 @@ impl Statistics {
     }
 }
 
-/// Batch normalisation over (N, H, W), with or without a gain and shift of its own.
+/// Batch normalisation over (N, H, W), with or without a gain and shift of its own. On several ranks N
+/// runs over the batches of all, which must be of one size.
 ///
 /// # Source
 /// Paper App. A: statistics of the whole batch. The variance of a batch is biased, the stored one
@@ -41,6 +43,7 @@ pub struct BatchNorm {
     var: Tensor,
     eps: f64,
     momentum: f64,
+    world: World,
 }
 
 impl BatchNorm {
@@ -57,7 +60,7 @@ impl BatchNorm {
     pub fn plain(s: &Scope<'_>, channels: i64, eps: f64, momentum: f64) -> Self {
         let mean = s.buffer("mean", &[channels], 0.0);
         let var = s.buffer("var", &[channels], 1.0);
-        Self { affine: None, mean, var, eps, momentum }
+        Self { affine: None, mean, var, eps, momentum, world: s.world() }
     }
 
     /// Gain and shift, where there are any.
@@ -75,10 +78,84 @@ impl BatchNorm {
             Statistics::Stored => (false, 0.0),
         };
         let (gain, shift) = self.affine.as_ref().map(|(g, s)| (g, s)).unzip();
+        if training && self.world.together() > 1 {
+            return self.over_ranks(x, momentum);
+        }
         let stored = statistics != Statistics::Repeat;
         let (mean, var) = (stored.then_some(&self.mean), stored.then_some(&self.var));
         x.batch_norm(gain, shift, mean, var, training, momentum, self.eps, true)
     }
+
+    /// With the statistics of all ranks' batches: one small all-reduce forward and one backward, both in
+    /// double precision. A pass whose input needs no gradient gives none to gain and shift either.
+    fn over_ranks(&self, x: &Tensor, momentum: f64) -> Tensor {
+        let kind = self.mean.kind();
+        let channels = x.size()[1];
+        let rows = (x.numel() as i64 / channels) as f64;
+        let count = rows * self.world.size() as f64;
+        let (gain, shift) = self.affine.as_ref().map(|(g, s)| (g, s)).unzip();
+        let (mean, var, y) = no_grad(|| {
+            let (var, mean) = x.to_kind(kind).var_mean_dim(Some(sides(x).as_slice()), false, false);
+            let (var, mean) = (var.to_kind(Kind::Double), mean.to_kind(Kind::Double));
+            // Of the rank: Σx and Σx², without the cancellation that summing squares of x would bring.
+            let sums = Tensor::stack(&[&mean * rows, (var + mean.square()) * rows], 0);
+            self.world.sum(&sums);
+            let (mean, squares) = (sums.get(0) / count, sums.get(1) / count);
+            let var = (squares - mean.square()).clamp_min(0.0);
+            let unbiased = &var * (count / (count - 1.0));
+            let (mean, var) = (mean.to_kind(kind), var.to_kind(kind));
+            for (stored, seen) in [(&self.mean, &mean), (&self.var, &unbiased.to_kind(kind))] {
+                let _ = stored.shallow_clone().lerp_(seen, momentum);
+            }
+            let (m, v) = (Some(&mean), Some(&var));
+            let y = x.batch_norm(gain, shift, m, v, false, 0.0, self.eps, true);
+            (mean, var, y)
+        });
+        if !x.requires_grad() {
+            return y;
+        }
+        let mut inputs = vec![x.shallow_clone()];
+        let parameters = self.parameters().into_iter().filter(Tensor::requires_grad);
+        inputs.extend(parameters);
+        let trained = inputs.len() > 1;
+        let (world, x) = (self.world.clone(), x.detach());
+        let gain = gain.map(Tensor::detach);
+        let inverse = (var + self.eps).rsqrt();
+        attach(y, &inputs, move |gradient| {
+            let g = gradient.to_kind(kind);
+            let dims = sides(&x);
+            let of_x = &x - spread(&mean, &x);
+            let along = (&g * of_x).sum_dim_intlist(dims.as_slice(), false, kind) * &inverse;
+            let total = g.sum_dim_intlist(dims.as_slice(), false, kind);
+            let sums = Tensor::stack(&[&along, &total], 0).to_kind(Kind::Double);
+            world.sum(&sums);
+            let sums = (sums / count).to_kind(kind);
+            let scale = gain.as_ref().map_or_else(|| inverse.shallow_clone(), |g| &inverse * g);
+            // dx = scale (g − mean(g) − x̂ mean(g x̂)), gathered by channel.
+            let by_x = -&scale * &inverse * sums.get(0);
+            let constant = -&scale * sums.get(1) - &by_x * &mean;
+            let dx = (g * spread(&scale, &x) + spread(&constant, &x))
+                .addcmul(&x, &spread(&by_x, &x))
+                .to_kind(x.kind());
+            let mut all = vec![dx];
+            if trained {
+                all.extend([along, total]);
+            }
+            all
+        })
+    }
+}
+
+/// Every dimension but the channels'.
+fn sides(x: &Tensor) -> Vec<i64> {
+    (0..x.dim() as i64).filter(|dim| *dim != 1).collect()
+}
+
+/// A value of each channel, (C), to be broadcast over x.
+fn spread(values: &Tensor, x: &Tensor) -> Tensor {
+    let mut shape = vec![1; x.dim()];
+    shape[1] = -1;
+    values.view(shape.as_slice())
 }
 
 /// y = BN(x) · (1 + W_g c) + W_b c, with W_g and W_b spectrally normalised and without bias.

@@ -4,6 +4,7 @@ use rand_distr::{Distribution, StandardNormal};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::{SpectralNorm, SpectralNorms};
+use crate::dist::World;
 use crate::measure::shape_only;
 use crate::random::{Key, Purpose};
 
@@ -68,6 +69,7 @@ pub struct Params {
     flat: Tensor,
     flat_scaled: Tensor,
     kinds: Kinds,
+    world: World,
 }
 
 /// Which form of the weights a pass reads.
@@ -83,7 +85,18 @@ impl Params {
     /// Builds a network: `build` asks the scope for its tensors, then they are laid out flat and the
     /// spectral norms run `POWER_ITERATIONS` times.
     pub fn build<N>(kinds: Kinds, fill: Fill, build: impl FnOnce(&Scope<'_>) -> N) -> (N, Self) {
+        Self::build_in(&World::alone(), kinds, fill, build)
+    }
+
+    /// The same for one rank of several, with batch statistics over the batches of all.
+    pub fn build_in<N>(
+        world: &World,
+        kinds: Kinds,
+        fill: Fill,
+        build: impl FnOnce(&Scope<'_>) -> N,
+    ) -> (N, Self) {
         let cell = RefCell::new(Builder {
+            world: world.clone(),
             fill,
             kinds,
             parameters: vec![],
@@ -94,7 +107,8 @@ impl Params {
         let Builder { parameters, norms, buffers, .. } = cell.into_inner();
         let empty = || Tensor::empty([0], kinds);
         let (flat, flat_scaled) = (empty(), empty());
-        let mut params = Self { parameters, norms, buffers, flat, flat_scaled, kinds };
+        let world = world.clone();
+        let mut params = Self { parameters, norms, buffers, flat, flat_scaled, kinds, world };
         params.lay_flat(fill);
         (net, params)
     }
@@ -264,6 +278,12 @@ impl Params {
         self.parameters.iter().filter(|p| p.norm.is_some())
     }
 
+    /// The ranks it is trained on.
+    #[must_use]
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
     /// Kind and device.
     #[must_use]
     pub fn kinds(&self) -> Kinds {
@@ -285,6 +305,7 @@ impl Params {
 
 #[derive(Debug)]
 struct Builder {
+    world: World,
     fill: Fill,
     kinds: Kinds,
     parameters: Vec<Parameter>,
@@ -314,6 +335,11 @@ impl Scope<'_> {
     /// A trainable tensor whose spectral norm is held at 1: layers get W/σ.
     pub fn normed(&self, name: &str, shape: &[i64], init: Init, eps: f64) -> Tensor {
         self.add(name, shape, init, Some(eps))
+    }
+
+    /// The ranks that train this network.
+    pub(crate) fn world(&self) -> World {
+        self.builder.borrow().world.clone()
     }
 
     /// A tensor that is saved but not trained.

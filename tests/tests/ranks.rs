@@ -1,0 +1,316 @@
+//! Several processes as one run: the same model whatever their number, and failures with names.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use integration::{
+    ONE_THREAD, borrowed, copy_folder, data, program, repository, text, tiny_run, trainer,
+};
+use serde_json::Value;
+use tch::Tensor;
+
+fn launch(ranks: usize, args: &[String]) -> integration::Said {
+    let mut all: Vec<String> = ["launch", "-n", &ranks.to_string(), "--"].map(str::to_owned).into();
+    all.extend(args.iter().cloned());
+    trainer(&borrowed(&all))
+}
+
+fn lines(run: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(run.join("stats.jsonl")).unwrap_or_default();
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// Loss columns agree to 1e-5.
+fn assert_same_losses(run: &Path, other: &Path) {
+    let (ours, theirs) = (lines(run), lines(other));
+    assert_eq!(ours.len(), theirs.len());
+    for (a, b) in ours.iter().zip(&theirs) {
+        assert_eq!((&a["step"], &a["epoch"]), (&b["step"], &b["epoch"]));
+        for key in ["loss_d", "loss_g", "loss_e"] {
+            let (a, b) = (a[key].as_f64().unwrap(), b[key].as_f64().unwrap());
+            assert!((a - b).abs() <= 1e-5 * a.abs().max(1.0), "{key}: {a} and {b}");
+        }
+    }
+}
+
+/// Every tensor of two checkpoints agrees to 1e-4 of its norm.
+fn assert_same_tensors(one: &Path, other: &Path) {
+    for name in ["generator", "encoder", "discriminator"] {
+        let file = format!("{name}.safetensors");
+        let read = |folder: &Path| Tensor::read_safetensors(folder.join(&file)).unwrap();
+        let (ours, theirs) = (read(one), read(other));
+        assert_eq!(ours.len(), theirs.len());
+        for (key, a) in &ours {
+            // A bias that feeds a batch norm has no true gradient: Adam steps on rounding noise, and the
+            // stored mean follows the bias. E's batch norms follow convolutions without bias.
+            let noise = key.ends_with("bias") && key != "last.bias" || key.ends_with(".mean");
+            if name == "generator" && noise {
+                continue;
+            }
+            let (_, b) = theirs.iter().find(|(k, _)| k == key).unwrap();
+            // Statistics that stay near 0 have no norm to speak of.
+            let off = (a - b).norm().double_value(&[]) / a.norm().double_value(&[]).max(1e-2);
+            assert!(off <= 1e-4, "{name} {key}: {off:e}");
+        }
+    }
+}
+
+#[test]
+fn one_two_and_four_ranks_train_the_same_model() {
+    for micro in ["train.micro_batch=0", "train.micro_batch=4"] {
+        let folder = tempfile::tempdir().unwrap();
+        let run = |ranks: usize| {
+            let out = folder.path().join(ranks.to_string());
+            let args = tiny_run(data(), &out, &["train.steps=10", "dist.check_every=5", micro]);
+            let said = if ranks == 1 { trainer(&borrowed(&args)) } else { launch(ranks, &args) };
+            assert_eq!(said.code, 0, "{}", said.err);
+            out
+        };
+        let one = run(1);
+        let last = "checkpoints/step-00000010";
+        let picture = |run: &Path| image::open(run.join("images/samples.png")).unwrap().to_rgb8();
+        for ranks in [2, 4] {
+            let many = run(ranks);
+            assert_same_losses(&many, &one);
+            assert_same_tensors(&many.join(last), &one.join(last));
+            let (a, b) = (picture(&many), picture(&one));
+            let off = a.as_raw().iter().zip(b.as_raw()).map(|(a, b)| a.abs_diff(*b)).max();
+            assert!(off <= Some(1), "samples differ by {off:?} of 255");
+        }
+    }
+}
+
+#[test]
+fn a_run_goes_on_with_another_number_of_ranks() {
+    let folder = tempfile::tempdir().unwrap();
+    let straight = folder.path().join("straight");
+    let overrides = ["train.steps=6", "checkpoint.every=1", "checkpoint.keep=9"];
+    let said = launch(2, &tiny_run(data(), &straight, &overrides));
+    assert_eq!(said.code, 0, "{}", said.err);
+    let moved = folder.path().join("moved");
+    copy_folder(&straight, &moved);
+    for (cut, ranks) in [(2, 1), (4, 4)] {
+        for later in cut + 1..=6 {
+            fs::remove_dir_all(moved.join(format!("checkpoints/step-{later:08}"))).unwrap();
+        }
+        let said = launch(ranks, &["run", "--resume", "--out", &text(&moved)].map(str::to_owned));
+        assert_eq!(said.code, 0, "{}", said.err);
+    }
+    assert_same_losses(&moved, &straight);
+    let last = "checkpoints/step-00000006";
+    assert_same_tensors(&moved.join(last), &straight.join(last));
+    let said = launch(2, &["run", "--resume", "--out", &text(&moved)].map(str::to_owned));
+    assert!(said.code == 0 && said.out.contains("finished"), "{} {}", said.out, said.err);
+}
+
+/// An endless run of two ranks under way.
+struct Running {
+    launcher: Child,
+    out: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl Running {
+    /// Through `command` (a launcher and its arguments), once `steps` are done.
+    fn start(mut command: Command, overrides: &[&str], steps: usize) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("run");
+        let mut all = vec!["train.steps=100000", "train.batch=4", "checkpoint.every=20"];
+        all.extend(overrides);
+        let launcher = command
+            .args(tiny_run(data(), &out, &all))
+            .envs(ONE_THREAD)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let running = Self { launcher, out, _folder: folder };
+        let begun = Instant::now();
+        while lines(&running.out).len() < steps {
+            assert!(begun.elapsed().as_secs() < 60, "no {steps} steps in a minute");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        running
+    }
+
+    fn launched(overrides: &[&str], steps: usize) -> Self {
+        let mut command = Command::new(program("trainer"));
+        command.args(["launch", "-n", "2", "--"]);
+        Self::start(command, overrides, steps)
+    }
+
+    /// Process of a rank.
+    fn rank(&self, rank: usize) -> u32 {
+        let out = text(&self.out);
+        let mine = |pid: &u32| {
+            let read = |name: &str| fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
+            let parts = |bytes: Vec<u8>| {
+                let text = String::from_utf8_lossy(&bytes).into_owned();
+                text.split('\0').map(str::to_owned).collect::<Vec<_>>()
+            };
+            parts(read("cmdline")).contains(&out)
+                && parts(read("environ")).contains(&format!("RANK={rank}"))
+        };
+        let entries = fs::read_dir("/proc").unwrap().flatten();
+        let mut pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.find(mine).unwrap()
+    }
+
+    fn signal(pid: u32, signal: &str) {
+        let status = Command::new("kill").args([signal, &pid.to_string()]).status();
+        assert!(status.unwrap().success());
+    }
+
+    /// Waits for the end. What was said, and how long it took.
+    fn wait(self) -> (Output, Duration) {
+        let begun = Instant::now();
+        let output = self.launcher.wait_with_output().unwrap();
+        let took = begun.elapsed();
+        // Whatever happened, the newest checkpoint can be gone on from.
+        let checkpoints = self.out.join("checkpoints");
+        if fs::read_dir(&checkpoints).unwrap().next().is_some() {
+            let newest = trainer::checkpoint::newest(&checkpoints).unwrap();
+            trainer::checkpoint::verify(&newest).unwrap();
+        }
+        (output, took)
+    }
+}
+
+fn said(output: &Output) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    text(&output.stdout) + &text(&output.stderr)
+}
+
+/// 2, or 50 with `BIGBIGAN_TESTS=long`.
+fn moments() -> u64 {
+    let long = std::env::var_os("BIGBIGAN_TESTS").is_some_and(|counts| counts == "long");
+    if long { 50 } else { 2 }
+}
+
+#[test]
+fn a_killed_rank_is_named_and_the_others_leave_within_five_seconds() {
+    for moment in 0..moments() {
+        let running = Running::launched(&[], 2 + moment as usize);
+        std::thread::sleep(Duration::from_millis(moment * 37 % 100));
+        let dead = moment as usize % 2;
+        let pid = running.rank(dead);
+        Running::signal(pid, "-KILL");
+        let (output, took) = running.wait();
+        let said = said(&output);
+        assert!(took < Duration::from_secs(5), "{took:?}: {said}");
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        let other = format!("[{}] error: rank {dead} (host ", 1 - dead);
+        for words in [&other, &format!("pid {pid}) was killed by signal 9; last seen in step ")] {
+            assert!(said.contains(words), "{words} is not in {said}");
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_falls_silent_is_named() {
+    for moment in 0..moments() / 2 {
+        let running = Running::launched(&["dist.silence=2"], 3);
+        let (stopped, pid) = (moment as usize % 2, running.rank(moment as usize % 2));
+        Running::signal(pid, "-STOP");
+        let (output, took) = running.wait();
+        let said = said(&output);
+        assert!(took < Duration::from_secs(7), "{took:?}: {said}");
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        let words = format!("pid {pid}) died, stopped or was cut off: silent for ");
+        assert!(said.contains(&words), "rank {stopped}: {words} is not in {said}");
+    }
+}
+
+#[test]
+fn sigterm_to_one_rank_stops_all_on_the_same_step_with_a_checkpoint() {
+    let running = Running::launched(&[], 2);
+    Running::signal(running.rank(1), "-TERM");
+    let out = running.out.clone();
+    let output = running.launcher.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let step = lines(&out).last().unwrap()["step"].as_u64().unwrap();
+    let manifest = out.join(format!("checkpoints/step-{step:08}/manifest.json"));
+    assert!(manifest.exists(), "{}", manifest.display());
+    assert!(said(&output).contains("stopped by a signal"), "{}", said(&output));
+}
+
+#[test]
+fn torchrun_starts_ranks_as_it_is_and_reports_the_one_that_died() {
+    // Beside the libtorch that `make setup` installs.
+    let library =
+        std::env::var_os("LIBTORCH").map_or(repository().join(".libtorch"), PathBuf::from);
+    let folder = repository().join(library).canonicalize().unwrap();
+    let Some(torchrun) = folder.ancestors().nth(4).map(|venv| venv.join("bin/torchrun")) else {
+        return;
+    };
+    if !torchrun.exists() {
+        eprintln!("no {}: torchrun is not tried", torchrun.display());
+        return;
+    }
+    let mut command = Command::new(&torchrun);
+    command.args(["--no-python", "--nproc-per-node", "2", "--master-port", &free_port(), "--"]);
+    command.arg(program("trainer"));
+    let running = Running::start(command, &[], 2);
+    let pid = running.rank(1);
+    Running::signal(pid, "-KILL");
+    let (output, took) = running.wait();
+    let said = said(&output);
+    assert!(took < Duration::from_secs(15) && !output.status.success(), "{took:?}: {said}");
+    for words in ["error: rank 1 (host ", &format!("pid {pid})"), "ChildFailedError"] {
+        assert!(said.contains(words), "{words} is not in {said}");
+    }
+}
+
+fn free_port() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string()
+}
+
+/// A rank started by hand.
+fn by_hand(rank: &str, port: &str, args: &[String]) -> Child {
+    Command::new(program("trainer"))
+        .args(args)
+        .envs(ONE_THREAD)
+        .envs([("RANK", rank), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1")])
+        .env("MASTER_PORT", port)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+#[test]
+fn ranks_with_different_configurations_are_refused_before_anything_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let (out, port) = (folder.path().join("run"), free_port());
+    let rates = ["opt.lr_d=0.25", "opt.lr_d=0.5"];
+    let ranks = ["0", "1"].map(|rank| {
+        let rate = rates[rank.parse::<usize>().unwrap()];
+        by_hand(rank, &port, &tiny_run(data(), &out, &[rate]))
+    });
+    for rank in ranks {
+        let output = rank.wait_with_output().unwrap();
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        let words = "rank 1 has opt.lr_d = 0.5, rank 0 has 0.25";
+        assert!(said.contains(words), "{said}");
+    }
+    assert!(!out.exists());
+}
+
+#[test]
+fn ranks_that_cannot_meet_say_so_in_one_line_and_do_not_hang() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = tiny_run(data(), &folder.path().join("run"), &["dist.join=2"]);
+    // Rank 1 finds no store, rank 0 no rank 1.
+    for (rank, words) in [("1", "no store at 127.0.0.1:"), ("0", "did not come within 2 s")] {
+        let begun = Instant::now();
+        let output = by_hand(rank, &free_port(), &args).wait_with_output().unwrap();
+        let said = said(&output);
+        assert!(begun.elapsed() < Duration::from_secs(8), "{said}");
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(words), "{said}");
+    }
+}

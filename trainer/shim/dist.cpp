@@ -1,0 +1,113 @@
+// torch.distributed's C++ half (c10d) behind a C ABI. Every call returns null or an error text that the
+// caller frees; no exception crosses. NCCL is in nccl.cpp.
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include <ATen/ATen.h>
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+
+#include "group.h"
+#include "guard.h"
+
+using std::chrono::milliseconds;
+
+extern "C" {
+
+// Serves a store on `port` (0 for any), or connects to the one there, waiting at most `timeout` for it.
+// Gives a handle and the port.
+char *bb_store_open(const char *host, uint16_t port, int serve, int64_t timeout, bb_store **out,
+                    uint16_t *bound);
+void bb_store_close(bb_store *store);
+char *bb_store_set(bb_store *store, const char *key, const uint8_t *data, size_t length);
+// The value of `key`, to be freed by the caller; null and 0 while there is none.
+char *bb_store_get(bb_store *store, const char *key, uint8_t **data, size_t *length);
+// Adds to a counter, from 0. Gives the sum.
+char *bb_store_add(bb_store *store, const char *key, int64_t amount, int64_t *sum);
+
+// A process group on CPU tensors. Every rank opens it with the same prefix. `address` is one of this
+// machine's that the others can reach; the interface that GLOO_SOCKET_IFNAME names wins over it.
+char *bb_gloo_open(bb_store *store, const char *prefix, int rank, int size, const char *address,
+                   int64_t timeout, bb_group **out);
+void bb_group_close(bb_group *group);
+// In place, over all ranks: sum (op 0) or maximum (op 1).
+char *bb_group_all_reduce(bb_group *group, const at::Tensor *tensor, int op);
+// In place, from rank `root` to all.
+char *bb_group_broadcast(bb_group *group, const at::Tensor *tensor, int root);
+}
+
+char *bb_store_open(const char *host, uint16_t port, int serve, int64_t timeout, bb_store **out,
+                    uint16_t *bound) {
+  return guarded([&] {
+    c10d::TCPStoreOptions options;
+    options.port = port;
+    options.isServer = serve != 0;
+    options.waitWorkers = false;
+    options.timeout = milliseconds(timeout);
+    auto store = c10::make_intrusive<c10d::TCPStore>(host, options);
+    *bound = store->getPort();
+    *out = new bb_store{std::move(store)};
+  });
+}
+
+void bb_store_close(bb_store *store) { delete store; }
+
+char *bb_store_set(bb_store *store, const char *key, const uint8_t *data, size_t length) {
+  return guarded([&] { store->store->set(key, std::vector<uint8_t>(data, data + length)); });
+}
+
+char *bb_store_get(bb_store *store, const char *key, uint8_t **data, size_t *length) {
+  return guarded([&] {
+    *data = nullptr;
+    *length = 0;
+    if (!store->store->check({key}))
+      return;
+    const auto value = store->store->get(key);
+    *data = static_cast<uint8_t *>(std::malloc(std::max<size_t>(value.size(), 1)));
+    if (!*data)
+      throw std::bad_alloc();
+    std::copy(value.begin(), value.end(), *data);
+    *length = value.size();
+  });
+}
+
+char *bb_store_add(bb_store *store, const char *key, int64_t amount, int64_t *sum) {
+  return guarded([&] { *sum = store->store->add(key, amount); });
+}
+
+char *bb_gloo_open(bb_store *store, const char *prefix, int rank, int size, const char *address,
+                   int64_t timeout, bb_group **out) {
+  return guarded([&] {
+    auto options = c10d::ProcessGroupGloo::Options::create(milliseconds(timeout));
+    const char *interface = std::getenv("GLOO_SOCKET_IFNAME");
+    options->devices.push_back(interface
+                                   ? c10d::ProcessGroupGloo::createDeviceForInterface(interface)
+                                   : c10d::ProcessGroupGloo::createDeviceForHostname(address));
+    auto own = c10::make_intrusive<c10d::PrefixStore>(prefix, store->store);
+    *out = new bb_group{
+        c10::make_intrusive<c10d::ProcessGroupGloo>(std::move(own), rank, size, options)};
+  });
+}
+
+void bb_group_close(bb_group *group) { delete group; }
+
+char *bb_group_all_reduce(bb_group *group, const at::Tensor *tensor, int op) {
+  return guarded([&] {
+    std::vector<at::Tensor> tensors{*tensor};
+    c10d::AllreduceOptions options;
+    options.reduceOp = op == 0 ? c10d::ReduceOp::SUM : c10d::ReduceOp::MAX;
+    group->backend->allreduce(tensors, options)->wait();
+  });
+}
+
+char *bb_group_broadcast(bb_group *group, const at::Tensor *tensor, int root) {
+  return guarded([&] {
+    std::vector<at::Tensor> tensors{*tensor};
+    c10d::BroadcastOptions options;
+    options.rootRank = root;
+    group->backend->broadcast(tensors, options)->wait();
+  });
+}

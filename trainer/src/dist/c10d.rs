@@ -1,0 +1,194 @@
+//! Handles of torch.distributed's C++ half.
+
+use std::ffi::{CString, c_char, c_int, c_void};
+use std::ptr::null_mut;
+use std::time::Duration;
+
+use tch::Tensor;
+
+use crate::shim;
+
+unsafe extern "C" {
+    fn bb_store_open(
+        host: *const c_char,
+        port: u16,
+        serve: c_int,
+        timeout: i64,
+        out: *mut *mut c_void,
+        bound: *mut u16,
+    ) -> *mut c_char;
+    fn bb_store_close(store: *mut c_void);
+    fn bb_store_set(
+        store: *mut c_void,
+        key: *const c_char,
+        data: *const u8,
+        length: usize,
+    ) -> *mut c_char;
+    fn bb_store_get(
+        store: *mut c_void,
+        key: *const c_char,
+        data: *mut *mut u8,
+        length: *mut usize,
+    ) -> *mut c_char;
+    fn bb_store_add(
+        store: *mut c_void,
+        key: *const c_char,
+        amount: i64,
+        sum: *mut i64,
+    ) -> *mut c_char;
+    fn bb_gloo_open(
+        store: *mut c_void,
+        prefix: *const c_char,
+        rank: c_int,
+        size: c_int,
+        address: *const c_char,
+        timeout: i64,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+    fn bb_group_close(group: *mut c_void);
+    fn bb_group_all_reduce(group: *mut c_void, tensor: *const c_void, op: c_int) -> *mut c_char;
+    fn bb_group_broadcast(group: *mut c_void, tensor: *const c_void, root: c_int) -> *mut c_char;
+}
+
+type Outcome<T> = Result<T, String>;
+
+/// What a call said; of c10d's errors the first line, without the frames of the stack.
+fn outcome(error: *mut c_char) -> Outcome<()> {
+    shim::outcome(error).map_err(|text| text.lines().next().unwrap_or_default().to_owned())
+}
+
+fn c_text(text: &str) -> Outcome<CString> {
+    CString::new(text).map_err(|_| format!("{text:?} has a zero in it"))
+}
+
+/// Keys and values that all ranks see: torch's TCPStore, served here or elsewhere.
+#[derive(Debug)]
+pub(super) struct Store {
+    handle: *mut c_void,
+    prefix: String,
+    port: u16,
+}
+
+// SAFETY: the handle belongs to the object alone, and TCPStore may be used from any thread.
+unsafe impl Send for Store {}
+// SAFETY: TCPStore holds a lock of its own around every operation.
+unsafe impl Sync for Store {}
+
+impl Store {
+    /// Serves a store (port 0: any free one), or connects to the one there.
+    pub(super) fn open(
+        (host, port): (&str, u16),
+        serve: bool,
+        prefix: &str,
+        timeout: Duration,
+    ) -> Outcome<Self> {
+        let (mut handle, mut bound) = (null_mut(), 0);
+        let (host, timeout) = (c_text(host)?, timeout.as_millis() as i64);
+        // SAFETY: `host` is a text that outlives the call; the shim writes a handle that we own.
+        outcome(unsafe {
+            let (out, bound) = (&raw mut handle, &raw mut bound);
+            bb_store_open(host.as_ptr(), port, c_int::from(serve), timeout, out, bound)
+        })?;
+        Ok(Self { handle, prefix: prefix.to_owned(), port: bound })
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
+    fn key(&self, key: &str) -> Outcome<CString> {
+        c_text(&format!("{}{key}", self.prefix))
+    }
+
+    pub(super) fn set(&self, key: &str, value: &[u8]) -> Outcome<()> {
+        let key = self.key(key)?;
+        // SAFETY: the handle is open, key and value outlive the call.
+        outcome(unsafe { bb_store_set(self.handle, key.as_ptr(), value.as_ptr(), value.len()) })
+    }
+
+    /// The value of a key, if it has one yet. Does not wait.
+    pub(super) fn get(&self, key: &str) -> Outcome<Option<Vec<u8>>> {
+        let (key, mut data, mut length) = (self.key(key)?, null_mut(), 0);
+        // SAFETY: the handle is open; the shim writes a pointer to bytes that we free.
+        outcome(unsafe {
+            bb_store_get(self.handle, key.as_ptr(), &raw mut data, &raw mut length)
+        })?;
+        if data.is_null() {
+            return Ok(None);
+        }
+        // SAFETY: the shim wrote `length` bytes there.
+        let value = unsafe { std::slice::from_raw_parts(data, length) }.to_vec();
+        // SAFETY: they come from malloc and are ours.
+        unsafe { libc::free(data.cast()) };
+        Ok(Some(value))
+    }
+
+    /// Adds to a counter that starts at 0.
+    pub(super) fn add(&self, key: &str, amount: i64) -> Outcome<i64> {
+        let (key, mut sum) = (self.key(key)?, 0);
+        // SAFETY: the handle is open, the key outlives the call.
+        outcome(unsafe { bb_store_add(self.handle, key.as_ptr(), amount, &raw mut sum) })?;
+        Ok(sum)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // SAFETY: open, and closed once.
+        unsafe { bb_store_close(self.handle) }
+    }
+}
+
+/// How values of all ranks become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reduce {
+    Sum = 0,
+    Max = 1,
+}
+
+/// A process group.
+#[derive(Debug)]
+pub(super) struct Group(*mut c_void);
+
+// SAFETY: the handle belongs to the object alone, and process groups may be used from any thread.
+unsafe impl Send for Group {}
+// SAFETY: collectives queue up inside the group; that all ranks call them in one order is the caller's
+// affair, and a mistake there is an error or a wrong number, not a data race.
+unsafe impl Sync for Group {}
+
+impl Group {
+    pub(super) fn gloo(
+        store: &Store,
+        (rank, size): (usize, usize),
+        address: &str,
+        timeout: Duration,
+    ) -> Outcome<Self> {
+        let (prefix, address) = (c_text(&format!("{}gloo/", store.prefix))?, c_text(address)?);
+        let (rank, size, timeout) = (rank as c_int, size as c_int, timeout.as_millis() as i64);
+        let mut group = null_mut();
+        // SAFETY: the store is open, the texts outlive the call; the shim writes a handle that we own
+        // and that keeps the store alive.
+        outcome(unsafe {
+            let (prefix, address) = (prefix.as_ptr(), address.as_ptr());
+            bb_gloo_open(store.handle, prefix, rank, size, address, timeout, &raw mut group)
+        })?;
+        Ok(Self(group))
+    }
+
+    pub(super) fn all_reduce(&self, tensor: &Tensor, how: Reduce) -> Outcome<()> {
+        // SAFETY: the group is open; the tensor lives until the shim has waited for the work.
+        outcome(unsafe { bb_group_all_reduce(self.0, tensor.as_ptr().cast(), how as c_int) })
+    }
+
+    pub(super) fn broadcast(&self, tensor: &Tensor, root: usize) -> Outcome<()> {
+        // SAFETY: as above.
+        outcome(unsafe { bb_group_broadcast(self.0, tensor.as_ptr().cast(), root as c_int) })
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // SAFETY: open, and closed once.
+        unsafe { bb_group_close(self.0) }
+    }
+}

@@ -1,0 +1,421 @@
+//! Many processes as one run: torch.distributed's store and process groups, who is which rank, what
+//! all ranks must agree on, and what happens when one of them fails.
+
+mod c10d;
+mod launch;
+mod place;
+mod watch;
+
+use std::net::{ToSocketAddrs, UdpSocket};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
+use tch::{Kind, Tensor};
+
+use crate::error::{Error, Result};
+use c10d::{Group, Reduce, Store};
+pub use launch::launch;
+pub use place::Place;
+use watch::{Pulse, VERDICT, Verdict, Watch, leave};
+
+/// How long ranks wait for each other.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Limits {
+    /// For all ranks to come together at the start.
+    pub join: Duration,
+    /// For a rank that is alive but does not come to a collective.
+    pub timeout: Duration,
+    /// For a sign of life.
+    pub silence: Duration,
+}
+
+/// Margin that the watcher has to name a rank before a collective gives up by itself.
+const MARGIN: Duration = Duration::from_secs(15);
+/// Pause between looks at a key that another rank will set.
+const POLL: Duration = Duration::from_millis(15);
+
+/// The processes of a run and this one's place among them. A process alone is a world of one, in which
+/// collectives do nothing.
+///
+/// A collective that fails makes every later one do nothing; [`World::check`] then says so. So layers need
+/// no error path of their own, and nothing computed after a failure is kept.
+#[derive(Debug, Clone)]
+pub struct World(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    place: Place,
+    link: Option<Link>,
+}
+
+#[derive(Debug)]
+struct Link {
+    store: Store,
+    pulse: Arc<Pulse>,
+    watch: Mutex<Watch>,
+    group: Option<Group>,
+    /// Times that rank 0 worked for all.
+    led: AtomicU64,
+    /// Whether it does now.
+    leading: AtomicBool,
+}
+
+impl Drop for Link {
+    /// The watcher must not outlive a store served here. A group with a failed collective would wait for
+    /// it: that one is left to the end of the process.
+    fn drop(&mut self) {
+        self.watch.get_mut().unwrap_or_else(PoisonError::into_inner).stop();
+        if self.pulse.failure().is_some() {
+            std::mem::forget(self.group.take());
+        }
+    }
+}
+
+impl World {
+    /// A world of one.
+    #[must_use]
+    pub fn alone() -> Self {
+        Self(Arc::new(Inner { place: Place::alone(), link: None }))
+    }
+
+    /// Meets the other ranks, and makes sure that all run the same program on the same `facts` (name and
+    /// value).
+    ///
+    /// # Errors
+    /// [`Error::Join`] if they do not come together within `limits.join`; [`Error::Disagree`] with the
+    /// first fact that differs.
+    pub fn join(place: Place, limits: Limits, facts: Vec<(String, String)>) -> Result<Self> {
+        if place.size == 1 {
+            return Ok(Self::alone());
+        }
+        let facts: Vec<_> = of_the_program(&place)?.into_iter().chain(facts).collect();
+        let mut link = Link::open(&place, limits)?;
+        link.agree(&place, &facts, limits)?;
+        link.pulse.enter("connect");
+        let address = own_address(&place.store)?;
+        let whole = limits.timeout + MARGIN;
+        let group = Group::gloo(&link.store, (place.rank, place.size), &address, whole);
+        link.group = Some(group.map_err(join)?);
+        Ok(Self(Arc::new(Inner { place, link: Some(link) })))
+    }
+
+    /// This process's number.
+    #[must_use]
+    pub fn rank(&self) -> usize {
+        self.0.place.rank
+    }
+
+    /// Number of processes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.0.place.size
+    }
+
+    /// Number of processes on this machine.
+    #[must_use]
+    pub fn local_size(&self) -> usize {
+        self.0.place.local_size
+    }
+
+    /// Number of processes that compute together now: 1 inside [`World::lead`].
+    #[must_use]
+    pub fn together(&self) -> usize {
+        let leading = |link: &Link| link.leading.load(Ordering::Relaxed);
+        if self.0.link.as_ref().is_some_and(leading) { 1 } else { self.size() }
+    }
+
+    /// Whether this is the process that writes.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        self.0.place.rank == 0
+    }
+
+    /// Says which step is under way, for the others to name should this rank fail.
+    pub fn step(&self, step: u64) {
+        if let Some(link) = &self.0.link {
+            link.pulse.step(step);
+        }
+    }
+
+    /// Says what of a step is under way.
+    pub fn enter(&self, phase: &'static str) {
+        if let Some(link) = &self.0.link {
+            link.pulse.enter(phase);
+        }
+    }
+
+    /// Sums a contiguous tensor over all ranks, in place.
+    pub fn sum(&self, tensor: &Tensor) {
+        self.collective(|group| group.all_reduce(tensor, Reduce::Sum));
+    }
+
+    /// Makes a contiguous tensor what it is on rank 0.
+    pub fn broadcast(&self, tensor: &Tensor) {
+        self.collective(|group| group.broadcast(tensor, 0));
+    }
+
+    /// The sums of some numbers over all ranks.
+    #[must_use]
+    pub fn sums<const N: usize>(&self, values: [f64; N]) -> [f64; N] {
+        let tensor = Tensor::from_slice(&values);
+        self.sum(&tensor);
+        std::array::from_fn(|i| tensor.double_value(&[i as i64]))
+    }
+
+    /// The largest of a number over all ranks.
+    #[must_use]
+    pub fn largest(&self, value: i64) -> i64 {
+        let tensor = Tensor::from_slice(&[value]);
+        self.collective(|group| group.all_reduce(&tensor, Reduce::Max));
+        tensor.int64_value(&[0])
+    }
+
+    /// Rank 0's numbers.
+    #[must_use]
+    pub fn shared<const N: usize>(&self, values: [i64; N]) -> [i64; N] {
+        let tensor = Tensor::from_slice(&values);
+        self.broadcast(&tensor);
+        std::array::from_fn(|i| tensor.int64_value(&[i as i64]))
+    }
+
+    fn collective(&self, run: impl FnOnce(&Group) -> std::result::Result<(), String>) {
+        let Some(link) = &self.0.link else { return };
+        let Some(group) = &link.group else { return };
+        link.pulse.collective(|| run(group));
+    }
+
+    /// Whether all collectives so far did their work. Where one failed, this waits until the rank to blame
+    /// is found and the process ends with its name.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] if none is found.
+    pub fn check(&self) -> Result<()> {
+        let Some(link) = &self.0.link else { return Ok(()) };
+        let Some(reason) = link.pulse.failure() else { return Ok(()) };
+        thread::sleep(MARGIN);
+        Err(Error::Lost { reason: reason.to_owned() })
+    }
+
+    /// Lets rank 0 do `work`, however long it takes, while the others wait; they get `None`. Batch norms see
+    /// rank 0's own batch meanwhile, and collectives must not be called.
+    ///
+    /// # Errors
+    /// Rank 0's own, or [`Error::Lost`] on the others if the store fails.
+    pub fn lead<T>(
+        &self,
+        phase: &'static str,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<Option<T>> {
+        let Some(link) = &self.0.link else { return work().map(Some) };
+        self.enter(phase);
+        let key = format!("led/{}", link.led.fetch_add(1, Ordering::Relaxed));
+        let lost = |reason| Error::Lost { reason };
+        if self.leads() {
+            link.leading.store(true, Ordering::Relaxed);
+            let value = work();
+            link.leading.store(false, Ordering::Relaxed);
+            let value = value?;
+            link.store.set(&key, b"done").map_err(lost)?;
+            return Ok(Some(value));
+        }
+        // No deadline: a rank 0 that dies is the watcher's affair.
+        while link.store.get(&key).map_err(lost)?.is_none() {
+            thread::sleep(POLL);
+        }
+        Ok(None)
+    }
+
+    /// Makes sure that tensors are bit-equal on all ranks.
+    ///
+    /// # Errors
+    /// [`Error::Drift`] naming the first that is not.
+    pub fn verify(&self, tensors: &[(String, Tensor)]) -> Result<()> {
+        if self.size() == 1 {
+            return Ok(());
+        }
+        let sums: Vec<_> = tensors.iter().map(|(_, tensor)| checksum(tensor)).collect();
+        // The largest sum and, negated, the smallest.
+        let both: Vec<_> = sums.iter().copied().chain(sums.iter().map(|sum| -sum)).collect();
+        let both = Tensor::from_slice(&both);
+        self.collective(|group| group.all_reduce(&both, Reduce::Max));
+        self.check()?;
+        let both = Vec::<i64>::try_from(&both)?;
+        let (largest, smallest) = both.split_at(sums.len());
+        match largest.iter().zip(smallest).position(|(largest, smallest)| *largest != -smallest) {
+            None => Ok(()),
+            Some(first) => Err(Error::Drift { tensor: tensors[first].0.clone() }),
+        }
+    }
+
+    /// Ends this rank's part. An error is posted, so that the others end with its text; on success they are
+    /// told that this rank's silence is no death.
+    ///
+    /// # Errors
+    /// Those of `outcome`, in a world of one; a rank of several ends the process here.
+    pub fn conclude<T>(&self, outcome: Result<T>) -> Result<T> {
+        let Some(link) = &self.0.link else { return outcome };
+        match outcome {
+            Ok(value) => {
+                link.finish(&self.0.place);
+                Ok(value)
+            }
+            Err(e) => {
+                let name = link.pulse.name();
+                let code = if e.is_input() { 2 } else { 1 };
+                link.post(&format!("{name}: {e}"), code, self.rank());
+                leave(code, &e.to_string())
+            }
+        }
+    }
+}
+
+impl Link {
+    /// Comes to the store and starts beating.
+    fn open(place: &Place, limits: Limits) -> Result<Self> {
+        let deadline = Instant::now() + limits.join;
+        let (host, port) = (&place.store.0, place.store.1);
+        let open = |serve| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            Store::open((host, port), serve, &place.prefix, left).map_err(|reason| {
+                join(format!("no store at {host}:{port} (MASTER_ADDR:MASTER_PORT): {reason}"))
+            })
+        };
+        let store = open(place.serve)?;
+        if place.rank == 0 {
+            store.set("server", &[u8::from(place.serve)]).map_err(join)?;
+        }
+        let served_by_rank_0 = wait_for(&store, "server", deadline)
+            .map_err(|reason| join(format!("rank 0 did not come: {reason}")))?
+            == [1];
+        let pulse = Arc::new(Pulse::new((place.rank, place.size), served_by_rank_0, limits));
+        if store.add(&format!("here/{}", place.rank), 1).map_err(join)? > 1 {
+            return Err(join(format!("two processes say that they are rank {}", place.rank)));
+        }
+        let beat = serde_json::to_vec(&pulse.beat(0)).map_err(|e| join(e.to_string()))?;
+        store.set(&watch::beat_key(place.rank), &beat).map_err(join)?;
+        let watch = Watch::start(pulse.clone(), open(false)?).map_err(|e| join(e.to_string()))?;
+        let (watch, led) = (Mutex::new(watch), AtomicU64::new(0));
+        Ok(Self { store, pulse, watch, group: None, led, leading: AtomicBool::new(false) })
+    }
+
+    /// Compares the facts with rank 0's, and waits until every rank has.
+    fn agree(&self, place: &Place, facts: &[(String, String)], limits: Limits) -> Result<()> {
+        let deadline = Instant::now() + limits.join;
+        if place.rank == 0 {
+            let text = serde_json::to_vec(facts).map_err(|e| join(e.to_string()))?;
+            self.store.set("facts", &text).map_err(join)?;
+            while self.store.add("agreed", 0).map_err(join)? + 1 < place.size as i64 {
+                if Instant::now() > deadline {
+                    return Err(join(self.missing(place.size, limits)));
+                }
+                thread::sleep(POLL);
+            }
+            return self.store.set("go", b"go").map_err(join);
+        }
+        let text = wait_for(&self.store, "facts", deadline).map_err(join)?;
+        let theirs: Vec<(String, String)> =
+            serde_json::from_slice(&text).map_err(|e| join(e.to_string()))?;
+        if let Some((name, ours, theirs)) = first_difference(facts, &theirs) {
+            let rank = place.rank;
+            let error = Error::Disagree { name, rank, ours, theirs };
+            self.post(&error.to_string(), 2, rank);
+            return Err(error);
+        }
+        self.store.add("agreed", 1).map_err(join)?;
+        let go = wait_for(&self.store, "go", deadline);
+        go.map(|_| ()).map_err(|_| join(self.missing(place.size, limits)))
+    }
+
+    fn missing(&self, size: usize, limits: Limits) -> String {
+        let absent = |rank: &usize| !matches!(self.store.add(&format!("here/{rank}"), 0), Ok(1..));
+        let ranks: Vec<_> = (0..size).filter(absent).map(|rank| rank.to_string()).collect();
+        let (ranks, seconds) = (ranks.join(", "), limits.join.as_secs());
+        format!("of {size} ranks these did not come within {seconds} s (dist.join): {ranks}")
+    }
+
+    fn post(&self, text: &str, code: u8, by: usize) {
+        let verdict = Verdict { text: text.to_owned(), code, by: Some(by) };
+        let Ok(verdict) = serde_json::to_vec(&verdict) else { return };
+        let _ = self.store.set(VERDICT, &verdict);
+        self.pulse.linger();
+    }
+
+    fn finish(&self, place: &Place) {
+        self.watch.lock().unwrap_or_else(PoisonError::into_inner).finish();
+        let deadline = Instant::now() + self.pulse.limits().silence;
+        let finished = |rank: usize| self.pulse.has_finished(&self.store, rank);
+        while place.serve && Instant::now() < deadline && !(0..place.size).all(finished) {
+            thread::sleep(POLL);
+        }
+    }
+}
+
+fn of_the_program(place: &Place) -> Result<[(String, String); 3]> {
+    let path = Path::new("/proc/self/exe");
+    let program = std::fs::read(path).map_err(Error::io("read", path))?;
+    let hash: String = Sha256::digest(program).iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok([
+        ("the number of ranks".to_owned(), place.size.to_string()),
+        ("trainer's version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+        ("the program's SHA-256".to_owned(), hash),
+    ])
+}
+
+/// What differs first, with both values.
+fn first_difference(
+    ours: &[(String, String)],
+    theirs: &[(String, String)],
+) -> Option<(String, String, String)> {
+    let value = |facts: &[(String, String)], name: &str| {
+        let found = facts.iter().find(|(n, _)| n == name);
+        found.map_or("nothing".to_owned(), |(_, value)| value.clone())
+    };
+    let mut names = theirs.iter().chain(ours).map(|(name, _)| name);
+    names.find_map(|name| {
+        let (ours, theirs) = (value(ours, name), value(theirs, name));
+        (ours != theirs).then(|| (name.clone(), ours, theirs))
+    })
+}
+
+/// Waits for another rank to set a key.
+fn wait_for(store: &Store, key: &str, deadline: Instant) -> std::result::Result<Vec<u8>, String> {
+    loop {
+        if let Some(value) = store.get(key)? {
+            return Ok(value);
+        }
+        if Instant::now() > deadline {
+            return Err("waited in vain (dist.join)".to_owned());
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// The address of this machine on the way to the store: one that the other ranks can reach.
+fn own_address(store: &(String, u16)) -> Result<String> {
+    let find = || {
+        let target = (store.0.as_str(), store.1).to_socket_addrs()?.next();
+        let target = target.ok_or_else(|| std::io::Error::other("it has no address"))?;
+        let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = UdpSocket::bind(any)?;
+        socket.connect(target)?;
+        socket.local_addr().map(|address| address.ip().to_string())
+    };
+    find().map_err(|e| join(format!("no way to MASTER_ADDR = {}: {e}", store.0)))
+}
+
+/// The sum of a tensor's bit patterns: equal for equal tensors whatever the order of summing.
+fn checksum(tensor: &Tensor) -> i64 {
+    let bits = match tensor.kind() {
+        Kind::Double | Kind::Int64 => Kind::Int64,
+        _ => Kind::Int,
+    };
+    tensor.detach().view_dtype(bits).sum(Kind::Int64).int64_value(&[])
+}
+
+fn join(reason: String) -> Error {
+    Error::Join { reason }
+}
