@@ -135,6 +135,29 @@ fn a_finished_run_is_left_as_it_is() {
 }
 
 #[test]
+fn a_resumed_run_may_change_how_long_it_goes_but_not_what_it_computes_unless_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let keys = ["train.steps=1", "eval.probe_images=0"];
+    assert_eq!(trainer(&borrowed(&tiny_run(data(), &run, &keys))).code, 0);
+    let resume = |more: &[&str]| {
+        let run = text(&run);
+        trainer(&[&["run", "--resume", "--out", &run], more].concat())
+    };
+    let said = resume(&["--set", "train.steps=2"]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert!(said.err.contains("train.steps from 1 to 2"), "{}", said.err);
+    let faster = ["--set", "train.steps=3", "--set", "opt.lr_d=0.001"];
+    let said = resume(&faster);
+    assert!(said.code == 2 && said.err.contains("opt.lr_d"), "{}", said.err);
+    assert_eq!(lines(&run.join("stats.jsonl")).len(), 2);
+    let said = resume(&[&faster[..], &["--allow-change"]].concat());
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert_eq!(lines(&run.join("stats.jsonl")).len(), 3);
+    assert!(fs::read_to_string(run.join("config.toml")).unwrap().contains("lr_d = 0.001"));
+}
+
+#[test]
 fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");

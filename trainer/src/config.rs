@@ -82,7 +82,7 @@ impl Change {
             Some(_) => self.key.starts_with(*free),
             None => self.key == **free,
         };
-        FREE.iter().any(|free| under(free))
+        FREE.iter().any(under)
     }
 }
 

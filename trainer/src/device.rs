@@ -64,7 +64,7 @@ pub struct Lane(*mut c_void);
 
 /// A point in a [`Lane`] that was reached when the work before it is done.
 #[derive(Debug)]
-pub struct Mark(*mut c_void);
+pub struct Reached(*mut c_void);
 
 unsafe extern "C" {
     fn bb_lane_new(index: c_int, lane: *mut *mut c_void) -> *mut c_char;
@@ -108,7 +108,7 @@ impl Lane {
     ///
     /// # Panics
     /// As `body`.
-    pub fn run<T>(&self, body: impl FnOnce() -> T) -> Result<(T, Mark)> {
+    pub fn run<T>(&self, body: impl FnOnce() -> T) -> Result<(T, Reached)> {
         struct Call<F, T> {
             body: Option<F>,
             value: Option<std::thread::Result<T>>,
@@ -129,7 +129,7 @@ impl Lane {
         let error =
             unsafe { bb_lane_run(self.0, function, (&raw mut context).cast(), &raw mut event) };
         outcome(error).map_err(torch)?;
-        let mark = Mark(event);
+        let mark = Reached(event);
         match context.value {
             Some(Ok(value)) => Ok((value, mark)),
             Some(Err(panic)) => resume_unwind(panic),
@@ -145,7 +145,7 @@ impl Drop for Lane {
     }
 }
 
-impl Mark {
+impl Reached {
     /// Lets the stream that computes wait for this point before it reads `tensors`.
     ///
     /// # Errors
@@ -158,7 +158,7 @@ impl Mark {
     }
 }
 
-impl Drop for Mark {
+impl Drop for Reached {
     /// Waits for this point: what the work before it reads may be changed afterwards.
     fn drop(&mut self) {
         // SAFETY: the handle of `bb_lane_run`, given back once.

@@ -42,7 +42,7 @@ pub struct StatsLine {
     pub remote: Option<pipeline::Traffic>,
     /// Billions of floating-point operations a second, of convolutions and products, as counted.
     pub gflop_per_s: f64,
-    /// Memory that the process holds, in GB (10⁹ bytes); a GPU's own is not counted.
+    /// Memory of the process; on CUDA, the most that tensors have taken on the device. In 10⁹ bytes.
     pub memory_gb: f64,
     /// Signs of a collapse.
     #[serde(flatten)]

@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{self, Keep, Writer};
 use crate::config::{CheckpointConfig, Config, HealthConfig, OnFault, Precision};
-use crate::device::{self, Images};
+use crate::device::{self, Images, Lane, Reached};
 use crate::dist::{Place, World};
 use crate::error::{Error, Result};
 use crate::eval::features::Feature;
@@ -100,12 +100,12 @@ fn create(out: &Path, config: &Config) -> Result<()> {
 }
 
 /// Goes on with the run in `out` from its newest sound checkpoint, with as many ranks as there are now. A
-/// finished run stays as it is. Every rank reads `config.toml`; rank 0 alone reads the checkpoint.
+/// finished run stays as it is. `config` is the run's, or what was made of it, and is written back; rank 0
+/// alone reads the checkpoint.
 ///
 /// # Errors
 /// Any [`Error`].
-pub fn resume(out: &Path, place: Place, stop: &AtomicBool) -> Result<Summary> {
-    let config = read_config(out)?;
+pub fn resume(config: Config, out: &Path, place: Place, stop: &AtomicBool) -> Result<Summary> {
     let (device, data) =
         (device::of_rank(&config.train.device, &place)?, open_data(&config, "train")?);
     let world = meet(&config, place, &data)?;
@@ -117,6 +117,11 @@ pub fn resume(out: &Path, place: Place, stop: &AtomicBool) -> Result<Summary> {
             return Ok(Summary { out, steps, stats, ended, bottleneck, probe });
         }
         let feed = Feed::start(&config, &data, state.cursor, device, &world)?;
+        if world.leads() && config != read_config(out)? {
+            let (path, aside) = (out.join("config.toml"), out.join("config.toml.partial"));
+            fs::write(&aside, config.to_toml()).map_err(Error::io("write", &aside))?;
+            fs::rename(&aside, &path).map_err(Error::io("rename", &aside))?;
+        }
         Run::new(config, out, data, feed, state)?.run(stop)
     };
     world.conclude(go_on())
@@ -240,6 +245,10 @@ struct Feed {
     device: Device,
     waited: Duration,
     cursor: Cursor,
+    lane: Option<Lane>,
+    /// With a lane: the batch after the one in use, and the copy that may still be read from.
+    ahead: Option<Result<Sent>>,
+    copying: Option<(Reached, pipeline::Batch)>,
 }
 
 impl Feed {
@@ -258,7 +267,9 @@ impl Feed {
         }
         let sides = (loader_config.large as i64, loader_config.small as i64);
         let loader = Loader::start(data.clone(), loader_config, at, device::memory(device))?;
-        Ok(Self { loader, first: None, sides, device, waited: Duration::ZERO, cursor: at })
+        let (first, ahead, copying) = (None, None, None);
+        let (waited, cursor, lane) = (Duration::ZERO, at, Lane::new(device)?);
+        Ok(Self { loader, first, sides, device, waited, cursor, lane, ahead, copying })
     }
 
     /// Waits for the first batch, so that data that cannot be read stops a run before it begins.
@@ -274,13 +285,42 @@ impl Feed {
         Ok(self.loader.next().expect("the training loader is endless")?)
     }
 
+    /// Takes the next batch and starts its way to the device, beside the step's work where the device
+    /// has a lane for it.
+    fn send(&mut self) -> Result<Sent> {
+        let batch = self.take()?;
+        let upload = || Images::upload(&batch, self.sides.0, self.sides.1, self.device);
+        let (images, mark) = match &self.lane {
+            None => (upload(), None),
+            Some(lane) => lane.run(upload).map(|(images, mark)| (images, Some(mark)))?,
+        };
+        Ok(Sent { images, mark, batch })
+    }
+
     fn next(&mut self) -> Result<Images> {
         let asked = Instant::now();
-        let batch = self.take()?;
-        self.waited += asked.elapsed();
+        let Sent { images, mark, batch } = match self.ahead.take() {
+            Some(sent) => sent?,
+            None => self.send()?,
+        };
         self.cursor = batch.cursor();
-        Ok(Images::upload(&batch, self.sides.0, self.sides.1, self.device))
+        if let Some(mark) = mark {
+            mark.before(&[&images.large, &images.small])?;
+            // Its copy is done when the next one's is asked for, and only then its rows are reused.
+            self.copying = Some((mark, batch));
+            self.ahead = Some(self.send());
+        }
+        self.waited += asked.elapsed();
+        Ok(images)
     }
+}
+
+/// A batch on its way to the device. The mark comes before the batch: dropped, it waits for the copy.
+#[derive(Debug)]
+struct Sent {
+    images: Images,
+    mark: Option<Reached>,
+    batch: pipeline::Batch,
 }
 
 /// A run in progress.
@@ -692,6 +732,8 @@ impl Run {
         else {
             return Ok(None);
         };
+        let device = device::peak_memory(self.feed.device)?;
+        let memory = device.map_or_else(measure::resident_bytes, |bytes| bytes as f64);
         Ok(Some(StatsLine {
             step,
             loss_d,
@@ -705,7 +747,7 @@ impl Run {
             epoch: self.state.cursor.epoch,
             remote: self.data.traffic(),
             gflop_per_s: images_per_s * step_flop / 1e9,
-            memory_gb: measure::resident_bytes() / 1e9,
+            memory_gb: memory / 1e9,
             health,
         }))
     }

@@ -23,9 +23,12 @@ pub(crate) struct Args {
     /// Folder of the run; new, unless --resume
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Go on from the newest checkpoint in --out, with its own configuration
-    #[arg(long, requires = "out", conflicts_with_all = ["preset", "config", "set", "data", "device", "dry_run"])]
+    /// Go on from the newest checkpoint in --out, with its own configuration and what --set changes of it
+    #[arg(long, requires = "out", conflicts_with_all = ["preset", "config", "dry_run"])]
     resume: bool,
+    /// With --resume: also change keys that change what the run computes
+    #[arg(long, requires = "resume")]
+    allow_change: bool,
     /// cpu, cuda, cuda:N or auto
     #[arg(long)]
     device: Option<String>,
@@ -37,23 +40,50 @@ pub(crate) struct Args {
     gflops: Option<f64>,
 }
 
+impl Args {
+    /// --device and --data.
+    fn relocate(&self, config: &mut Config) {
+        if let Some(device) = &self.device {
+            config.train.device.clone_from(device);
+        }
+        if let Some(dir) = &self.data {
+            let absolute =
+                (!pipeline::is_url(dir)).then(|| std::path::absolute(dir).ok()).flatten();
+            let dir = absolute.unwrap_or_else(|| dir.clone());
+            config.data.dir = dir.to_string_lossy().into_owned();
+        }
+    }
+}
+
+/// The configuration to go on with. Changes are listed; those of what the run computes need a word more.
+fn changed(args: &Args, before: &Config, place: &Place) -> Result<Config> {
+    let mut config = before.with(&args.source.set)?;
+    args.relocate(&mut config);
+    let changes = before.changes(&config);
+    let moved: Vec<_> = changes.iter().filter(|c| !c.is_free()).map(ToString::to_string).collect();
+    if !moved.is_empty() && !args.allow_change {
+        let moved = moved.join(", ");
+        return Err(usage(&format!(
+            "{moved}: this changes what the run computes; add --allow-change if that is meant"
+        )));
+    }
+    if place.rank == 0 {
+        changes.iter().for_each(|change| eprintln!("changed: {change}"));
+    }
+    Ok(config)
+}
+
 pub(crate) fn run(args: &Args) -> Result<()> {
     let place = Place::from_env()?;
     if args.resume {
         let out = args.out.as_ref().ok_or_else(|| usage("--resume needs --out DIR"))?;
-        return finish(&place, &run::resume(out, place.clone(), &*stop_flag()?)?);
+        let config = changed(args, &run::read_config(out)?, &place)?;
+        return finish(&place, &run::resume(config, out, place.clone(), &*stop_flag()?)?);
     }
     let origin =
         args.source.origin().ok_or_else(|| usage("give --preset NAME or --config FILE"))?;
     let mut config = Config::resolve(&origin, &args.source.set)?;
-    if let Some(device) = &args.device {
-        config.train.device.clone_from(device);
-    }
-    if let Some(dir) = &args.data {
-        let absolute = (!pipeline::is_url(dir)).then(|| std::path::absolute(dir).ok()).flatten();
-        let dir = absolute.unwrap_or_else(|| dir.clone());
-        config.data.dir = dir.to_string_lossy().into_owned();
-    }
+    args.relocate(&mut config);
     if args.dry_run {
         return dry_run(&config, args.gflops);
     }
@@ -92,10 +122,11 @@ fn dry_run(config: &Config, gflops: Option<f64>) -> Result<()> {
     Ok(())
 }
 
-/// SIGTERM and SIGINT set the flag; a second one ends the process at once.
+/// SIGTERM, SIGINT and SIGUSR1 set the flag; a second one ends the process at once.
 fn stop_flag() -> Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+    use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+    for signal in [SIGTERM, SIGINT, SIGUSR1] {
         signal_hook::flag::register_conditional_shutdown(signal, 1, flag.clone())
             .and_then(|_| signal_hook::flag::register(signal, flag.clone()))
             .map_err(|source| Error::Io { action: "listen for", path: "signals".into(), source })?;
