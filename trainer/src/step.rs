@@ -324,6 +324,7 @@ mod tests {
 
     use super::*;
     use crate::config::Origin;
+    use crate::dist::Place;
     use crate::loss;
     use crate::measure::Work;
     use crate::model::Scores;
@@ -678,6 +679,67 @@ mod tests {
                     }
                     let what = format!("{kind:?} {net} {name}");
                     close(&what, &sketch(weight), &golden.weights[net][name], tolerance, 0.0);
+                }
+            }
+        }
+    }
+
+    /// Losses of every step and the weights after the last, in double precision: rounding then flips no
+    /// ReLU, and what differs is a mistake.
+    fn ten_steps(config: &Config, world: &World) -> (Vec<f64>, Vec<(String, Tensor)>) {
+        let kinds = (tch::Kind::Double, Device::Cpu);
+        let mut state = TrainState::in_world(config, world, kinds, true);
+        let (mut losses, mut seed) = (vec![], 0);
+        let rows: Vec<i64> = (world.rank() as i64..8).step_by(world.size()).collect();
+        let rows = Tensor::from_slice(&rows);
+        for _ in 0..10 {
+            let next = || {
+                seed += 1;
+                let key = Key { seed, purpose: Purpose::Evaluate, step: 0, update: 0 };
+                let large = key.normal(0..8, 3 * 32 * 32, Device::Cpu).to_kind(kinds.0);
+                let large = large.view([8, 3, 32, 32]).tanh().index_select(0, &rows);
+                let small = large.avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None::<i64>);
+                Ok::<_, ()>(Images { large, small })
+            };
+            let step = train_step(config, &mut state, next).unwrap();
+            let all = [&step.d, &step.g, step.e.as_ref().unwrap()];
+            losses.extend(all.map(|loss| loss.double_value(&[])));
+        }
+        let e = state.e.as_ref().unwrap();
+        let nets = [("g", &state.g.live.params), ("e", &e.live.params), ("d", &state.d.params)];
+        let named = nets.into_iter().flat_map(|(net, params)| {
+            let all = params.state().into_iter();
+            all.map(move |(name, value)| (format!("{net} {name}"), value.copy()))
+        });
+        (losses, named.collect())
+    }
+
+    #[test]
+    fn ranks_compute_in_double_precision_what_one_process_does() {
+        for (micro, size) in [("train.micro_batch=0", 2), ("train.micro_batch=4", 4)] {
+            let config = tiny(&["train.batch=8", micro]);
+            let (losses, weights) = ten_steps(&config, &World::alone());
+            let ranks = Place::threads(size).into_iter().map(|place| {
+                let config = config.clone();
+                std::thread::spawn(move || {
+                    let world = World::join(place, config.limits(), vec![]).unwrap();
+                    let done = ten_steps(&config, &world);
+                    world.conclude(Ok(done)).unwrap()
+                })
+            });
+            for rank in ranks.collect::<Vec<_>>() {
+                let (their_losses, their_weights) = rank.join().unwrap();
+                for (a, b) in losses.iter().zip(&their_losses) {
+                    assert!((a - b).abs() <= 1e-10 * a.abs().max(1.0), "{size} ranks: {a} {b}");
+                }
+                for ((name, a), (_, b)) in weights.iter().zip(&their_weights) {
+                    // The stored mean follows the bias before it.
+                    let noise = name.ends_with("bias") && name != "g last.bias";
+                    if name.starts_with("g ") && (noise || name.ends_with(".mean")) {
+                        continue;
+                    }
+                    let off = ((a - b).norm() / a.norm().clamp_min(1e-2)).double_value(&[]);
+                    assert!(off <= 1e-10, "{size} ranks: {name} is off by {off:e}");
                 }
             }
         }

@@ -36,6 +36,22 @@ impl Place {
         }
     }
 
+    /// The places of `size` ranks that are threads of this process.
+    #[cfg(test)]
+    pub(crate) fn threads(size: usize) -> Vec<Self> {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let place = |rank| Self {
+            rank,
+            size,
+            local_rank: rank,
+            local_size: size,
+            store: ("127.0.0.1".to_owned(), free.port()),
+            serve: rank == 0,
+            prefix: prefix("threads", ""),
+        };
+        (0..size).map(place).collect()
+    }
+
     /// From torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT, …), else from
     /// those of `srun`, else alone.
     ///
