@@ -58,6 +58,11 @@ pub enum Scaling {
     #[default]
     Off,
     /// By 1/2, 1/4 or 1/8, as long as the crop stays at least as large as the row.
+    ///
+    /// Of 1,000 `resnet` views of 500 ImageNet photographs, 15 were decoded smaller for rows of 256
+    /// pixels, and differed from exact ones by 1.1 of 255 in the mean (41 dB; the worst 33 dB). For
+    /// rows of 128 it was 466, by 1.4 (40 dB; the worst 27 dB). That is bilinear; bicubic: 1.3 (40
+    /// dB) and 1.7 (38 dB).
     Dct,
 }
 
