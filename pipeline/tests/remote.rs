@@ -130,7 +130,8 @@ fn a_cache_stays_below_its_limit() {
         assert_eq!((run(), other.join().unwrap()), (25, 25));
     });
     drop(open_url(&server.url, &options)); // opening measures the folder
-    assert!(size() <= cache_bytes && size() > cache_bytes / 2, "{} bytes", size());
+    // Two that make room at once may each remove some.
+    assert!(size() <= cache_bytes && size() > cache_bytes / 4, "{} bytes", size());
     assert!(stranger.exists());
 }
 
