@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use anyhow::Context;
-use benches::median;
+use benches::{median, peak_rss};
 use clap::Parser;
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
@@ -111,11 +111,4 @@ fn wait_for(device: Device, loss: &Tensor) -> anyhow::Result<()> {
     let value = loss.double_value(&[]);
     anyhow::ensure!(value.is_finite(), "is {value}");
     Ok(())
-}
-
-/// The most memory this process ever had, from /proc.
-fn peak_rss() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
 }

@@ -9,6 +9,9 @@ use crate::SampleId;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// Nobody waits for the next batch any more.
+    #[error("stopped while waiting for images")]
+    Stopped,
     /// A system call on a file or folder failed.
     #[error("cannot {action} {}", path.display())]
     Io {
@@ -222,7 +225,7 @@ impl Error {
                     | io::ErrorKind::IsADirectory
             ),
             Error::Remote { input, .. } => *input,
-            Error::Memory { .. } | Error::Panic { .. } => false,
+            Error::Memory { .. } | Error::Panic { .. } | Error::Stopped => false,
             _ => true,
         }
     }

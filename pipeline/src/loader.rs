@@ -18,10 +18,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use crossbeam::channel;
+use crossbeam::channel::{self, RecvTimeoutError};
 use serde::{Deserialize, Serialize};
 
 use crate::SampleId;
@@ -36,6 +36,9 @@ use crate::fetch::{self, Draw};
 use crate::sampler::{LastBatch, Plan, Purpose, Shuffle, Stream};
 use crate::slab::{Filled, Free, HostMemory, Slab};
 use crate::stats::{Clock, Lap, Quarantined, Stats};
+
+/// Time between looks at whether the next batch is still wanted.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// What to do with a sample that cannot be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
@@ -386,20 +389,48 @@ impl Loader {
         }
     }
 
+    /// The next batch, as the iterator gives it, while `go_on` holds, which is looked at ten times a
+    /// second. Then [`Error::Stopped`], and the batch comes with the next call.
+    pub fn next_while(&mut self, go_on: impl Fn() -> bool) -> Option<Result<Batch, Error>> {
+        if self.threads.is_empty() {
+            return None; // ended before
+        }
+        self.shared.consumer.busy(self.lap.take());
+        let received = self.receive(go_on);
+        self.shared.consumer.starved(self.lap.take());
+        let (after, filled) = match received {
+            Some(Ok(batch)) => batch,
+            Some(Err(Error::Stopped)) => return Some(Err(Error::Stopped)),
+            Some(Err(error)) => {
+                self.stop();
+                return Some(Err(error));
+            }
+            None => {
+                self.stop();
+                return None;
+            }
+        };
+        self.batches += 1;
+        let sides = (self.shared.config.large, self.shared.config.small);
+        Some(Ok(Batch::new(filled, sides, after, self.free.clone())))
+    }
+
     /// Waits for the next batch in order; none at the end.
-    fn receive(&mut self) -> Option<Result<(Cursor, Filled), Error>> {
+    fn receive(&mut self, go_on: impl Fn() -> bool) -> Option<Result<(Cursor, Filled), Error>> {
         loop {
             if let Some((after, result)) = self.order.take() {
                 let counted = self.count_bad(self.batches, after);
                 return Some(counted.and(result).map(|filled| (after, filled)));
             }
-            match self.messages.recv() {
+            match self.messages.recv_timeout(LOOK) {
                 Ok(Message::Batch { batch, after, result }) => {
                     self.order.put(batch, (after, result));
                 }
                 Ok(Message::Bad { batch, sample, error }) => self.bad.push((batch, sample, error)),
                 Ok(Message::Broken(error)) => return Some(Err(error)),
-                Err(channel::RecvError) => return None,
+                Err(RecvTimeoutError::Timeout) if go_on() => {}
+                Err(RecvTimeoutError::Timeout) => return Some(Err(Error::Stopped)),
+                Err(RecvTimeoutError::Disconnected) => return None,
             }
         }
     }
@@ -421,26 +452,7 @@ impl Iterator for Loader {
     type Item = Result<Batch, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.threads.is_empty() {
-            return None; // ended before
-        }
-        self.shared.consumer.busy(self.lap.take());
-        let received = self.receive();
-        self.shared.consumer.starved(self.lap.take());
-        let (after, filled) = match received {
-            Some(Ok(batch)) => batch,
-            Some(Err(error)) => {
-                self.stop();
-                return Some(Err(error));
-            }
-            None => {
-                self.stop();
-                return None;
-            }
-        };
-        self.batches += 1;
-        let sides = (self.shared.config.large, self.shared.config.small);
-        Some(Ok(Batch::new(filled, sides, after, self.free.clone())))
+        self.next_while(|| true)
     }
 }
 
@@ -605,6 +617,26 @@ mod tests {
             assert!(message.contains("the trap shut"), "{message}");
             assert!(loader.next().is_none());
         }
+    }
+
+    #[test]
+    fn a_batch_that_is_not_waited_for_any_more_comes_with_the_next_call() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = data(dir.path());
+        let config = LoaderConfig { batch: 2, depth: 1, ..LoaderConfig::default() };
+        let memory = Arc::new(crate::slab::Heap);
+        let mut loader = Loader::start(data, config, Cursor::default(), memory).unwrap();
+        // All slabs there are, so that no batch can be filled.
+        let mut held: Vec<_> = (0..3).map(|_| loader.next().unwrap().unwrap()).collect();
+        for _ in 0..2 {
+            let error = loader.next_while(|| false).unwrap().unwrap_err();
+            assert!(matches!(error, Error::Stopped) && !error.is_input());
+        }
+        let last = held.last().unwrap().cursor();
+        held.clear();
+        let next = loader.next_while(|| true).unwrap().unwrap();
+        let order = |cursor: Cursor| (cursor.epoch, cursor.batch);
+        assert_eq!(order(next.cursor()), (last.epoch + last.batch, (last.batch + 1) % 2));
     }
 
     #[test]

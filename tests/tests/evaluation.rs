@@ -261,3 +261,24 @@ fn wrong_requests_are_refused() {
         assert!(said.err.contains(word), "{word} is not in {}", said.err);
     }
 }
+
+#[test]
+fn reconstructions_are_judged_by_a_classifier_of_another_network_s_features() {
+    let extractor = text(&repository().join("tests/golden/extractor.pt"));
+    let args = ["--extractor", &extractor, "--trust-extractor", "--images", "8"];
+    let (said, lines) = evaluate(&["eval", "agreement"], &args);
+    assert_eq!(said.code, 0, "{}", said.err);
+    let [line] = &lines[..] else { panic!("one line: {}", said.out) };
+    assert_eq!(line["metric"], "agreement-custom");
+    assert_eq!((&line["split"], &line["train_images"]), (&"val".into(), &40.into()));
+    for key in ["reconstructions", "images", "chance"] {
+        assert!((0.0..=100.0).contains(&line[key].as_f64().unwrap()), "{key} in {line}");
+    }
+    for key in ["error", "error_chance"] {
+        assert!((0.0..=2.0).contains(&line[key].as_f64().unwrap()), "{key} in {line}");
+    }
+    assert_eq!(evaluate(&["eval", "agreement"], &args).1, lines, "the same digits again");
+    // Images that the classifier has learned are classified rightly: the judge is not blind.
+    let (_, own) = evaluate(&["eval", "agreement"], &[&args[..], &["--split", "train"]].concat());
+    assert!(own[0]["images"].as_f64().unwrap() > 50.0, "{}", own[0]);
+}

@@ -9,4 +9,5 @@ mod export;
 mod ranks;
 mod repository;
 mod seeing;
+mod study;
 mod training;

@@ -53,6 +53,7 @@ fn imports_go_one_way() {
         "trainer",
         &[
             "error",
+            "stop",
             "shim",
             "measure",
             "dist",
@@ -75,7 +76,9 @@ fn imports_go_one_way() {
             "inspect",
             "report",
             "monitor",
+            "feed",
             "run",
+            "study",
             "doctor",
         ][..],
     )]);

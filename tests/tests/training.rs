@@ -203,8 +203,65 @@ fn a_run_stopped_by_sigterm_saves_and_can_go_on() {
     assert!(kill.unwrap().success());
     assert!(child.wait().unwrap().success());
     let steps = lines(&run.join("stats.jsonl")).last().unwrap()["step"].as_u64().unwrap();
-    let newest = run.join(format!("checkpoints/step-{steps:08}/manifest.json"));
-    assert!(newest.exists(), "{}", newest.display());
+    // Perhaps between the updates of the step that follows.
+    let newest = checkpoint::newest(&run.join("checkpoints")).unwrap();
+    let name = newest.file_name().unwrap().to_string_lossy().into_owned();
+    assert!(name.starts_with(&format!("step-{steps:08}")), "{name}");
+}
+
+/// Runs the trainer and sends it SIGTERM half a second after it trains and `when` holds; how long it
+/// then took to leave well.
+fn terminated(args: &[String], folder: &Path, when: impl Fn() -> bool) -> Duration {
+    let said = folder.join("said");
+    let mut child = Command::new(integration::program("trainer"))
+        .args(args)
+        .envs(integration::ONE_THREAD)
+        .stderr(fs::File::create(&said).unwrap())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    while !fs::read_to_string(&said).unwrap().contains("training on the CPU") || !when() {
+        assert!(begun.elapsed().as_secs() < 60, "the moment does not come");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    let asked = Instant::now();
+    let kill = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
+    assert!(kill.unwrap().success());
+    assert!(child.wait().unwrap().success());
+    asked.elapsed()
+}
+
+#[test]
+fn a_signal_ends_evaluations_and_what_they_owe_is_made_up_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let metrics = || lines(&run.join("metrics.jsonl"));
+    // Probes that would take hours, within the run and at its end.
+    let keys = ["eval.every=2", "images.every=2", "eval.probe_steps=100000000"];
+    let drawn = run.join("images/live-00000002.png");
+    let took = terminated(&tiny_run(data(), &run, &keys), folder.path(), || drawn.exists());
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    assert!(metrics().is_empty());
+    let resume = ["run", "--resume", "--out", &text(&run)].map(str::to_owned).to_vec();
+    let set = |change: &str| [&resume[..], &["--set".into(), change.into()]].concat();
+    let took = terminated(&set("train.steps=3"), folder.path(), || true);
+    assert!(took < Duration::from_secs(20) && metrics().is_empty(), "{took:?}");
+    // The probe of step 2 is made up for, and that of the end interrupted by nothing.
+    let again =
+        [&set("eval.probe_steps=5")[..], &["--set".into(), "train.steps=4".into()]].concat();
+    let said = trainer(&borrowed(&again));
+    assert_eq!(said.code, 0, "{}", said.err);
+    let steps: Vec<_> = metrics().iter().map(|line| line["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, [2, 2, 4, 4, 4, 4]);
+    // A finished run changes nothing; one whose last evaluation was cut off makes it again.
+    assert_eq!(trainer(&borrowed(&resume)).code, 0);
+    assert_eq!(metrics().len(), 6);
+    fs::remove_file(run.join("evaluated")).unwrap();
+    let said = trainer(&borrowed(&resume));
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert_eq!(metrics().len(), 10);
 }
 
 /// A trainer that is killed after `wait`, wherever it then is.

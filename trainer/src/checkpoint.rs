@@ -1,6 +1,7 @@
 //! A training state as a folder of safetensors and a manifest, written aside, synced and renamed.
 //!
-//! `checkpoints/step-00000012/` holds `NETWORK.safetensors` (weights, singular vectors, statistics),
+//! `checkpoints/step-00000012/` (`step-00000012+1` after the first update of D of the step that follows)
+//! holds `NETWORK.safetensors` (weights, singular vectors, statistics),
 //! `NETWORK.adam.safetensors` (moments `m.NAME`, `v.NAME`), `NETWORK.average.safetensors` (G and E)
 //! and `manifest.json`, which is written last and carries the size and SHA-256 of every file. No
 //! file but safetensors is ever read as weights.
@@ -22,7 +23,7 @@ use crate::config::Config;
 use crate::dist::World;
 use crate::error::{Error, Result};
 use crate::nn::Params;
-use crate::state::{Averaged, Player, TrainState};
+use crate::state::{Averaged, OfD, Player, TrainState, Update};
 
 /// Version of the folder's format.
 pub const FORMAT: u32 = 1;
@@ -30,13 +31,16 @@ pub const FORMAT: u32 = 1;
 pub(crate) type Named = Vec<(String, Tensor)>;
 
 /// What `manifest.json` says.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// [`FORMAT`].
     pub format: u32,
     /// G/E updates done.
     pub step: u64,
+    /// Of the step that follows, what was done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of_d: Option<OfDRecord>,
     /// Where the next image comes from.
     pub cursor: Cursor,
     /// Updates done by each Adam.
@@ -50,6 +54,37 @@ pub struct Manifest {
     pub threads: i32,
     /// Every other file.
     pub files: BTreeMap<String, FileRecord>,
+}
+
+/// [`OfD`] as numbers; those that are not finite are left out.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OfDRecord {
+    /// Updates of D done.
+    pub updates: u32,
+    /// Loss of the last.
+    pub loss: Option<f32>,
+    /// ‖gradient‖₂ of the last.
+    pub norm: Option<f32>,
+    /// Whether one of them met a value that is not finite.
+    pub fault: bool,
+}
+
+impl OfDRecord {
+    fn of(d: &OfD) -> Self {
+        let number =
+            |t: &Tensor| Some(t.double_value(&[]) as f32).filter(|value| value.is_finite());
+        let fault = d.update.fault.double_value(&[]) != 0.0;
+        Self { updates: d.updates, loss: number(&d.loss), norm: number(&d.update.norm), fault }
+    }
+
+    fn restored(&self, device: Device) -> OfD {
+        let tensor = |value: f32| Tensor::from(value).to_device(device);
+        let number = |value: Option<f32>| tensor(value.unwrap_or(f32::NAN));
+        let fault = tensor(if self.fault { 1.0 } else { 0.0 });
+        let update = Update { norm: number(self.norm), fault };
+        OfD { updates: self.updates, loss: number(self.loss), update }
+    }
 }
 
 /// One file of a checkpoint.
@@ -77,8 +112,8 @@ pub struct Keep {
 #[derive(Debug)]
 pub struct Writer {
     folder: PathBuf,
-    /// Step of the newest checkpoint that this writer took on.
-    newest: Option<u64>,
+    /// Name of the newest checkpoint that this writer took on.
+    newest: Option<String>,
     under_way: Option<JoinHandle<Result<()>>>,
 }
 
@@ -106,12 +141,13 @@ impl Writer {
     /// Those of the checkpoint before; [`Error::Output`] where the disk has no room for this one.
     pub fn save(&mut self, state: &TrainState, data: u64, keep: Keep) -> Result<()> {
         self.finish()?;
-        if self.newest == Some(state.step) {
+        let name = name_of(state.step, state.of_d.as_ref().map_or(0, |d| d.updates));
+        if self.newest.as_ref() == Some(&name) {
             return Ok(());
         }
         let snapshot = Snapshot::of(state, data);
         room_for(&self.folder, snapshot.bytes())?;
-        self.newest = Some(state.step);
+        self.newest = Some(name);
         let folder = self.folder.clone();
         let write = move || {
             snapshot.write(&folder)?;
@@ -180,6 +216,7 @@ impl Snapshot {
         let manifest = Manifest {
             format: FORMAT,
             step: state.step,
+            of_d: state.of_d.as_ref().map(OfDRecord::of),
             cursor: state.cursor,
             adam_steps: adam_steps(state),
             rollbacks: state.rollbacks,
@@ -198,7 +235,7 @@ impl Snapshot {
 
     /// Writes a folder aside, syncs it and gives it its name.
     fn write(mut self, folder: &Path) -> Result<()> {
-        let name = name_of(self.manifest.step);
+        let name = name_of(self.manifest.step, self.manifest.of_d.map_or(0, |d| d.updates));
         let (path, aside) = (folder.join(&name), folder.join(format!(".{name}.partial")));
         fs::create_dir(&aside).map_err(Error::io("create", &aside))?;
         for (name, tensors) in self.files.drain(..) {
@@ -216,8 +253,8 @@ impl Snapshot {
     }
 }
 
-fn name_of(step: u64) -> String {
-    format!("step-{step:08}")
+fn name_of(step: u64, updates: u32) -> String {
+    if updates == 0 { format!("step-{step:08}") } else { format!("step-{step:08}+{updates}") }
 }
 
 /// Removes a checkpoint: it loses its name first, so that none is ever found half removed.
@@ -230,8 +267,9 @@ fn remove(path: &Path) -> Result<()> {
 
 fn remove_all_but(folder: &Path, keep: Keep) -> Result<()> {
     for (step, path) in list(folder)?.into_iter().rev().skip(keep.last) {
+        let whole = path.ends_with(name_of(step, 0));
         let milestone = keep.every > 0 && step.is_multiple_of(keep.every);
-        if !milestone && keep.best != Some(step) {
+        if !whole || !(milestone || keep.best == Some(step)) {
             remove(&path)?;
         }
     }
@@ -247,6 +285,7 @@ pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
     for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
         let path = entry.map_err(Error::io("read", folder))?.path();
         let step = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix("step-"));
+        let step = step.map(|s| s.split_once('+').map_or(s, |(step, _)| step));
         if let Some(step) = step.and_then(|s| s.parse().ok()) {
             found.push((step, path));
         }
@@ -345,6 +384,7 @@ pub fn load(
         read_tensors(&path.join(name), &mut tensors)?;
     }
     state.step = manifest.step;
+    state.of_d = manifest.of_d.map(|d| d.restored(device));
     state.cursor = manifest.cursor;
     state.rollbacks = manifest.rollbacks;
     let steps = |name: &str| {
@@ -562,6 +602,9 @@ fn fault(path: &Path, reason: impl ToString) -> Error {
 mod tests {
     use super::*;
     use crate::config::Origin;
+    use crate::device::Images;
+    use crate::random::{Key, Purpose};
+    use crate::step::train_step;
 
     fn config() -> Config {
         let keys = ["g.ch=4", "f.ch=4", "h.width=16", "j.width=16", "e.depth=8", "e.mlp_width=16"];
@@ -577,6 +620,75 @@ mod tests {
     }
 
     const ALL: Keep = Keep { last: 99, every: 0, best: None };
+
+    /// A batch, another for every number.
+    fn images(number: u64) -> Images {
+        let key = Key { seed: number, purpose: Purpose::Evaluate, step: 0, update: 0 };
+        let large = key.normal(0..8, 3 * 32 * 32, Device::Cpu).view([8, 3, 32, 32]).tanh();
+        let small = large.avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None::<i64>);
+        Images { large, small }
+    }
+
+    #[test]
+    fn a_run_that_ends_between_any_updates_goes_on_as_if_it_had_not() {
+        let keys = ["g.ch=4", "f.ch=4", "h.width=16", "j.width=16", "e.depth=8", "e.mlp_width=16"];
+        let keys = keys.into_iter().chain(["train.batch=8", "train.d_steps=3"]);
+        let keys: Vec<_> = keys.map(str::to_owned).collect();
+        let config = Config::resolve(&Origin::Preset("demo"), &keys).unwrap();
+        let steps = |state: &mut TrainState, batches: std::ops::Range<u64>| {
+            let mut batches = batches;
+            let mut next = || batches.next().map(images).ok_or(());
+            let mut last = None;
+            while let Ok(losses) = train_step(&config, state, &mut next) {
+                last = Some([losses.d, losses.g, losses.norms, losses.faults]);
+            }
+            last.map(|all| all.map(|t| Vec::<f32>::try_from(t.reshape([-1])).unwrap()))
+        };
+        // Two steps of four batches.
+        let mut straight = TrainState::new(&config, Device::Cpu, true);
+        let said = steps(&mut straight, 0..8);
+        for end in 4..8 {
+            let folder = tempfile::tempdir().unwrap();
+            let mut state = TrainState::new(&config, Device::Cpu, true);
+            let _ = steps(&mut state, 0..end);
+            save(folder.path(), &mut state, 1, ALL);
+            let (path, mut state) =
+                load_newest(folder.path(), &config, Device::Cpu, 7, &World::alone()).unwrap();
+            assert!(path.ends_with(name_of(1, end as u32 - 4)), "{}", path.display());
+            assert_eq!(steps(&mut state, end..8), said, "ended after {end} updates");
+            assert_eq!(state.step, 2);
+            let all = contents(&state).into_iter().zip(contents(&straight));
+            for ((_, found), (file, expected)) in all {
+                for ((name, a), (_, b)) in found.iter().zip(&expected) {
+                    assert!(a.equal(b), "{name} of {file} after {end} updates");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_between_updates_is_newer_than_that_of_its_step_and_is_not_kept_for_good() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut state = TrainState::new(&config(), Device::Cpu, true);
+        let part = || {
+            let number = |value: f32| Tensor::from(value);
+            let update = Update { norm: number(f32::NAN), fault: number(1.0) };
+            Some(OfD { updates: 1, loss: number(0.5), update })
+        };
+        save(folder.path(), &mut state, 1, ALL);
+        state.of_d = part();
+        save(folder.path(), &mut state, 1, ALL);
+        let newest = newest(folder.path()).unwrap();
+        assert!(newest.ends_with("step-00000001+1"), "{}", newest.display());
+        let found = load(&newest, &config(), Device::Cpu, 7, &World::alone()).unwrap();
+        let d = found.of_d.unwrap();
+        let numbers = [&d.loss, &d.update.norm, &d.update.fault].map(|t| t.double_value(&[]));
+        assert!(numbers[0] == 0.5 && numbers[1].is_nan() && numbers[2] == 1.0, "{numbers:?}");
+        state.of_d = None;
+        save(folder.path(), &mut state, 2, Keep { last: 1, every: 1, best: Some(1) });
+        let names: Vec<_> = list(folder.path()).unwrap().into_iter().map(|(_, p)| p).collect();
+        assert_eq!(names, [1, 2].map(|step| folder.path().join(name_of(step, 0))));
+    }
 
     #[test]
     fn the_newest_the_milestones_and_the_best_stay() {
@@ -639,7 +751,7 @@ mod tests {
         let mut state = TrainState::new(&config, Device::Cpu, true);
         save(folder.path(), &mut state, 1, ALL);
         save(folder.path(), &mut state, 2, ALL);
-        let path = folder.path().join(name_of(2));
+        let path = folder.path().join(name_of(2, 0));
         let names: Vec<_> = read_manifest(&path).unwrap().files.into_keys().collect();
         let good: Vec<_> = names
             .iter()
@@ -653,7 +765,7 @@ mod tests {
             assert!(matches!(error, Error::Checkpoint { .. }), "{what}: {error}");
             let (used, state) =
                 load_newest(folder.path(), &config, Device::Cpu, 7, &World::alone()).unwrap();
-            assert_eq!((state.step, used), (1, folder.path().join(name_of(1))), "{what}");
+            assert_eq!((state.step, used), (1, folder.path().join(name_of(1, 0))), "{what}");
             for (file, bytes) in &good {
                 fs::write(file, bytes).unwrap();
             }

@@ -554,6 +554,10 @@ impl Config {
             depth,
             format!("e.depth = {}: resnet_v2 and revnet have 50 or 101, small has 6n + 2", e.depth),
         );
+        require(
+            e.expand == 0 || (e.expand > 0 && e.family == Family::Small),
+            format!("e.expand = {}: only small trunks have it; give channels or 0", e.expand),
+        );
         let least = if e.family == Family::Small { 8 } else { 32 };
         require(
             e.res % least == 0 && e.res > 0,

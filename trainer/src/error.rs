@@ -135,6 +135,12 @@ impl Error {
         move |source| Self::Io { action, path, source }
     }
 
+    /// Whether it is no failure: work ended early because it was asked to.
+    #[must_use]
+    pub fn is_stop(&self) -> bool {
+        matches!(self, Self::Data(pipeline::Error::Stopped))
+    }
+
     /// Whether the user's command, configuration or data is at fault (exit code 2), rather than the
     /// work itself (exit code 1).
     #[must_use]

@@ -8,6 +8,7 @@ pub mod doctor;
 pub mod error;
 pub mod eval;
 pub mod export;
+mod feed;
 pub mod fit;
 #[cfg(test)]
 mod golden;
@@ -26,6 +27,8 @@ pub mod run;
 mod shim;
 pub mod state;
 pub mod step;
+pub mod stop;
+pub mod study;
 pub mod tensorboard;
 #[cfg(test)]
 mod toy;

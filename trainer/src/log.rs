@@ -110,6 +110,18 @@ impl Lines {
         Ok(text.lines().filter_map(value).reduce(better).map(|(step, _)| step))
     }
 
+    /// Whether a line of this step is there.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn has(&self, step: u64) -> Result<bool> {
+        let text = fs::read_to_string(&self.path).map_err(Error::io("read", &self.path))?;
+        let of = |line: &str| {
+            serde_json::from_str::<serde_json::Value>(line).ok()?.get("step")?.as_u64()
+        };
+        Ok(text.lines().any(|line| of(line) == Some(step)))
+    }
+
     /// Writes one object as a line.
     ///
     /// # Errors

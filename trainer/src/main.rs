@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    bench_batch, doctor, embed, eval, export, inspect, launch, pictures, report, run, walk,
+    bench_batch, doctor, embed, eval, export, inspect, launch, pictures, report, run, study, walk,
 };
 
 /// Trains BigBiGAN: a generator, an encoder and a discriminator, with no labels.
@@ -26,6 +26,8 @@ enum Command {
     Run(run::Args),
     /// Run a command as several processes on this machine
     Launch(launch::Args),
+    /// Train and measure a matrix of configurations and seeds, and write one table
+    Study(study::Args),
     /// Measure a run: linear probes, nearest neighbours
     #[command(subcommand)]
     Eval(eval::Command),
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
             Ok(code) => return ExitCode::from(code),
             Err(e) => Err(e),
         },
+        Command::Study(args) => study::run(&args),
         Command::Eval(command) => eval::run(&command),
         Command::Sample(args) => pictures::sample(&args),
         Command::Reconstruct(args) => pictures::reconstruct(&args),

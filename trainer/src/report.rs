@@ -15,6 +15,8 @@ use crate::error::{Error, Result};
 const EARLIER: usize = 3;
 /// Points of a curve; longer ones are averaged in pieces.
 const POINTS: usize = 300;
+/// Curves of different colours; `STYLE` names them.
+const COLOURS: usize = 5;
 
 /// Curves: title, how to read it, keys of `stats.jsonl` with their names.
 type Chart = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
@@ -100,17 +102,22 @@ pub fn html(run: &Path) -> Result<String> {
     let settings =
         format!("<details><summary>config.toml</summary><pre>{}</pre></details>", escaped(&config));
     body.push_str(&section("Settings", &settings));
-    Ok(format!(
+    Ok(page(&name, &body))
+}
+
+/// A whole page around a body.
+pub(crate) fn page(title: &str, body: &str) -> String {
+    format!(
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>\
          <meta name=viewport content=\"width=device-width, initial-scale=1\">\
          <meta name=color-scheme content=\"light dark\"><title>{}</title>\
          <style>{STYLE}</style></head><body>\n{body}</body></html>\n",
-        escaped(&name)
-    ))
+        escaped(title)
+    )
 }
 
 /// The objects of a file of JSON lines; a line being written, or no file, is none.
-fn lines(path: &Path) -> Vec<Map<String, Value>> {
+pub(crate) fn lines(path: &Path) -> Vec<Map<String, Value>> {
     let text = fs::read_to_string(path).unwrap_or_default();
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
@@ -119,7 +126,7 @@ fn number(line: &Map<String, Value>, key: &str) -> Option<f64> {
     line.get(key).and_then(Value::as_f64).filter(|value| value.is_finite())
 }
 
-fn section(title: &str, content: &str) -> String {
+pub(crate) fn section(title: &str, content: &str) -> String {
     format!("<section><h2>{title}</h2>\n{content}</section>\n")
 }
 
@@ -237,16 +244,19 @@ fn pictures(folder: &Path) -> String {
     let mut out = String::new();
     for (kind, mut all) in kinds {
         all.sort_by_key(|(step, _)| std::cmp::Reverse(*step));
-        let shown: String =
-            all.iter().take(1 + EARLIER).filter_map(|(s, p)| figure(*s, p)).collect();
+        let named = |(step, path): &(u64, PathBuf)| match *step {
+            u64::MAX => figure("newest", path),
+            step => figure(&format!("step {step}"), path),
+        };
+        let shown: String = all.iter().take(1 + EARLIER).filter_map(named).collect();
         let _ = write!(out, "<h3>{}</h3><div class=pictures>{shown}</div>", escaped(&kind));
     }
     out
 }
 
-fn figure(step: u64, path: &Path) -> Option<String> {
+/// A picture with a name; none if there is no such file.
+pub(crate) fn figure(name: &str, path: &Path) -> Option<String> {
     let bytes = STANDARD.encode(fs::read(path).ok()?);
-    let name = if step == u64::MAX { "newest".to_owned() } else { format!("step {step}") };
     Some(format!(
         "<figure><img alt=\"{name}\" src=\"data:image/png;base64,{bytes}\">\
          <figcaption>{name}</figcaption></figure>"
@@ -266,29 +276,36 @@ fn chart(
     stats: &[Map<String, Value>],
     incidents: &[Map<String, Value>],
 ) -> String {
-    let series: Vec<(&str, Vec<(f64, f64)>)> = keys
-        .iter()
-        .map(|(key, name)| (*name, points(stats, key)))
-        .filter(|(_, points)| !points.is_empty())
-        .collect();
+    let series: Vec<_> = keys.iter().map(|(key, name)| (*name, points(stats, key))).collect();
+    let steps: Vec<f64> = incidents.iter().filter_map(|line| number(line, "step")).collect();
+    curves(title, how, &series, &steps)
+}
+
+/// Curves in one drawing, with a legend; nothing if none has a point. `marks` are vertical lines.
+pub(crate) fn curves(
+    title: &str,
+    how: &str,
+    series: &[(&str, Vec<(f64, f64)>)],
+    marks: &[f64],
+) -> String {
+    let series: Vec<_> = series.iter().filter(|(_, points)| !points.is_empty()).cloned().collect();
     if series.is_empty() {
         return String::new();
     }
-    let steps: Vec<f64> = incidents.iter().filter_map(|line| number(line, "step")).collect();
     let mut legend = String::new();
     for (i, (name, points)) in series.iter().enumerate() {
         let last = points.last().map_or(f64::NAN, |p| p.1);
-        let _ = write!(legend, "<span class=c{i}>{name} <b>{}</b></span>", short(last));
+        let _ = write!(legend, "<span class=c{}>{name} <b>{}</b></span>", i % COLOURS, short(last));
     }
     format!(
         "<figure class=chart><figcaption><b>{title}</b><small>{how}</small></figcaption>{}\
          <div class=legend>{legend}</div></figure>",
-        drawing(title, &series, &steps)
+        drawing(title, &series, marks)
     )
 }
 
 /// (step, value), in at most [`POINTS`] pieces.
-fn points(stats: &[Map<String, Value>], key: &str) -> Vec<(f64, f64)> {
+pub(crate) fn points(stats: &[Map<String, Value>], key: &str) -> Vec<(f64, f64)> {
     let all: Vec<_> =
         stats.iter().filter_map(|line| Some((number(line, "step")?, number(line, key)?))).collect();
     let mean = |piece: &[(f64, f64)]| {
@@ -340,11 +357,12 @@ fn drawing(title: &str, series: &[(&str, Vec<(f64, f64)>)], marks: &[f64]) -> St
     for (i, (_, points)) in series.iter().enumerate() {
         let path: String =
             points.iter().map(|p| format!("{:.1},{:.1} ", at_x(p.0), at_y(of_y(p.1)))).collect();
-        let _ = write!(out, "<polyline class=c{i} points=\"{}\"/>", path.trim_end());
+        let colour = i % COLOURS;
+        let _ = write!(out, "<polyline class=c{colour} points=\"{}\"/>", path.trim_end());
         // A single point has no line.
         if let [only] = points[..] {
             let (w, h) = (at_x(only.0), at_y(of_y(only.1)));
-            let _ = write!(out, "<circle class=c{i} cx=\"{w:.1}\" cy=\"{h:.1}\" r=\"3\"/>");
+            let _ = write!(out, "<circle class=c{colour} cx=\"{w:.1}\" cy=\"{h:.1}\" r=\"3\"/>");
         }
     }
     out.push_str("</svg>");
@@ -398,7 +416,7 @@ fn compact(value: f64) -> String {
     }
 }
 
-fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -415,9 +433,9 @@ fn escaped(text: &str) -> String {
 
 const STYLE: &str = "
 :root{--bg:#fbfbfa;--card:#fff;--text:#1c1d1f;--muted:#65686d;--line:#e4e4e0;--c0:#0b66c3;--c1:#c4570a;
---c2:#12805c;--bad:#b3261e}
+--c2:#12805c;--c3:#7a3fb5;--c4:#8a6d00;--bad:#b3261e}
 @media(prefers-color-scheme:dark){:root{--bg:#141517;--card:#1d1f22;--text:#e9e9e6;--muted:#9b9fa6;
---line:#31343a;--c0:#6cb2ff;--c1:#ffa25c;--c2:#5fd3a8;--bad:#ff8a80}}
+--line:#31343a;--c0:#6cb2ff;--c1:#ffa25c;--c2:#5fd3a8;--c3:#c79bff;--c4:#e0c34a;--bad:#ff8a80}}
 *{box-sizing:border-box}
 body{margin:0 auto;padding:24px 16px 48px;max-width:1240px;background:var(--bg);color:var(--text);
 font:15px/1.5 system-ui,sans-serif}
@@ -443,13 +461,16 @@ svg .line{stroke:var(--line);fill:none}
 svg .mark{stroke:var(--bad);stroke-dasharray:3 3;fill:none}
 svg polyline{fill:none;stroke-width:1.8;stroke-linejoin:round}
 polyline.c0{stroke:var(--c0)}polyline.c1{stroke:var(--c1)}polyline.c2{stroke:var(--c2)}
+polyline.c3{stroke:var(--c3)}polyline.c4{stroke:var(--c4)}
 circle.c0{fill:var(--c0)}circle.c1{fill:var(--c1)}circle.c2{fill:var(--c2)}
+circle.c3{fill:var(--c3)}circle.c4{fill:var(--c4)}
 .legend{display:flex;flex-wrap:wrap;gap:4px 16px;font-size:13px;font-variant-numeric:tabular-nums}
 .legend span::before{content:\"\";display:inline-block;width:10px;height:10px;border-radius:3px;
 margin-right:6px;background:currentColor}
 .legend span{color:var(--text)}
 .legend .c0::before{background:var(--c0)}.legend .c1::before{background:var(--c1)}
-.legend .c2::before{background:var(--c2)}
+.legend .c2::before{background:var(--c2)}.legend .c3::before{background:var(--c3)}
+.legend .c4::before{background:var(--c4)}
 .incidents{padding:0;list-style:none}
 .incidents li{border-left:3px solid var(--bad);background:var(--card);padding:8px 12px;margin:8px 0}
 code{color:var(--bad)}

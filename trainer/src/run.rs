@@ -3,29 +3,30 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use pipeline::{Cursor, Dataset, Loader, RemoteOptions};
+use pipeline::{Cursor, Dataset, RemoteOptions};
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{self, Keep, Writer};
 use crate::config::{CheckpointConfig, Config, HealthConfig, OnFault, Precision};
-use crate::device::{self, Images, Lane, Reached};
+use crate::device;
 use crate::dist::{Place, World};
 use crate::error::{Error, Result};
 use crate::eval::features::Feature;
 use crate::eval::linear::{self, Protocol, Selection};
-use crate::eval::{Model, loader_config, pictures};
+use crate::eval::{Model, pictures};
+use crate::feed::Feed;
 use crate::inspect::{self, Cost, Counts};
 use crate::log::{Lines, Progress, StatsLine};
 use crate::measure;
 use crate::monitor::Monitor;
 use crate::report;
 use crate::shim::allow_tf32;
-use crate::state::TrainState;
+use crate::state::{OfD, TrainState, Update};
 use crate::step::{Losses, NETWORKS, train_step};
+use crate::stop::Stop;
 
 /// What a run did, for its last words.
 #[derive(Debug, Clone)]
@@ -64,12 +65,13 @@ struct Incident<'a> {
     done: OnFault,
 }
 
-/// Starts a new run in `out`, which must not exist or be empty. `stop` is polled between steps. Every rank
-/// calls this with its own `place`; rank 0 alone writes.
+/// Starts a new run in `out`, which must not exist or be empty. `stop` is polled between updates, while
+/// waiting for images, and in evaluations. Every rank calls this with its own `place`; rank 0 alone writes.
 ///
 /// # Errors
-/// Any [`Error`]. Wrong input is found before anything is written.
-pub fn start(config: Config, out: &Path, place: Place, stop: &AtomicBool) -> Result<Summary> {
+/// Any [`Error`]. Wrong input is found before anything is written, and a wish to stop before step 1 is an
+/// error of which [`Error::is_stop`] holds.
+pub fn start(config: Config, out: &Path, place: Place, stop: &Stop) -> Result<Summary> {
     let (device, data) =
         (device::of_rank(&config.train.device, &place)?, open_data(&config, "train")?);
     let world = meet(&config, place, &data)?;
@@ -80,12 +82,13 @@ pub fn start(config: Config, out: &Path, place: Place, stop: &AtomicBool) -> Res
             return Err(Error::Output { path: out.to_owned(), reason: reason.into() });
         }
         let mut feed = Feed::start(&config, &data, Cursor::default(), device, &world)?;
-        feed.prime()?;
+        feed.prime(stop)?;
         let state = TrainState::in_world(&config, &world, (Kind::Float, device), true);
         if world.leads() {
             create(out, &config)?;
         }
-        share(&world, state).and_then(|state| Run::new(config, out, data, feed, state)?.run(stop))
+        stop.check()?;
+        share(&world, state).and_then(|state| Run::new(config, out, data, feed, state, stop)?.run())
     };
     world.conclude(begin())
 }
@@ -105,13 +108,13 @@ fn create(out: &Path, config: &Config) -> Result<()> {
 ///
 /// # Errors
 /// Any [`Error`].
-pub fn resume(config: Config, out: &Path, place: Place, stop: &AtomicBool) -> Result<Summary> {
+pub fn resume(config: Config, out: &Path, place: Place, stop: &Stop) -> Result<Summary> {
     let (device, data) =
         (device::of_rank(&config.train.device, &place)?, open_data(&config, "train")?);
     let world = meet(&config, place, &data)?;
     let go_on = || {
         let state = load(&config, out, &data, device, &world)?;
-        if state.step >= config.train.steps {
+        if state.step >= config.train.steps && evaluated(out) == Some(state.step) {
             let (stats, probe, bottleneck) = (None, None, String::new());
             let (out, ended, steps) = (out.to_owned(), Ended::Steps, config.train.steps);
             return Ok(Summary { out, steps, stats, ended, bottleneck, probe });
@@ -122,9 +125,17 @@ pub fn resume(config: Config, out: &Path, place: Place, stop: &AtomicBool) -> Re
             fs::write(&aside, config.to_toml()).map_err(Error::io("write", &aside))?;
             fs::rename(&aside, &path).map_err(Error::io("rename", &aside))?;
         }
-        Run::new(config, out, data, feed, state)?.run(stop)
+        Run::new(config, out, data, feed, state, stop)?.run()
     };
     world.conclude(go_on())
+}
+
+/// The file that says which step the last pictures and metrics are of.
+const EVALUATED: &str = "evaluated";
+
+/// The step after which a run was last evaluated to the end.
+fn evaluated(out: &Path) -> Option<u64> {
+    fs::read_to_string(out.join(EVALUATED)).ok()?.trim().parse().ok()
 }
 
 /// The newest checkpoint of a run, read by rank 0, on every rank.
@@ -167,7 +178,9 @@ fn share(world: &World, mut state: TrainState) -> Result<TrainState> {
     }
     world.enter("share the state");
     let of_e = state.e.as_ref().map_or(0, |e| e.live.adam.steps());
+    let updates = state.of_d.as_ref().map_or(0, |d| u64::from(d.updates));
     let numbers = [
+        updates,
         state.step,
         state.cursor.epoch,
         state.cursor.batch,
@@ -177,8 +190,18 @@ fn share(world: &World, mut state: TrainState) -> Result<TrainState> {
         of_e,
     ];
     let numbers = world.shared(numbers.map(|n| n as i64));
-    let [step, epoch, batch, rollbacks, d, g, e] = numbers.map(|n| n as u64);
+    let [updates, step, epoch, batch, rollbacks, d, g, e] = numbers.map(|n| n as u64);
     (state.step, state.rollbacks, state.cursor) = (step, rollbacks, Cursor { epoch, batch });
+    if updates > 0 {
+        let known = state.of_d.take();
+        let own = known.map_or([0.0; 3], |d| {
+            [&d.loss, &d.update.norm, &d.update.fault].map(|value| value.double_value(&[]))
+        });
+        let device = state.d.params.kinds().1;
+        let [loss, norm, fault] = world.sums(own).map(|v| Tensor::from(v as f32).to_device(device));
+        let update = Update { norm, fault };
+        state.of_d = Some(OfD { updates: updates as u32, loss, update });
+    }
     state.d.adam.set_steps(d);
     state.g.live.adam.set_steps(g);
     for (_, tensors) in checkpoint::contents(&state) {
@@ -236,93 +259,6 @@ pub fn open_data(config: &Config, split: &str) -> Result<Arc<Dataset>> {
     Ok(Arc::new(Dataset::open_with(Path::new(&data.dir), split, &options)?))
 }
 
-/// Batches on the device, and how long the step waited for them.
-#[derive(Debug)]
-struct Feed {
-    loader: Loader,
-    first: Option<pipeline::Batch>,
-    sides: (i64, i64),
-    device: Device,
-    waited: Duration,
-    cursor: Cursor,
-    lane: Option<Lane>,
-    /// With a lane: the batch after the one in use, and the copy that may still be read from.
-    ahead: Option<Result<Sent>>,
-    copying: Option<(Reached, pipeline::Batch)>,
-}
-
-impl Feed {
-    fn start(
-        config: &Config,
-        data: &Arc<Dataset>,
-        at: Cursor,
-        device: Device,
-        world: &World,
-    ) -> Result<Self> {
-        let mut loader_config = loader_config(config);
-        (loader_config.rank, loader_config.world) = (world.rank(), world.size());
-        loader_config.batch = config.rows(world.size())?;
-        if config.data.threads == 0 {
-            loader_config.threads = loader_config.threads.div_ceil(world.local_size());
-        }
-        let sides = (loader_config.large as i64, loader_config.small as i64);
-        let loader = Loader::start(data.clone(), loader_config, at, device::memory(device))?;
-        let (first, ahead, copying) = (None, None, None);
-        let (waited, cursor, lane) = (Duration::ZERO, at, Lane::new(device)?);
-        Ok(Self { loader, first, sides, device, waited, cursor, lane, ahead, copying })
-    }
-
-    /// Waits for the first batch, so that data that cannot be read stops a run before it begins.
-    fn prime(&mut self) -> Result<()> {
-        self.first = Some(self.take()?);
-        Ok(())
-    }
-
-    fn take(&mut self) -> Result<pipeline::Batch> {
-        if let Some(batch) = self.first.take() {
-            return Ok(batch);
-        }
-        Ok(self.loader.next().expect("the training loader is endless")?)
-    }
-
-    /// Takes the next batch and starts its way to the device, beside the step's work where the device
-    /// has a lane for it.
-    fn send(&mut self) -> Result<Sent> {
-        let batch = self.take()?;
-        let upload = || Images::upload(&batch, self.sides.0, self.sides.1, self.device);
-        let (images, mark) = match &self.lane {
-            None => (upload(), None),
-            Some(lane) => lane.run(upload).map(|(images, mark)| (images, Some(mark)))?,
-        };
-        Ok(Sent { images, mark, batch })
-    }
-
-    fn next(&mut self) -> Result<Images> {
-        let asked = Instant::now();
-        let Sent { images, mark, batch } = match self.ahead.take() {
-            Some(sent) => sent?,
-            None => self.send()?,
-        };
-        self.cursor = batch.cursor();
-        if let Some(mark) = mark {
-            mark.before(&[&images.large, &images.small])?;
-            // Its copy is done when the next one's is asked for, and only then its rows are reused.
-            self.copying = Some((mark, batch));
-            self.ahead = Some(self.send());
-        }
-        self.waited += asked.elapsed();
-        Ok(images)
-    }
-}
-
-/// A batch on its way to the device. The mark comes before the batch: dropped, it waits for the copy.
-#[derive(Debug)]
-struct Sent {
-    images: Images,
-    mark: Option<Reached>,
-    batch: pipeline::Batch,
-}
-
 /// A run in progress.
 #[derive(Debug)]
 struct Run {
@@ -336,6 +272,7 @@ struct Run {
     unread: Option<(u64, Tensor)>,
     /// Faulty steps since the last sound one.
     faults: u64,
+    stop: Stop,
     world: World,
     stats: Lines,
     metrics: Lines,
@@ -372,6 +309,7 @@ impl Run {
         data: Arc<Dataset>,
         feed: Feed,
         state: TrainState,
+        stop: &Stop,
     ) -> Result<Self> {
         let world = state.d.params.world().clone();
         let lock = world.leads().then(|| lock(out)).transpose()?;
@@ -403,6 +341,7 @@ impl Run {
             state,
             unread: None,
             faults: 0,
+            stop: stop.clone(),
             world,
             stats,
             metrics,
@@ -414,7 +353,7 @@ impl Run {
         })
     }
 
-    fn run(mut self, stop: &AtomicBool) -> Result<Summary> {
+    fn run(mut self) -> Result<Summary> {
         allow_tf32(self.config.train.precision == Precision::Tf32);
         let (device, threads) = (self.feed.device, tch::get_num_threads());
         let ranks = match self.world.size() {
@@ -430,9 +369,12 @@ impl Run {
         let begun = self.mark();
         let mut tick = begun;
         let mut last = None;
-        let ended = loop {
-            if let Some(ended) = self.over(begun, stop) {
-                if self.settle()? {
+        if self.state.step > 0 && self.state.of_d.is_none() {
+            self.chores_owed()?;
+        }
+        let mut ended = loop {
+            if let Some(ended) = self.over(begun) {
+                if self.settle()? && self.judge_update()? {
                     break ended;
                 }
                 tick = self.mark(); // it went back: there is more to do
@@ -461,11 +403,16 @@ impl Run {
         self.save()?;
         self.write_out()?;
         let world = self.world.clone();
-        let probe = world.lead("evaluate", || {
-            let probe = if ended == Ended::Signal { None } else { self.evaluate()? };
-            report::write(&self.out).map(|_| probe)
-        })?;
-        let probe = probe.flatten();
+        let mut probe = None;
+        let last_words = || {
+            match if ended == Ended::Signal { Ok(None) } else { self.evaluate() } {
+                Ok(found) => probe = found,
+                Err(e) if e.is_stop() => ended = Ended::Signal,
+                Err(e) => return Err(e),
+            }
+            report::write(&self.out).map(|_| ())
+        };
+        world.lead("evaluate", last_words)?;
         self.progress.finish();
         let (out, steps) = (self.out, self.state.step);
         Ok(Summary { out, steps, stats, ended, bottleneck, probe })
@@ -483,13 +430,13 @@ impl Run {
     }
 
     /// Why the loop is to end now, if it is.
-    fn over(&self, begun: Mark, stop: &AtomicBool) -> Option<Ended> {
+    fn over(&self, begun: Mark) -> Option<Ended> {
         let limit = Duration::from_secs_f64(60.0 * self.config.train.max_minutes);
         if self.state.step >= self.config.train.steps {
             return Some(Ended::Steps);
         }
         let late = !limit.is_zero() && begun.time.elapsed() >= limit;
-        let wish = if stop.load(Ordering::Relaxed) { 2 } else { i64::from(late) };
+        let wish = if self.stop.wanted() { 2 } else { i64::from(late) };
         // One rank's wish is all ranks', at the same step.
         match self.world.largest(wish) {
             0 => None,
@@ -498,19 +445,29 @@ impl Run {
         }
     }
 
-    /// One step; `None` if the step before it proves faulty and training went back.
+    /// One step; `None` if the step before it proves faulty and training went back, or if the run is to
+    /// end between the updates of the step.
     fn advance(&mut self) -> Result<Option<Losses>> {
         self.world.step(self.state.step + 1);
-        let (feed, world) = (&mut self.feed, &self.world);
+        let (feed, world, stop) = (&mut self.feed, &self.world, &self.stop);
+        // Ranks end together: one that waits for images alone does not end alone.
+        let (ours, alone) = (Stop::default(), world.size() == 1);
         let next = || {
+            if world.largest(i64::from(stop.wanted())) > 0 {
+                return Err(Error::Data(pipeline::Error::Stopped));
+            }
             world.enter("wait for images");
-            let images = feed.next();
+            let images = feed.next(if alone { stop } else { &ours });
             world.enter("compute");
             images
         };
-        let losses = train_step(&self.config, &mut self.state, next)?;
+        let losses = train_step(&self.config, &mut self.state, next);
         self.world.check()?;
         self.state.cursor = self.feed.cursor;
+        let losses = match losses {
+            Err(e) if e.is_stop() => return Ok(None),
+            losses => losses?,
+        };
         let earlier = self.unread.replace((self.state.step, losses.faults.shallow_clone()));
         Ok(self.judge(earlier)?.then_some(losses))
     }
@@ -520,6 +477,17 @@ impl Run {
     fn settle(&mut self) -> Result<bool> {
         let last = self.unread.take();
         self.judge(last)
+    }
+
+    /// As [`Run::settle`], of the updates of D of a step that is not done. A fault that is left out is
+    /// judged with the whole step.
+    fn judge_update(&mut self) -> Result<bool> {
+        let Some(d) = &self.state.of_d else { return Ok(true) };
+        let faults = Tensor::stack(&[&d.update.fault], 0);
+        match self.config.health.on_fault {
+            OnFault::Skip => Ok(true),
+            OnFault::Halt | OnFault::Rollback => self.judge(Some((self.state.step + 1, faults))),
+        }
     }
 
     /// Does what `health.on_fault` says about a faulty step. False if training went back.
@@ -587,15 +555,36 @@ impl Run {
             }
             self.save()?;
         }
-        if draw || measure {
-            let world = self.world.clone();
-            world.lead("pictures and probes", || self.evaluate_now(draw, measure))?;
+        if draw || measure { self.pictures_and_probes(draw, measure) } else { Ok(()) }
+    }
+
+    /// What the session before was stopped in: pictures and probes of the step it ended with.
+    fn chores_owed(&mut self) -> Result<()> {
+        let step = self.state.step;
+        if step >= self.config.train.steps {
+            return Ok(());
         }
-        Ok(())
+        let drawn = self.out.join(format!("images/live-{step:08}.png")).exists();
+        let draw = self.due(self.config.images.every) && !drawn;
+        let measure = self.due(self.config.eval.every) && !self.metrics.has(step)?;
+        self.pictures_and_probes(draw, measure)
+    }
+
+    fn pictures_and_probes(&mut self, draw: bool, measure: bool) -> Result<()> {
+        let world = self.world.clone();
+        let work = || match self.evaluate_now(draw, measure) {
+            // The loop sees it too; what was left out is owed.
+            Err(e) if e.is_stop() => Ok(()),
+            done => done,
+        };
+        world.lead("pictures and probes", work).map(|_| ())
     }
 
     fn evaluate_now(&mut self, draw: bool, measure: bool) -> Result<()> {
-        let model = Model::averaged(&self.config, &self.state, Some(&self.data))?;
+        if !draw && !measure {
+            return Ok(());
+        }
+        let model = Model::averaged(&self.config, &self.state, Some(&self.data), &self.stop)?;
         if draw {
             self.pictures(&model, &format!("-{:08}", self.state.step))?;
         }
@@ -632,14 +621,19 @@ impl Run {
 
     /// The last pictures and, where asked for, the probe.
     fn evaluate(&mut self) -> Result<Option<(linear::Line, linear::Line)>> {
-        let model = Model::averaged(&self.config, &self.state, Some(&self.data))?;
+        let model = Model::averaged(&self.config, &self.state, Some(&self.data), &self.stop)?;
         self.pictures(&model, "")?;
-        let Some(task) = self.probing(&self.config.eval.split)? else { return Ok(None) };
-        self.progress.say("probing the encoder's features with a linear classifier …");
-        let trained = self.probe(&task, &model)?;
-        let untrained = Model::untrained(&self.config, model.device(), &self.data)?;
-        let initial = self.probe(&task, &untrained)?;
-        Ok(Some((trained, initial)))
+        let mut probe = None;
+        if let Some(task) = self.probing(&self.config.eval.split)? {
+            self.progress.say("probing the encoder's features with a linear classifier …");
+            let trained = self.probe(&task, &model)?;
+            let (device, stop) = (model.device(), &self.stop);
+            let untrained = Model::untrained(&self.config, device, &self.data, stop)?;
+            probe = Some((trained, self.probe(&task, &untrained)?));
+        }
+        let path = self.out.join(EVALUATED);
+        fs::write(&path, self.state.step.to_string()).map_err(Error::io("write", &path))?;
+        Ok(probe)
     }
 
     /// What the run's own probes do, tested on `split`; `None`, with the reason said, where none can
@@ -777,7 +771,7 @@ pub fn reconstructions(
     Ok(pictures::grid(&Tensor::cat(&tiles, 0), columns as u32))
 }
 
-fn lock(out: &Path) -> Result<File> {
+pub(crate) fn lock(out: &Path) -> Result<File> {
     let path = out.join("lock");
     let file = File::create(&path).map_err(Error::io("create", &path))?;
     match file.try_lock() {
@@ -830,7 +824,7 @@ mod tests {
         let feed =
             Feed::start(&config, &data, Cursor::default(), Device::Cpu, &World::alone()).unwrap();
         let state = TrainState::new(&config, Device::Cpu, true);
-        Run::new(config, &out, data, feed, state).unwrap()
+        Run::new(config, &out, data, feed, state, &Stop::default()).unwrap()
     }
 
     /// As a bit flipped in memory would.
@@ -879,7 +873,7 @@ mod tests {
             let mut run = run(folder.path(), policy);
             run.save().unwrap();
             poison(&run);
-            let error = run.run(&AtomicBool::new(false)).unwrap_err().to_string();
+            let error = run.run().unwrap_err().to_string();
             assert!(error.contains("loss_d") && error.contains("step"), "{error}");
             let path = checkpoint::newest(&folder.path().join("run/checkpoints")).unwrap();
             assert_eq!(checkpoint::read_manifest(&path).unwrap().step, 0);

@@ -61,6 +61,17 @@ pub struct Update {
     pub fault: Tensor,
 }
 
+/// The updates of D of a step that is not done: a run may end between the updates of a step.
+#[derive(Debug)]
+pub struct OfD {
+    /// How many there were.
+    pub updates: u32,
+    /// L_D of the last.
+    pub loss: Tensor,
+    /// Of the last, but the fault is that of any of them.
+    pub update: Update,
+}
+
 /// A player whose weights are also averaged.
 #[derive(Debug)]
 pub struct Averaged<N> {
@@ -88,6 +99,8 @@ pub struct TrainState {
     pub d: Player<Discriminator>,
     /// G/E updates done.
     pub step: u64,
+    /// What the updates of D say of themselves that belong to the step under way.
+    pub of_d: Option<OfD>,
     /// Where the next image comes from.
     pub cursor: Cursor,
     /// Times that training went back to a checkpoint because of a fault. Draws depend on it, or the
@@ -130,6 +143,7 @@ impl TrainState {
         let d = Player::new(config, o.lr_d, world, kinds, fill(NETWORKS[2]), |s| {
             Discriminator::new(s, config.discriminator(), config.latent)
         });
-        Self { g: Averaged::new(g), e, d, step: 0, cursor: Cursor::default(), rollbacks: 0 }
+        let (step, of_d, cursor, rollbacks) = (0, None, Cursor::default(), 0);
+        Self { g: Averaged::new(g), e, d, step, of_d, cursor, rollbacks }
     }
 }

@@ -16,7 +16,7 @@ use crate::model::{Encoder, Pair};
 use crate::nn::{Statistics, Weights};
 use crate::random::{Key, Purpose};
 use crate::shim::with_bf16;
-use crate::state::{Averaged, TrainState, Update};
+use crate::state::{Averaged, OfD, TrainState, Update};
 
 /// What a step says of itself; still on the device.
 #[derive(Debug)]
@@ -69,7 +69,7 @@ impl Draws {
 /// images. Losses, gradients and batch statistics are of the whole batch.
 ///
 /// # Errors
-/// Whatever `next` reports; the state is then as after the last whole update.
+/// Whatever `next` reports; the state is then as after the last update, and the next call goes on there.
 ///
 /// # Panics
 /// If the configuration is not a checked one.
@@ -78,17 +78,19 @@ pub fn train_step<E>(
     state: &mut TrainState,
     mut next: impl FnMut() -> Result<Images, E>,
 ) -> Result<Losses, E> {
-    let mut of_d: Option<Done> = None;
-    for update in 0..config.train.d_steps {
-        let mut done = discriminator_step(config, state, &next()?, update);
-        if let Some((_, earlier)) = of_d {
-            done.1.fault = done.1.fault.maximum(&earlier.fault);
+    while state.of_d.as_ref().map_or(0, |d| d.updates) < config.train.d_steps {
+        let images = next()?;
+        let updates = state.of_d.as_ref().map_or(0, |d| d.updates);
+        let (loss, mut update) = discriminator_step(config, state, &images, updates);
+        if let Some(earlier) = &state.of_d {
+            update.fault = update.fault.maximum(&earlier.update.fault);
         }
-        of_d = Some(done);
+        state.of_d = Some(OfD { updates: updates + 1, loss, update });
     }
     let (g, e) = encoder_generator_step(config, state, &next()?);
     state.step += 1;
-    let d = of_d.expect("a checked config has d_steps > 0");
+    let d = state.of_d.take().expect("a checked config has d_steps > 0");
+    let d = (d.loss, d.update);
     let updates = [&d, &g].into_iter().chain(&e);
     let (norms, faults): (Vec<_>, Vec<_>) = updates.map(|(_, u)| (&u.norm, &u.fault)).unzip();
     let (norms, faults) = (Tensor::stack(&norms, 0), Tensor::stack(&faults, 0));

@@ -10,7 +10,8 @@ use trainer::error::Result;
 use trainer::eval::extractor::Extractor;
 use trainer::eval::features::Feature;
 use trainer::eval::linear::{self, Protocol, Selection};
-use trainer::eval::{Variant, fid, knn};
+use trainer::eval::resize::Resizer;
+use trainer::eval::{Variant, agreement, fid, knn};
 use trainer::log::Lines;
 use trainer::{device, run};
 
@@ -24,6 +25,8 @@ pub(crate) enum Command {
     Knn(KnnArgs),
     /// Generated images against real ones: FID, IS, KID, precision, recall, density, coverage
     Fid(FidArgs),
+    /// Reconstructions of real images: do they show the same class?
+    Agreement(AgreementArgs),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -89,15 +92,9 @@ pub(crate) struct KnnArgs {
     images: usize,
 }
 
+/// What compares images.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Example: trainer eval fid --run demo/run --extractor efflite0.safetensors --images 5000\n\n\
-    Only inception-2015-12-05.pt, known by its SHA-256, gives scores called FID, IS and KID; others\n\
-    carry the extractor in their names. scripts/efflite0 makes a free one."
-)]
-pub(crate) struct FidArgs {
-    #[command(flatten)]
-    on: On,
+struct By {
     /// Image network: a TorchScript file, or .safetensors made by scripts/efflite0
     #[arg(long, value_name = "FILE")]
     extractor: PathBuf,
@@ -107,6 +104,55 @@ pub(crate) struct FidArgs {
     /// How images reach it [default: the extractor's own way, or pil-bicubic]
     #[arg(long, value_parser = ["pil-bicubic", "pil-bilinear", "tf1-bilinear", "extractor"])]
     resizer: Option<String>,
+}
+
+impl By {
+    fn open(&self, on: &On) -> Result<(Extractor, Resizer)> {
+        let device = device::parse(&on.device)?;
+        let extractor = Extractor::open(&self.extractor, self.trust_extractor, device)?;
+        let resizer = match self.resizer.as_deref() {
+            None => extractor.input().1,
+            Some("extractor") if extractor.name == "efflite0" => {
+                return Err(usage("efflite0 does not resize; give --resizer pil-bicubic"));
+            }
+            Some(name) => serde_json::from_value(name.into()).map_err(|e| usage(&e.to_string()))?,
+        };
+        Ok((extractor, resizer))
+    }
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example: trainer eval agreement --run demo/run --extractor efflite0.safetensors\n\n\
+    A classifier learns real images from the extractor's features, and then judges G(E(x))."
+)]
+pub(crate) struct AgreementArgs {
+    #[command(flatten)]
+    on: On,
+    #[command(flatten)]
+    by: By,
+    /// Split of the images that are reconstructed [default: the run's eval.split]
+    #[arg(long)]
+    split: Option<String>,
+    /// How many of them
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(i64).range(2..))]
+    images: i64,
+    /// Real images that the classifier learns from
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(i64).range(2..))]
+    train_images: i64,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example: trainer eval fid --run demo/run --extractor efflite0.safetensors --images 5000\n\n\
+    Only inception-2015-12-05.pt, known by its SHA-256, gives scores called FID, IS and KID; others\n\
+    carry the extractor in their names. scripts/efflite0 makes a free one."
+)]
+pub(crate) struct FidArgs {
+    #[command(flatten)]
+    on: On,
+    #[command(flatten)]
+    by: By,
     /// Split of the real images [default: train, all of it (paper App. A)]
     #[arg(long, default_value = "train", hide_default_value = true)]
     split: String,
@@ -138,6 +184,7 @@ pub(crate) fn run(command: &Command) -> Result<()> {
         Command::Linear(args) => linear(args),
         Command::Knn(args) => knn(args),
         Command::Fid(args) => fid(args),
+        Command::Agreement(args) => agreement(args),
     }
 }
 
@@ -241,15 +288,7 @@ fn knn(args: &KnnArgs) -> Result<()> {
 
 fn fid(args: &FidArgs) -> Result<()> {
     let config = args.on.config()?;
-    let device = device::parse(&args.on.device)?;
-    let extractor = Extractor::open(&args.extractor, args.trust_extractor, device)?;
-    let resizer = match args.resizer.as_deref() {
-        None => extractor.input().1,
-        Some("extractor") if extractor.name == "efflite0" => {
-            return Err(usage("efflite0 does not resize; give --resizer pil-bicubic"));
-        }
-        Some(name) => serde_json::from_value(name.into()).map_err(|e| usage(&e.to_string()))?,
-    };
+    let (extractor, resizer) = args.by.open(&args.on)?;
     let task = fid::Task {
         extractor,
         resizer,
@@ -279,7 +318,7 @@ fn fid(args: &FidArgs) -> Result<()> {
         line.images,
         line.reference_images,
         line.split,
-        args.extractor.display(),
+        args.by.extractor.display(),
         task.extractor.name,
         line.resizer
     );
@@ -289,6 +328,46 @@ fn fid(args: &FidArgs) -> Result<()> {
         println!("note: no more images than features ({width}): the distance is far too large");
     }
     record(&args.on, &lines)
+}
+
+fn agreement(args: &AgreementArgs) -> Result<()> {
+    let config = args.on.config()?;
+    let (extractor, resizer) = args.by.open(&args.on)?;
+    let split = args.split.as_ref().unwrap_or(&config.eval.split);
+    let task = agreement::Task {
+        extractor,
+        resizer,
+        train: run::open_data(&config, "train")?,
+        train_images: args.train_images,
+        test: run::open_data(&config, split)?,
+        test_images: args.images,
+        seed: config.train.seed,
+    };
+    let line = task.run(&args.on.model(&config, args.on.variant())?)?;
+    let mut table = table(["", "G(E(x))", "x itself", "chance"]);
+    let percent = |share: f64| format!("{share:.1} %");
+    table.add_row([
+        "classified as x's label".into(),
+        percent(line.reconstructions),
+        percent(line.images),
+        percent(line.chance),
+    ]);
+    let error = |error: f64| format!("{error:.3}");
+    table.add_row([
+        "mean |x - G(E(x))|".into(),
+        error(line.error),
+        "0".into(),
+        error(line.error_chance),
+    ]);
+    println!(
+        "step {}: {} images of {split}, judged by {} (classifier trained on {} real images)",
+        line.subject.step,
+        line.test_images,
+        args.by.extractor.display(),
+        line.train_images
+    );
+    println!("{table}");
+    record(&args.on, &[line])
 }
 
 /// Where reference statistics are kept between runs.

@@ -10,6 +10,7 @@ pub(crate) mod launch;
 pub(crate) mod pictures;
 pub(crate) mod report;
 pub(crate) mod run;
+pub(crate) mod study;
 pub(crate) mod walk;
 
 use std::path::{Path, PathBuf};

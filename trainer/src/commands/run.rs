@@ -1,6 +1,4 @@
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use comfy_table::{Table, presets::UTF8_HORIZONTAL_ONLY};
 use trainer::config::Config;
@@ -8,6 +6,7 @@ use trainer::dist::Place;
 use trainer::error::{Error, Result};
 use trainer::inspect::{self, Cost, Counts};
 use trainer::run::{self, Ended, Summary};
+use trainer::stop::Stop;
 
 use super::{Source, usage};
 
@@ -78,7 +77,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.resume {
         let out = args.out.as_ref().ok_or_else(|| usage("--resume needs --out DIR"))?;
         let config = changed(args, &run::read_config(out)?, &place)?;
-        return finish(&place, &run::resume(config, out, place.clone(), &*stop_flag()?)?);
+        return finish(&place, run::resume(config, out, place.clone(), &stop()?));
     }
     let origin =
         args.source.origin().ok_or_else(|| usage("give --preset NAME or --config FILE"))?;
@@ -88,7 +87,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return dry_run(&config, args.gflops);
     }
     let out = args.out.as_ref().ok_or_else(|| usage("give --out DIR, a new folder for the run"))?;
-    finish(&place, &run::start(config, out, place.clone(), &*stop_flag()?)?)
+    finish(&place, run::start(config, out, place.clone(), &stop()?))
 }
 
 /// Images of ImageNet's training split, which the presets are for.
@@ -122,20 +121,27 @@ fn dry_run(config: &Config, gflops: Option<f64>) -> Result<()> {
     Ok(())
 }
 
-/// SIGTERM, SIGINT and SIGUSR1 set the flag; a second one ends the process at once.
-fn stop_flag() -> Result<Arc<AtomicBool>> {
-    let flag = Arc::new(AtomicBool::new(false));
+/// SIGTERM, SIGINT and SIGUSR1 ask to stop; a second one ends the process at once.
+fn stop() -> Result<Stop> {
+    let stop = Stop::default();
     use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
     for signal in [SIGTERM, SIGINT, SIGUSR1] {
-        signal_hook::flag::register_conditional_shutdown(signal, 1, flag.clone())
-            .and_then(|_| signal_hook::flag::register(signal, flag.clone()))
+        signal_hook::flag::register_conditional_shutdown(signal, 1, stop.flag())
+            .and_then(|_| signal_hook::flag::register(signal, stop.flag()))
             .map_err(|source| Error::Io { action: "listen for", path: "signals".into(), source })?;
     }
-    Ok(flag)
+    Ok(stop)
 }
 
 /// A run's last words: where its results are, and one table.
-fn finish(place: &Place, summary: &Summary) -> Result<()> {
+fn finish(place: &Place, ended: Result<Summary>) -> Result<()> {
+    let summary = match ended {
+        Err(e) if e.is_stop() => {
+            println!("stopped by a signal before the first step; nothing was written");
+            return Ok(());
+        }
+        ended => ended?,
+    };
     if place.rank > 0 {
         return Ok(());
     }

@@ -14,6 +14,7 @@ use super::{Model, Subject};
 use crate::error::Result;
 use crate::optim::{Adam, AdamConfig, AverageConfig};
 use crate::random::{Key, Purpose};
+use crate::stop::Stop;
 
 /// Added to the variance in the parameter-free BN of the features.
 pub const BN_EPS: f64 = 1e-5;
@@ -107,7 +108,7 @@ const LOOKS: u64 = 20;
 /// all steps.
 ///
 /// # Errors
-/// What a fresh source meets.
+/// What a fresh source meets, and `stop`.
 ///
 /// # Panics
 /// If a fresh source ends.
@@ -121,12 +122,14 @@ pub fn probe(
     test: &Features,
     classes: i64,
     protocol: &Protocol,
+    stop: &Stop,
 ) -> Result<Vec<ProbeResult>> {
     let mut heads: Vec<_> =
         wanted.iter().map(|f| Head::new(*f, source.known(), classes, protocol)).collect();
     let mut order = Order::new(source.known().labels.len(), protocol);
     let look = protocol.steps.div_ceil(LOOKS).max(1);
     for step in 1..=protocol.steps {
+        stop.check()?;
         match &mut source {
             Source::Cached(features) => {
                 let rows = order.next_batch();
@@ -250,7 +253,8 @@ impl Task {
             Source::Cached(&train)
         };
         let classes = self.train.classes().len() as i64;
-        let found = probe(&self.features, source, select.as_ref(), &test, classes, &self.protocol)?;
+        let (select, protocol) = (select.as_ref(), &self.protocol);
+        let found = probe(&self.features, source, select, &test, classes, protocol, model.stop())?;
         let line = |result: ProbeResult| Line {
             metric: format!("linear_probe_{}", result.feature),
             subject: model.subject().clone(),
@@ -480,8 +484,16 @@ mod tests {
         let golden: serde_json::Value = serde_json::from_str(text).unwrap();
         let (train, test) = (set("probe.train", 6000, 1.2), set("probe.test", 4000, 1.2));
         let source = Source::Cached(&train);
-        let found =
-            probe(&[Feature::AvePool], source, None, &test, 3, &short(&[0.1], 400)).unwrap();
+        let found = probe(
+            &[Feature::AvePool],
+            source,
+            None,
+            &test,
+            3,
+            &short(&[0.1], 400),
+            &Stop::default(),
+        )
+        .unwrap();
         let expected = golden["top1"].as_f64().unwrap();
         assert!((found[0].top1 - expected).abs() < 0.3, "{} not {expected}", found[0].top1);
         assert_eq!(found[0].top5, 100.0);
@@ -493,7 +505,16 @@ mod tests {
         let select = set("probe.select", 300, 2.0);
         let run = |rates: &[f64]| {
             let protocol = Protocol { batch: 128, ..short(rates, 60) };
-            probe(&BOTH, Source::Cached(&train), Some(&select), &test, 3, &protocol).unwrap()
+            probe(
+                &BOTH,
+                Source::Cached(&train),
+                Some(&select),
+                &test,
+                3,
+                &protocol,
+                &Stop::default(),
+            )
+            .unwrap()
         };
         let rates = [1e-7, 0.03, 0.1];
         let together = run(&rates);
@@ -515,7 +536,8 @@ mod tests {
         let first = set("probe.train", 1000, 1.2);
         let batches = (0..).map(|i| Ok(set(&format!("fresh{i}"), 300, 1.2)));
         let source = Source::Fresh { first: &first, batches: Box::new(batches) };
-        let found = probe(&BOTH, source, None, &test, 3, &short(&[0.1], 200)).unwrap();
+        let found =
+            probe(&BOTH, source, None, &test, 3, &short(&[0.1], 200), &Stop::default()).unwrap();
         assert!(found.iter().all(|found| (found.top1 - 86.3).abs() < 4.0), "{found:?}");
     }
 }

@@ -1,5 +1,6 @@
 //! What a trained model is worth: averaged networks with standing statistics, pictures, probes.
 
+pub mod agreement;
 pub mod embed;
 pub mod extractor;
 pub mod features;

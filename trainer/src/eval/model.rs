@@ -13,6 +13,7 @@ use crate::model::{Encoded, Encoder, Generator};
 use crate::nn::{Fill, Params, Statistics};
 use crate::random::{Key, Prior, Purpose};
 use crate::state::TrainState;
+use crate::stop::Stop;
 
 /// Which weights a model holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +53,8 @@ pub struct Model {
     g: Generator,
     g_params: Params,
     e: Option<(Encoder, Params)>,
+    /// Ends whatever runs over images.
+    stop: Stop,
 }
 
 impl Model {
@@ -64,8 +67,9 @@ impl Model {
         config: &Config,
         state: &TrainState,
         train: Option<&Arc<Dataset>>,
+        stop: &Stop,
     ) -> Result<Self> {
-        Self::of_state(config, state, Variant::Average, train)
+        Self::of_state(config, state, Variant::Average, train, stop)
     }
 
     fn of_state(
@@ -73,9 +77,11 @@ impl Model {
         state: &TrainState,
         variant: Variant,
         train: Option<&Arc<Dataset>>,
+        stop: &Stop,
     ) -> Result<Self> {
         let device = state.d.params.kinds().1;
         let mut model = Self::unset(config, device, state.step, variant);
+        model.stop = stop.clone();
         model.g_params.adopt(&state.g.average, &state.g.live.params);
         if let (Some((_, params)), Some(e)) = (&mut model.e, &state.e) {
             params.adopt(&e.average, &e.live.params);
@@ -97,7 +103,8 @@ impl Model {
     ) -> Result<Self> {
         let manifest = checkpoint::verify(path)?;
         if variant == Variant::Initial {
-            return Self::of_state(config, &TrainState::new(config, device, true), variant, train);
+            let state = TrainState::new(config, device, true);
+            return Self::of_state(config, &state, variant, train, &Stop::default());
         }
         let mut model = Self::unset(config, device, manifest.step, variant);
         let read = match variant {
@@ -117,9 +124,14 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::Data`] if images cannot be read.
-    pub fn untrained(config: &Config, device: Device, train: &Arc<Dataset>) -> Result<Self> {
+    pub fn untrained(
+        config: &Config,
+        device: Device,
+        train: &Arc<Dataset>,
+        stop: &Stop,
+    ) -> Result<Self> {
         let state = TrainState::new(config, device, true);
-        Self::of_state(config, &state, Variant::Initial, Some(train))
+        Self::of_state(config, &state, Variant::Initial, Some(train), stop)
     }
 
     fn unset(config: &Config, device: Device, step: u64, weights: Variant) -> Self {
@@ -132,7 +144,8 @@ impl Model {
         let standing_images = standing_batches(config) * config.micro_batch();
         let subject =
             Subject { step, weights, checkpoint: None, standing_images, truncation: None };
-        Self { config: config.clone(), device, subject, g, g_params, e }
+        let stop = Stop::default();
+        Self { config: config.clone(), device, subject, g, g_params, e, stop }
     }
 
     /// Standing statistics: the mean over `images.standing_images` of per-batch statistics, G's from
@@ -142,6 +155,7 @@ impl Model {
     /// Brock et al. 2018; the released generator's `accumulated_mean`. For E ours.
     fn collect(&mut self, train: Option<&Arc<Dataset>>) -> Result<()> {
         self.collect_generator();
+        self.stop.check()?;
         let (Some((e, _)), Some(train)) = (&self.e, train) else { return Ok(()) };
         let (mode, count) = (self.config.data.mode, self.subject.standing_images);
         for (seen, images) in (0..).zip(self.images(train, mode, count)?) {
@@ -320,18 +334,24 @@ impl Model {
         config.epochs = Some(1);
         config.batch = self.config.micro_batch().min(count) as usize;
         let (large, small) = (config.large as i64, config.small as i64);
-        let loader =
+        let mut loader =
             Loader::start(data.clone(), config, Cursor::default(), device::memory(self.device))?;
         let mut left = count;
-        Ok(loader.map_while(move |batch| {
-            (left > 0).then(|| {
+        Ok(std::iter::from_fn(move || {
+            if left == 0 {
+                return None;
+            }
+            let batch = loader.next_while(|| !self.stop.wanted())?;
+            let mut read = |batch: std::result::Result<pipeline::Batch, pipeline::Error>| {
+                self.stop.check()?;
                 let batch = batch?;
                 let images = Images::upload(&batch, large, small, self.device);
                 let rows = left.min(images.len());
                 left -= rows;
                 let labels = batch.labels()[..rows as usize].to_vec();
                 Ok((images.rows(0, rows), labels))
-            })
+            };
+            Some(read(batch))
         }))
     }
 
@@ -361,12 +381,15 @@ impl Model {
         config.shuffle = Shuffle::Global;
         config.batch = batch.min(data.len() as i64) as usize;
         let (large, small) = (config.large as i64, config.small as i64);
-        let loader =
+        let mut loader =
             Loader::start(data.clone(), config, Cursor::default(), device::memory(self.device))?;
-        Ok(loader.map(move |batch| {
-            let batch = batch?;
-            let images = Images::upload(&batch, large, small, self.device);
-            Ok((images, batch.labels().to_vec()))
+        Ok(std::iter::from_fn(move || {
+            let read = |batch: std::result::Result<pipeline::Batch, pipeline::Error>| {
+                let batch = batch?;
+                let images = Images::upload(&batch, large, small, self.device);
+                Ok((images, batch.labels().to_vec()))
+            };
+            loader.next_while(|| !self.stop.wanted()).map(read)
         }))
     }
 
@@ -380,6 +403,12 @@ impl Model {
     #[must_use]
     pub fn subject(&self) -> &Subject {
         &self.subject
+    }
+
+    /// What ends work on it.
+    #[must_use]
+    pub fn stop(&self) -> &Stop {
+        &self.stop
     }
 
     /// The device it is on.

@@ -1,0 +1,115 @@
+//! Studies: several runs and one table, whatever interrupts them.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use integration::{ONE_THREAD, Said, TINY, borrowed, data, program, repository, text, trainer};
+use serde_json::Value;
+
+/// A study of two rows, whose first row has these changes.
+fn write(path: &Path, first: &str) {
+    let all: Vec<_> = TINY.iter().map(|change| format!("{change:?}")).collect();
+    let study = format!(
+        "title = \"Tiny\"\npreset = \"cifar10\"\nseeds = [0, 1]\nset = [{}]\n\
+         [[row]]\nname = \"base\"\nset = [{first}]\n\
+         [[row]]\nname = \"no_e\"\nnote = \"no encoder\"\nset = [\"loss.sxz=false\", \"loss.sz=false\"]\n",
+        all.join(", ")
+    );
+    fs::write(path, study).unwrap();
+}
+
+fn args(file: &Path, out: &Path) -> Vec<String> {
+    let extractor = text(&repository().join("tests/golden/extractor.pt"));
+    let (file, out, data) = (text(file), text(out), text(data()));
+    let all = ["study", &file, "--data", &data, "--out", &out, "--devices", "cpu,cpu"];
+    let fid = ["--extractor", &extractor, "--trust-extractor", "--images", "12"];
+    all.into_iter().chain(fid).map(str::to_owned).collect()
+}
+
+/// Starts a study, and ends it with SIGTERM once a run of it has begun.
+fn interrupted(args: &[String], out: &Path) -> Said {
+    let child = Command::new(program("trainer"))
+        .args(args)
+        .envs(ONE_THREAD)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    while !out.join("runs/base-0/stats.jsonl").exists() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "no run has begun");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let kill = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
+    assert!(kill.unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    let code = output.status.code().expect("it ends by itself");
+    Said { code, out: text(output.stdout), err: text(output.stderr) }
+}
+
+#[test]
+fn an_interrupted_study_ends_with_the_results_of_one_that_was_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("study.toml");
+    write(&file, "");
+    let results = |out: &Path| fs::read_to_string(out.join("results.json")).unwrap();
+
+    let straight = folder.path().join("straight");
+    let said = trainer(&borrowed(&args(&file, &straight)));
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert!(said.out.contains("4 of 4 runs done"), "{}", said.out);
+    let found: Value = serde_json::from_str(&results(&straight)).unwrap();
+    let [base, no_e] = [0, 1].map(|row| &found["rows"][row]);
+    for key in ["probe_bn_crelu", "probe_avepool", "probe_untrained", "knn5_cosine", "frechet"] {
+        assert!(base["mean"][key].is_f64() && base["deviation"][key].is_f64(), "{key}: {base}");
+    }
+    assert!(no_e["mean"]["frechet"].is_f64() && no_e["mean"]["probe_bn_crelu"].is_null());
+    let by_seed = ["0", "1"].map(|seed| {
+        let of = |row: &Value| row["runs"][seed]["frechet"].as_f64().unwrap();
+        of(no_e) - of(base)
+    });
+    let mean = no_e["difference"]["frechet"].as_f64().unwrap();
+    assert!((mean - (by_seed[0] + by_seed[1]) / 2.0).abs() < 1e-9 * mean.abs().max(1.0));
+    let page = fs::read_to_string(straight.join("index.html")).unwrap();
+    assert_eq!(page.matches("<img ").count(), 2 * 2 + 2, "samples, and reconstructions of base");
+    assert!(page.contains("no encoder") && !page.contains("://"));
+    let table = fs::read_to_string(straight.join("results.md")).unwrap();
+    assert!(said.out.contains(&table) && table.contains("| no_e | 2 | –"), "{table}");
+
+    let broken = folder.path().join("broken");
+    let said = interrupted(&args(&file, &broken), &broken);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert!(said.out.contains("stopped by a signal"), "{}", said.out);
+    let said = trainer(&borrowed(&args(&file, &broken)));
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert_eq!(results(&broken), results(&straight));
+
+    // Nothing is left to do, and nothing is done.
+    let log = fs::read_to_string(broken.join("runs/base-0.log")).unwrap();
+    let said = trainer(&borrowed(&args(&file, &broken)));
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert_eq!(fs::read_to_string(broken.join("runs/base-0.log")).unwrap(), log);
+
+    // A run made with other settings is not taken for one of the study's.
+    write(&file, "\"opt.lr_d=1e-5\"");
+    let said = trainer(&borrowed(&args(&file, &broken)));
+    assert_eq!(said.code, 2, "{}", said.err);
+    assert!(said.err.contains("base-0") && said.err.contains("opt.lr_d"), "{}", said.err);
+    assert_eq!(results(&broken), results(&straight));
+}
+
+#[test]
+fn a_run_that_fails_stops_no_other_and_is_named_with_its_last_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, out) = (folder.path().join("study.toml"), folder.path().join("out"));
+    // No weight survives such rates.
+    write(&file, "\"opt.lr_d=1e38\", \"opt.lr_g=1e38\"");
+    let said = trainer(&borrowed(&args(&file, &out)));
+    assert_eq!(said.code, 2, "{}", said.err);
+    assert!(said.err.contains("base-0, base-1 failed"), "{}", said.err);
+    assert!(said.err.contains("not finite"), "{}", said.err);
+    assert!(said.out.contains("2 of 4 runs done"), "{}", said.out);
+}

@@ -1,0 +1,63 @@
+use std::path::PathBuf;
+
+use trainer::error::{Error, Result};
+use trainer::study::{self, Study, Tools};
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example: trainer study studies/ablations-cifar10.toml --data demo/data-cifar10 \
+                        --out runs/ablations\n\n\
+    Ended by a signal or a power cut, the same command goes on where it was."
+)]
+pub(crate) struct Args {
+    /// The study: preset, seeds and rows, as in studies/
+    file: PathBuf,
+    /// Data folder made by shard-imagenet
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// Folder of its runs and results
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Image network for the Fréchet distance, such as scripts/efflite0 makes; without it none is measured
+    #[arg(long, value_name = "FILE")]
+    extractor: Option<PathBuf>,
+    /// Run a TorchScript file that is not NVIDIA's Inception: it is code
+    #[arg(long)]
+    trust_extractor: bool,
+    /// Generated images that it compares with as many real ones
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(i64).range(2..))]
+    images: i64,
+    /// Where to train, a run at a time on each: cuda:0,cuda:1 or cpu,cpu
+    #[arg(long, value_delimiter = ',', default_values = ["auto"])]
+    devices: Vec<String>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let (study, jobs) = Study::read(&args.file)?;
+    let tools = Tools {
+        data: args.data.clone(),
+        extractor: args.extractor.clone(),
+        trust_extractor: args.trust_extractor,
+        images: args.images,
+        devices: args.devices.clone(),
+    };
+    let outcome = study::run(&study, &jobs, &args.out, &tools)?;
+    print!("{}", outcome.table);
+    println!(
+        "\n{} of {} runs done; {}",
+        outcome.done,
+        jobs.len(),
+        args.out.join("index.html").display()
+    );
+    if outcome.stopped {
+        println!("stopped by a signal; the same command goes on");
+    }
+    if outcome.failed.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<_> = outcome.failed.iter().map(|(name, _)| name.as_str()).collect();
+    Err(Error::Output {
+        path: args.out.clone(),
+        reason: format!("{} failed; the same command tries again", names.join(", ")),
+    })
+}

@@ -1,0 +1,109 @@
+//! Batches on the way from the loader to the step.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pipeline::{Cursor, Dataset, Loader};
+use tch::Device;
+
+use crate::config::Config;
+use crate::device::{self, Images, Lane, Reached};
+use crate::dist::World;
+use crate::error::Result;
+use crate::eval::loader_config;
+use crate::stop::Stop;
+
+/// Batches on the device, and how long the step waited for them.
+#[derive(Debug)]
+pub(crate) struct Feed {
+    /// Where they come from.
+    pub(crate) loader: Loader,
+    first: Option<pipeline::Batch>,
+    sides: (i64, i64),
+    /// Where they go.
+    pub(crate) device: Device,
+    /// How long they were waited for.
+    pub(crate) waited: Duration,
+    /// Behind the batch in use.
+    pub(crate) cursor: Cursor,
+    lane: Option<Lane>,
+    /// With a lane: the batch after the one in use, and the copy that may still be read from.
+    ahead: Option<Result<Sent>>,
+    copying: Option<(Reached, pipeline::Batch)>,
+}
+
+impl Feed {
+    /// Starts loading at `at`; this rank's part of every batch.
+    pub(crate) fn start(
+        config: &Config,
+        data: &Arc<Dataset>,
+        at: Cursor,
+        device: Device,
+        world: &World,
+    ) -> Result<Self> {
+        let mut loader_config = loader_config(config);
+        (loader_config.rank, loader_config.world) = (world.rank(), world.size());
+        loader_config.batch = config.rows(world.size())?;
+        if config.data.threads == 0 {
+            loader_config.threads = loader_config.threads.div_ceil(world.local_size());
+        }
+        let sides = (loader_config.large as i64, loader_config.small as i64);
+        let loader = Loader::start(data.clone(), loader_config, at, device::memory(device))?;
+        let (first, ahead, copying) = (None, None, None);
+        let (waited, cursor, lane) = (Duration::ZERO, at, Lane::new(device)?);
+        Ok(Self { loader, first, sides, device, waited, cursor, lane, ahead, copying })
+    }
+
+    /// Waits for the first batch, so that data that cannot be read stops a run before it begins.
+    pub(crate) fn prime(&mut self, stop: &Stop) -> Result<()> {
+        self.first = Some(self.take(stop)?);
+        Ok(())
+    }
+
+    fn take(&mut self, stop: &Stop) -> Result<pipeline::Batch> {
+        if let Some(batch) = self.first.take() {
+            return Ok(batch);
+        }
+        let next = self.loader.next_while(|| !stop.wanted());
+        Ok(next.expect("the training loader is endless")?)
+    }
+
+    /// Takes the next batch and starts its way to the device, beside the step's work where the device
+    /// has a lane for it.
+    fn send(&mut self, stop: &Stop) -> Result<Sent> {
+        let batch = self.take(stop)?;
+        let upload = || Images::upload(&batch, self.sides.0, self.sides.1, self.device);
+        let (images, mark) = match &self.lane {
+            None => (upload(), None),
+            Some(lane) => lane.run(upload).map(|(images, mark)| (images, Some(mark)))?,
+        };
+        Ok(Sent { images, mark, batch })
+    }
+
+    /// The next batch, in the order of the loader. Where `stop` comes before it, that is an error, and the
+    /// batch is the next call's.
+    pub(crate) fn next(&mut self, stop: &Stop) -> Result<Images> {
+        let asked = Instant::now();
+        let Sent { images, mark, batch } = match self.ahead.take() {
+            Some(sent) => sent?,
+            None => self.send(stop)?,
+        };
+        self.cursor = batch.cursor();
+        if let Some(mark) = mark {
+            mark.before(&[&images.large, &images.small])?;
+            // Its copy is done when the next one's is asked for, and only then its rows are reused.
+            self.copying = Some((mark, batch));
+            self.ahead = Some(self.send(stop));
+        }
+        self.waited += asked.elapsed();
+        Ok(images)
+    }
+}
+
+/// A batch on its way to the device. The mark comes before the batch: dropped, it waits for the copy.
+#[derive(Debug)]
+struct Sent {
+    images: Images,
+    mark: Option<Reached>,
+    batch: pipeline::Batch,
+}

@@ -1,0 +1,298 @@
+//! Doing a study's runs: each stage is a command of this program, in a process of its own.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::results::{self, measured};
+use super::{Job, Study};
+use crate::checkpoint;
+use crate::error::{Error, Result};
+use crate::run::{lock, read_config};
+
+const POLL: Duration = Duration::from_millis(50);
+/// Last lines of a failed command's log that are shown.
+const LAST_LINES: usize = 8;
+
+/// What the runs of a study work with.
+#[derive(Debug, Clone)]
+pub struct Tools {
+    /// Data folder or URL.
+    pub data: PathBuf,
+    /// Image network of the Fréchet distance; none measures none.
+    pub extractor: Option<PathBuf>,
+    /// Whether to run it if it is TorchScript that is not known.
+    pub trust_extractor: bool,
+    /// Generated images it compares with as many real ones.
+    pub images: i64,
+    /// A run is in progress on each of these at a time.
+    pub devices: Vec<String>,
+}
+
+/// How a study's work ended.
+#[derive(Debug, Clone, Default)]
+pub struct Outcome {
+    /// Runs that are trained and measured.
+    pub done: usize,
+    /// Runs that failed, with the reason.
+    pub failed: Vec<(String, String)>,
+    /// A signal ended it.
+    pub stopped: bool,
+    /// The results so far, as `results.md` has them.
+    pub table: String,
+}
+
+/// A command that brings a run further.
+#[derive(Debug, PartialEq, Eq)]
+struct Stage {
+    what: &'static str,
+    args: Vec<OsString>,
+}
+
+/// Does what is left of a study in the folder `out`, and writes the results after every run. SIGTERM and
+/// SIGINT are passed on to the runs in progress, which save; the same call then goes on. A run that fails
+/// does not stop the others.
+///
+/// # Errors
+/// [`Error::Output`] if another study is at work in `out`, or a run there was made with other settings;
+/// [`Error::Io`].
+pub fn run(study: &Study, jobs: &[Job], out: &Path, tools: &Tools) -> Result<Outcome> {
+    let runs = out.join("runs");
+    fs::create_dir_all(&runs).map_err(Error::io("create", &runs))?;
+    let _lock = lock(out)?;
+    for job in jobs {
+        same(job, out)?;
+    }
+    let mut signals =
+        Signals::new([SIGTERM, SIGINT]).map_err(Error::io("listen for", "signals"))?;
+    results::write(study, jobs, out)?;
+    let work = Work {
+        study,
+        jobs,
+        out,
+        tools,
+        left: Mutex::new(jobs.iter().collect()),
+        outcome: Mutex::default(),
+        signals: AtomicUsize::new(0),
+        ended: AtomicUsize::new(0),
+    };
+    thread::scope(|scope| {
+        for device in &tools.devices {
+            scope.spawn(|| {
+                work.of(device);
+                work.ended.fetch_add(1, Ordering::Relaxed);
+            });
+        }
+        while work.ended.load(Ordering::Relaxed) < tools.devices.len() {
+            work.signals.fetch_add(signals.pending().count(), Ordering::Relaxed);
+            thread::sleep(POLL);
+        }
+    });
+    let mut outcome = work.outcome.into_inner().unwrap_or_else(PoisonError::into_inner);
+    outcome.stopped = work.signals.load(Ordering::Relaxed) > 0;
+    outcome.table = results::write(study, jobs, out)?;
+    Ok(outcome)
+}
+
+/// What the workers share.
+#[derive(Debug)]
+struct Work<'a> {
+    study: &'a Study,
+    jobs: &'a [Job],
+    out: &'a Path,
+    tools: &'a Tools,
+    left: Mutex<VecDeque<&'a Job>>,
+    outcome: Mutex<Outcome>,
+    /// Signals received so far.
+    signals: AtomicUsize,
+    ended: AtomicUsize,
+}
+
+impl Work<'_> {
+    /// Does jobs on a device until none is left.
+    fn of(&self, device: &str) {
+        let next = || self.left.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        while let Some(job) = (!self.stopping()).then(next).flatten() {
+            let begun = Instant::now();
+            let done = self.job(job, device, begun);
+            let written = results::write(self.study, self.jobs, self.out);
+            let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+            match done.and_then(|done| written.map(|_| done)) {
+                Ok(true) => outcome.done += 1,
+                Ok(false) => {}
+                Err(e) => {
+                    eprintln!("{}: {e}", job.name);
+                    outcome.failed.push((job.name.clone(), e.to_string()));
+                }
+            }
+        }
+    }
+
+    fn stopping(&self) -> bool {
+        self.signals.load(Ordering::Relaxed) > 0
+    }
+
+    /// Every stage of a job that is left; false if a signal came first.
+    fn job(&self, job: &Job, device: &str, begun: Instant) -> Result<bool> {
+        let mut before = None;
+        while let Some(stage) = next_stage(job, self.out, self.tools, self.study, device)? {
+            if self.stopping() {
+                return Ok(false);
+            }
+            if before.as_ref() == Some(&stage) {
+                let reason = format!("{} ended well but left nothing behind", stage.what);
+                return Err(Error::Output { path: job.folder(self.out), reason });
+            }
+            eprintln!("{}: {} on {device}", job.name, stage.what);
+            self.execute(job, &stage)?;
+            before = Some(stage);
+        }
+        if before.is_some() {
+            let minutes = begun.elapsed().as_secs_f64() / 60.0;
+            eprintln!("{}: done in {minutes:.1} min", job.name);
+        }
+        Ok(true)
+    }
+
+    fn execute(&self, job: &Job, stage: &Stage) -> Result<()> {
+        let path = job.folder(self.out).with_extension("log");
+        let io = |action| Error::io(action, &path);
+        let mut log = File::options().create(true).append(true).open(&path).map_err(io("open"))?;
+        let words: Vec<_> = stage.args.iter().map(|word| word.to_string_lossy()).collect();
+        writeln!(log, "$ trainer {}", words.join(" ")).map_err(io("write"))?;
+        let program = std::env::current_exe().map_err(Error::io("find", "this program"))?;
+        let mut command = Command::new(&program);
+        if std::env::var_os("OMP_NUM_THREADS").is_none() {
+            let cores = thread::available_parallelism().map_or(1, usize::from);
+            let threads = (cores / self.tools.devices.len()).max(1);
+            command.env("OMP_NUM_THREADS", threads.to_string());
+        }
+        // A group of its own: Ctrl-C reaches it once, from here.
+        let mut child = command
+            .args(&stage.args)
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().map_err(io("open"))?)
+            .stderr(log)
+            .spawn()
+            .map_err(Error::io("start", &program))?;
+        let mut sent = 0;
+        let status = loop {
+            if let Some(status) = child.try_wait().map_err(Error::io("wait for", &program))? {
+                break status;
+            }
+            if sent < self.signals.load(Ordering::Relaxed) {
+                sent += 1;
+                if let Some(pid) = Pid::from_raw(child.id() as i32) {
+                    // It may just have ended.
+                    let _ = kill_process(pid, Signal::TERM);
+                }
+            }
+            thread::sleep(POLL);
+        };
+        if status.success() || sent > 0 {
+            return Ok(());
+        }
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        let last = lines[lines.len().saturating_sub(LAST_LINES)..].join("\n    ");
+        let reason = format!("{} failed ({status}); its last lines:\n    {last}", stage.what);
+        Err(Error::Output { path: job.folder(self.out), reason })
+    }
+}
+
+/// Whether a run has a sound checkpoint of its last step.
+pub(super) fn trained(job: &Job, out: &Path) -> bool {
+    let newest = checkpoint::newest(&job.folder(out).join("checkpoints"));
+    let manifest = newest.and_then(|path| checkpoint::read_manifest(&path));
+    manifest.is_ok_and(|manifest| manifest.step >= job.config.train.steps)
+}
+
+/// Refuses the folder of a run that was made with other settings.
+fn same(job: &Job, out: &Path) -> Result<()> {
+    let folder = job.folder(out);
+    if !folder.join("config.toml").exists() {
+        return Ok(());
+    }
+    let changes = read_config(&folder)?.changes(&job.config);
+    let moved: Vec<_> = changes.iter().filter(|c| !c.is_free()).map(ToString::to_string).collect();
+    if moved.is_empty() {
+        return Ok(());
+    }
+    let reason = format!(
+        "it was made with other settings than the study now has ({}); remove it, or name a new --out",
+        moved.join(", ")
+    );
+    Err(Error::Output { path: folder, reason })
+}
+
+/// What brings a job further; none if it is trained and measured.
+fn next_stage(
+    job: &Job,
+    out: &Path,
+    tools: &Tools,
+    study: &Study,
+    device: &str,
+) -> Result<Option<Stage>> {
+    let (folder, config) = (job.folder(out), &job.config);
+    let mut args: Vec<OsString> = vec![];
+    let mut add = |words: &[&str]| args.extend(words.iter().map(OsString::from));
+    let what;
+    if !trained(job, out) {
+        what = "training";
+        add(&["run", "--device", device, "--out"]);
+        args.push((&folder).into());
+        let saved = checkpoint::newest(&folder.join("checkpoints")).is_ok();
+        let origin = if saved { ["--resume", ""] } else { ["--preset", &study.preset] };
+        if !saved && folder.exists() {
+            // It ended before its first checkpoint.
+            fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))?;
+        }
+        args.extend(origin.iter().filter(|word| !word.is_empty()).map(OsString::from));
+        for change in &job.set {
+            args.extend(["--set".into(), change.into()]);
+        }
+    } else {
+        let missing = |metrics: &[&str]| !measured(&folder, config.train.steps, metrics, "average");
+        let eval = &config.eval;
+        let encodes = config.loss.encode();
+        if encodes && eval.probe_images > 0 && missing(&["linear_probe_bn_crelu"]) {
+            // The run itself does so at its end, unless it was killed there.
+            what = "linear probe";
+            add(&["eval", "linear", "--split", &eval.split]);
+            add(&["--images", &eval.probe_images.to_string()]);
+            add(&["--steps", &eval.probe_steps.to_string()]);
+        } else if encodes && missing(&["knn_"]) {
+            what = "nearest neighbours";
+            add(&["eval", "knn", "--split", &eval.split]);
+        } else if let Some(extractor) = &tools.extractor
+            && missing(&["fid", "fd-"])
+        {
+            what = "Fréchet distance";
+            let images = tools.images.to_string();
+            add(&["eval", "fid", "--images", &images, "--reference-images", &images]);
+            if tools.trust_extractor {
+                add(&["--trust-extractor"]);
+            }
+            args.extend(["--extractor".into(), extractor.into()]);
+            args.extend(["--cache".into(), out.join("reference").into()]);
+        } else {
+            return Ok(None);
+        }
+        args.extend(["--device".into(), device.into(), "--run".into(), (&folder).into()]);
+    }
+    args.extend(["--data".into(), (&tools.data).into()]);
+    Ok(Some(Stage { what, args }))
+}
