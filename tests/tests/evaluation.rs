@@ -2,11 +2,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
-use integration::{Said, borrowed, data, repository, text, tiny_run, trainer};
+use integration::{ONE_THREAD, Said, borrowed, data, program, repository, text, tiny_run, trainer};
 use serde_json::Value;
 use tempfile::TempDir;
+use trainer::checkpoint;
 
 /// A tiny run, made once; evaluations only add to its metrics.
 fn run() -> &'static Path {
@@ -281,4 +284,38 @@ fn reconstructions_are_judged_by_a_classifier_of_another_network_s_features() {
     // Images that the classifier has learned are classified rightly: the judge is not blind.
     let (_, own) = evaluate(&["eval", "agreement"], &[&args[..], &["--split", "train"]].concat());
     assert!(own[0]["images"].as_f64().unwrap() > 50.0, "{}", own[0]);
+}
+
+#[test]
+fn a_run_is_evaluated_while_another_process_trains_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let keys = ["train.steps=100000", "checkpoint.every=2", "checkpoint.keep=2"];
+    let mut training = Command::new(program("trainer"))
+        .args(tiny_run(data(), &run, &keys))
+        .envs(ONE_THREAD)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    while checkpoint::newest(&run.join("checkpoints")).is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "no checkpoint in a minute");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // Checkpoints come and go meanwhile.
+    let steps: Vec<_> = (0..3)
+        .map(|_| {
+            let said = trainer(&["eval", "knn", "--run", &text(&run), "--device", "cpu"]);
+            assert_eq!(said.code, 0, "{}", said.err);
+            let line = said.out.lines().find(|line| line.starts_with('{')).unwrap();
+            serde_json::from_str::<Value>(line).unwrap()["step"].as_u64().unwrap()
+        })
+        .collect();
+    assert!(training.try_wait().unwrap().is_none(), "training goes on");
+    let kill = Command::new("kill").args(["-TERM", &training.id().to_string()]).status();
+    assert!(kill.unwrap().success() && training.wait().unwrap().success());
+    assert!(steps[0] < steps[2] && steps.is_sorted(), "{steps:?}");
+    let metrics = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    assert_eq!(metrics.lines().count(), 9, "{metrics}");
 }

@@ -22,6 +22,37 @@ fn metadata(path: &Path) -> Value {
     serde_json::to_value(header.metadata()).unwrap()
 }
 
+/// Every evaluation takes the exported model in place of the run, and finds the same.
+fn serves_as_the_run_does(run: &Path, exported: &Path) {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| text(&folder.path().join(name));
+    let (run, exported, data) = (text(run), text(exported), text(data()));
+    let said = |args: &[&str]| {
+        let said = trainer(&[args, &["--device", "cpu"]].concat());
+        assert_eq!(said.code, 0, "{args:?}: {}", said.err);
+        said.out
+    };
+    let found = [&run, &exported].map(|from| {
+        let with = |args: &[&str]| said(&[args, &["--run", from, "--data", &data]].concat());
+        let knn = with(&["eval", "knn"]);
+        let top1 = |line: &str| serde_json::from_str::<Value>(line).ok().map(|l| l["top1"].clone());
+        let linear = with(&["eval", "linear", "--steps", "3"]);
+        let scores: Vec<_> = knn.lines().chain(linear.lines()).filter_map(top1).collect();
+        let sample = at("sample.png");
+        said(&["sample", "--run", from, "--out", &sample]);
+        let features = at("features");
+        with(&["embed", "--split", "val", "--out", &features]);
+        let query = repository().join("docs/demo-samples.png");
+        let near = with(&["search", "--among", &features, "--query", &text(&query)]);
+        let read = |path: String| std::fs::read(path).unwrap();
+        (scores, read(sample), read(features + ".npy"), near)
+    });
+    assert_eq!(found[0].0.len(), 8, "{:?}", found[0].0);
+    assert!(found[0] == found[1], "{:?} is not {:?}", found[0].0, found[1].0);
+    let live = trainer(&["eval", "knn", "--run", &exported, "--data", &data, "--live"]);
+    assert!(live.code == 2 && live.err.contains("averaged"), "{}", live.err);
+}
+
 #[test]
 fn an_exported_model_says_in_other_programs_what_it_says_here() {
     let folder = tempfile::tempdir().unwrap();
@@ -50,6 +81,8 @@ fn an_exported_model_says_in_other_programs_what_it_says_here() {
         let config = note["config"].as_str().unwrap();
         assert!(config.contains("[latent]") && !config.contains(&text(data())), "{config}");
     }
+
+    serves_as_the_run_does(&out, &exported);
 
     let python = python();
     let has_torch = Command::new(&python).args(["-c", "import torch"]).output();

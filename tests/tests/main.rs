@@ -7,6 +7,7 @@ mod determinism;
 mod evaluation;
 mod export;
 mod ranks;
+mod remote;
 mod repository;
 mod seeing;
 mod study;

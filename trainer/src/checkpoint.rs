@@ -7,7 +7,7 @@
 //! file but safetensors is ever read as weights.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -566,6 +566,16 @@ pub(crate) fn read_tensors(path: &Path, tensors: &mut Named) -> Result<()> {
         no_grad(|| tensor.f_copy_(&data)).map_err(|e| fault(path, e))?;
     }
     Ok(())
+}
+
+/// What a safetensors file says of itself beside its tensors.
+///
+/// # Errors
+/// [`Error::Checkpoint`].
+pub(crate) fn note_of(path: &Path) -> Result<HashMap<String, String>> {
+    let bytes = fs::read(path).map_err(|e| fault(path, e))?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| fault(path, e))?;
+    Ok(header.metadata().clone().unwrap_or_default())
 }
 
 /// Hexadecimal SHA-256.

@@ -20,6 +20,8 @@ pub const PRESETS: &[(&str, &str)] = &[
     ("base", include_str!("../presets/base.toml")),
     ("demo", include_str!("../presets/demo.toml")),
     ("cifar10", include_str!("../presets/cifar10.toml")),
+    ("cifar10_32", include_str!("../presets/cifar10_32.toml")),
+    ("cifar10_gpu", include_str!("../presets/cifar10_gpu.toml")),
     ("det_e", include_str!("../presets/det_e.toml")),
     ("uniform_pz", include_str!("../presets/uniform_pz.toml")),
     ("x_unary", include_str!("../presets/x_unary.toml")),
@@ -553,10 +555,6 @@ impl Config {
         require(
             depth,
             format!("e.depth = {}: resnet_v2 and revnet have 50 or 101, small has 6n + 2", e.depth),
-        );
-        require(
-            e.expand == 0 || (e.expand > 0 && e.family == Family::Small),
-            format!("e.expand = {}: only small trunks have it; give channels or 0", e.expand),
         );
         let least = if e.family == Family::Small { 8 } else { 32 };
         require(

@@ -2,15 +2,15 @@
 
 use std::path::PathBuf;
 
-use trainer::device;
 use trainer::error::Result;
 use trainer::eval::Model;
 use trainer::eval::embed::{Embedding, image_files};
 use trainer::eval::features::Feature;
 use trainer::eval::knn::{DISTANCES, Distance, nearest};
 use trainer::run::open_data;
+use trainer::{checkpoint, device};
 
-use super::{On, config_of, table, usage};
+use super::{On, config_of, load, table, usage};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: trainer embed --run demo/run --images photos --out photos\n\n\
@@ -84,15 +84,22 @@ pub(crate) fn search(args: &SearchArgs) -> Result<()> {
     let feature = among.about.feature.parse::<Feature>().map_err(|e| usage(&e))?;
     let wanted = &among.about.model;
     let config = config_of(&args.run, args.data.as_deref())?;
-    let path = args.run.join(format!("checkpoints/step-{:08}", wanted.step));
-    let (device, train) = (device::parse(&args.device)?, open_data(&config, "train")?);
-    let model = Model::load(&path, &config, device, wanted.weights, Some(&train))?;
+    let device = device::parse(&args.device)?;
+    let other = || {
+        let (among, run) = (args.among.display(), args.run.display());
+        usage(&format!("{among} was embedded by another model than is in {run}; embed it again"))
+    };
+    let model = if Model::is_exported(&args.run) {
+        load(&args.run, &config, device, wanted.weights, false)?
+    } else {
+        let hash = |path: &PathBuf| checkpoint::hash_of(&path.join("manifest.json")).ok();
+        let all = checkpoint::list(&args.run.join("checkpoints"))?.into_iter();
+        let path = all.map(|(_, path)| path).find(|path| hash(path) == wanted.checkpoint);
+        let train = open_data(&config, "train")?;
+        Model::load(&path.ok_or_else(other)?, &config, device, wanted.weights, Some(&train))?
+    };
     if model.subject() != wanted {
-        return Err(usage(&format!(
-            "{} was embedded by another model than {}; embed it again",
-            args.among.display(),
-            path.display()
-        )));
+        return Err(other());
     }
     let query = Embedding::of_files(&model, std::slice::from_ref(&args.query), feature)?;
     let found = nearest(&among.rows, None, &query.rows, args.distance, args.k);

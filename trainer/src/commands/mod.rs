@@ -22,6 +22,7 @@ use trainer::config::{Config, Origin};
 use trainer::error::{Error, Result};
 use trainer::eval::{Model, Variant};
 use trainer::run::{open_data, read_config};
+use trainer::stop::Stop;
 use trainer::{checkpoint, device};
 
 #[derive(Debug, Args)]
@@ -48,7 +49,8 @@ pub(crate) fn usage(problem: &str) -> Error {
     Error::Config { problems: vec![problem.to_owned()] }
 }
 
-/// The networks of a run's newest sound checkpoint; nothing is written to the run.
+/// The networks of a run's newest sound checkpoint, or of a folder of exported ones; nothing is written
+/// there.
 pub(crate) fn load(
     out: &Path,
     config: &Config,
@@ -56,18 +58,33 @@ pub(crate) fn load(
     variant: Variant,
     with_data: bool,
 ) -> Result<Model> {
-    let path = checkpoint::newest(&out.join("checkpoints"))?;
+    if Model::is_exported(out) {
+        return match variant {
+            Variant::Average => Model::exported(out, config, device),
+            Variant::Initial => {
+                Model::untrained(config, device, &open_data(config, "train")?, &Stop::default())
+            }
+            Variant::Live => Err(usage("an exported model has averaged weights alone, not --live")),
+        };
+    }
     let train = with_data.then(|| open_data(config, "train")).transpose()?;
-    Model::load(&path, config, device, variant, train.as_ref())
+    loop {
+        let path = checkpoint::newest(&out.join("checkpoints"))?;
+        match Model::load(&path, config, device, variant, train.as_ref()) {
+            // Training went on, and this one is no longer kept.
+            Err(_) if !path.exists() => {}
+            loaded => return loaded,
+        }
+    }
 }
 
 /// Which model, and on what images.
 #[derive(Debug, Args)]
 pub(crate) struct On {
-    /// Folder of a run; its newest sound checkpoint is read, while training may go on
+    /// Folder of a run, whose newest sound checkpoint is read while training may go on, or of `export`
     #[arg(long, value_name = "DIR")]
     pub(crate) run: PathBuf,
-    /// Data folder, if not the run's own
+    /// Data folder, if not the run's own; exported models name none
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
     /// The live weights, not their averages
@@ -99,9 +116,10 @@ pub(crate) fn table<'a>(header: impl IntoIterator<Item = &'a str>) -> Table {
     table
 }
 
-/// A run's configuration, with another data folder where one is given.
+/// A run's or an exported model's configuration, with another data folder where one is given.
 pub(crate) fn config_of(run: &Path, data: Option<&Path>) -> Result<Config> {
-    let mut config = read_config(run)?;
+    let exported = Model::is_exported(run);
+    let mut config = if exported { Model::exported_config(run)? } else { read_config(run)? };
     if let Some(dir) = data {
         config.data.dir = dir.to_string_lossy().into_owned();
     }

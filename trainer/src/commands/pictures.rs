@@ -53,7 +53,7 @@ pub(crate) struct ReconstructArgs {
 }
 
 pub(crate) fn sample(args: &SampleArgs) -> Result<()> {
-    let config = run::read_config(&args.run)?;
+    let config = config_of(&args.run, None)?;
     let mut model =
         load(&args.run, &config, device::parse(&args.device)?, Variant::Average, false)?;
     model.truncate(args.truncation)?;

@@ -34,7 +34,8 @@ pub struct Subject {
     pub step: u64,
     /// Which weights.
     pub weights: Variant,
-    /// SHA-256 of the checkpoint's manifest, which carries those of all its files; none inside a run.
+    /// SHA-256 of the checkpoint's manifest, which carries those of all its files, or of an exported
+    /// generator's file; none inside a run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<String>,
     /// Images behind batch norm's standing statistics.
@@ -117,6 +118,46 @@ impl Model {
         }
         model.subject.checkpoint = Some(checkpoint::hash_of(&path.join("manifest.json"))?);
         model.collect(train)?;
+        Ok(model)
+    }
+
+    /// The configuration of networks that `trainer export` wrote into a folder. It names no data.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`], [`Error::Config`].
+    pub fn exported_config(folder: &Path) -> Result<Config> {
+        Config::parse(&entry(&folder.join(EXPORTED), "config")?)
+    }
+
+    /// Whether `trainer export` wrote into a folder.
+    #[must_use]
+    pub fn is_exported(folder: &Path) -> bool {
+        folder.join(EXPORTED).exists() && !folder.join("config.toml").exists()
+    }
+
+    /// Networks that `trainer export` wrote: averages with spectral norms folded in and standing
+    /// statistics, which are used as they are.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] where a name, shape or type differs from what `config` builds.
+    pub fn exported(folder: &Path, config: &Config, device: Device) -> Result<Self> {
+        let path = folder.join(EXPORTED);
+        let step = entry(&path, "step")?.parse().unwrap_or(0);
+        let mut model = Self::unset(config, device, step, Variant::Average);
+        let tensors = |params: &Params| {
+            let folded = params.folded().map(|(name, t)| (name.to_owned(), t.shallow_clone()));
+            folded.chain(params.buffers()).collect::<checkpoint::Named>()
+        };
+        checkpoint::read_tensors(&path, &mut tensors(&model.g_params))?;
+        if let Some((e, params)) = &model.e {
+            let mut all = tensors(params);
+            let x = Tensor::zeros([1, 3, config.e.res, config.e.res], (Kind::Float, device));
+            let a = no_grad(|| e.features(&x, Statistics::Stored)).squeeze_dim(0);
+            // Probes make these themselves.
+            all.extend(["mean", "var"].map(|n| (format!("feature_norm.{n}"), a.zeros_like())));
+            checkpoint::read_tensors(&folder.join("encoder.safetensors"), &mut all)?;
+        }
+        model.subject.checkpoint = Some(checkpoint::hash_of(&path)?);
         Ok(model)
     }
 
@@ -416,6 +457,16 @@ impl Model {
     pub fn device(&self) -> Device {
         self.device
     }
+}
+
+/// The file that an exported model is known by.
+const EXPORTED: &str = "generator.safetensors";
+
+/// An entry of what an exported file says of itself.
+fn entry(path: &Path, key: &str) -> Result<String> {
+    let found = checkpoint::note_of(path)?.remove(key);
+    let reason = || format!("it has no entry {key:?}: not a file of trainer export");
+    found.ok_or_else(|| Error::Checkpoint { path: path.to_owned(), reason: reason() })
 }
 
 fn standing_batches(config: &Config) -> i64 {

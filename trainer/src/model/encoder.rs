@@ -27,10 +27,6 @@ pub struct EncoderConfig {
     pub depth: i64,
     /// Width multiplier.
     pub width: i64,
-    /// Channels of a 1×1 convolution behind the last stage of a small trunk, pooled instead of that
-    /// stage; 0 for none.
-    #[serde(default)]
-    pub expand: i64,
     /// R_E: side of the images E sees.
     pub res: i64,
     /// Whether E ends in a Gaussian that is sampled, or in a point.
@@ -183,7 +179,6 @@ pub(super) const TINY: EncoderConfig = EncoderConfig {
     family: Family::ResnetV2,
     depth: 50,
     width: 1,
-    expand: 0,
     res: 64,
     stochastic: true,
     mlp_layers: 2,

@@ -10,23 +10,21 @@ use crate::nn::{BatchNorm, Conv, Recompute, Scope, Statistics};
 const CHANNELS: [i64; 3] = [32, 64, 128];
 
 /// Trunk for 32 px images: a 3×3 root, then three stages of (depth − 2) / 6 basic pre-activation
-/// blocks, each stage halving the side at its first block. With `expand`, BN, ReLU and a 1×1 convolution
-/// to so many channels follow: a wide feature for little work. Ours, sized for a CPU.
+/// blocks, each stage halving the side at its first block. Ours, sized for a CPU.
 ///
 /// # Shapes
-/// (N, 3, R, R) to (N, 128·width or `expand`, R/8, R/8), after the last BN and ReLU.
+/// (N, 3, R, R) to (N, 128·width, R/8, R/8), after the last BN and ReLU.
 #[derive(Debug)]
 pub(super) struct Small {
     root: Conv,
     stages: Vec<Vec<Rc<Basic>>>,
-    expand: Option<(BatchNorm, Conv)>,
     end: BatchNorm,
     recompute: bool,
 }
 
 impl Small {
     pub(super) fn features(c: EncoderConfig) -> i64 {
-        if c.expand > 0 { c.expand } else { CHANNELS[2] * c.width }
+        CHANNELS[2] * c.width
     }
 
     pub(super) fn new(s: &Scope<'_>, c: EncoderConfig) -> Self {
@@ -43,13 +41,7 @@ impl Small {
             }
             stages.push(blocks);
         }
-        let features = Self::features(c);
-        let expand = (c.expand > 0).then(|| {
-            let s = s.sub("expand");
-            (norm(&s.sub("norm"), cin, &c), conv(&s.sub("conv"), cin, features, 1, 1))
-        });
-        let end = norm(&s.sub("end"), features, &c);
-        Self { root, stages, expand, end, recompute: c.recompute }
+        Self { root, stages, end: norm(&s.sub("end"), cin, &c), recompute: c.recompute }
     }
 
     pub(super) fn forward(
@@ -64,9 +56,6 @@ impl Small {
                 x = forward(block, x, statistics, self.recompute);
             }
             seen(&x);
-        }
-        if let Some((norm, conv)) = &self.expand {
-            x = conv.forward(&norm.forward(&x, statistics).relu());
         }
         self.end.forward(&x, statistics).relu()
     }

@@ -161,6 +161,19 @@ mod tests {
     }
 
     #[test]
+    fn every_study_of_the_repository_can_run() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../studies");
+        let mut count = 0;
+        for entry in fs::read_dir(folder).unwrap() {
+            let (study, jobs) = Study::read(&entry.unwrap().path()).unwrap();
+            assert_eq!(jobs.len(), study.rows.len() * study.seeds.len());
+            assert!(study.rows.iter().all(|row| !row.note.is_empty()));
+            count += 1;
+        }
+        assert!(count > 0);
+    }
+
+    #[test]
     fn a_study_file_that_cannot_run_says_all_that_is_wrong_with_it() {
         let head = "title = \"t\"\npreset = \"cifar10\"\n";
         for (text, words) in [
