@@ -1,5 +1,5 @@
 # A menu. The checks themselves are listed in .ci/run.
-.PHONY: help setup demo test test-long golden check
+.PHONY: help setup demo evidence test test-long golden check
 
 help: ## show this menu
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -9,6 +9,9 @@ setup: ## install what building needs (quick when done)
 
 demo: setup ## import real images, train a small model, show pictures (demo/run)
 	@scripts/demo
+
+evidence: setup ## repeat the figures of docs/results.md (evidence/; hours, interrupted it goes on)
+	@scripts/evidence
 
 test: export OMP_NUM_THREADS ?= 1 # tests run side by side
 test: setup ## run every test
