@@ -1,8 +1,10 @@
 //! Parts that the stories under `tests/` share: the built programs and small data folders.
 
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -47,6 +49,62 @@ fn run(name: &str, args: &[&str]) -> Said {
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("programs print UTF-8");
     let code = status.code().expect("no program of ours dies of a signal");
     Said { code, out: text(stdout), err: text(stderr) }
+}
+
+/// A trainer at work in the background, whose words go to files.
+#[derive(Debug)]
+pub struct Background {
+    child: Child,
+    words: TempDir,
+}
+
+impl Background {
+    /// Starts `trainer` with these arguments.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    #[must_use]
+    pub fn start(args: &[String]) -> Self {
+        let words = tempfile::tempdir().expect("a temporary folder");
+        let file = |name: &str| File::create(words.path().join(name)).expect("a file");
+        let (out, err) = (file("out"), file("err"));
+        let mut command = Command::new(program("trainer"));
+        let child = command.args(args).envs(ONE_THREAD).stdout(out).stderr(err).spawn();
+        Self { child: child.expect("the program starts"), words }
+    }
+
+    fn said(&self, name: &str) -> String {
+        fs::read_to_string(self.words.path().join(name)).expect("programs print UTF-8")
+    }
+
+    /// Waits until something holds, given what it said on standard error.
+    ///
+    /// # Panics
+    /// If that takes more than a minute, or the trainer ends first.
+    pub fn until(&mut self, holds: impl Fn(&str) -> bool) {
+        let begun = Instant::now();
+        while !holds(&self.said("err")) {
+            let ended = self.child.try_wait().expect("a child can be asked");
+            assert!(ended.is_none(), "it ended: {}", self.said("err"));
+            assert!(begun.elapsed() < Duration::from_secs(60), "the moment does not come");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Sends SIGTERM and waits; what it said, and how long it took to leave.
+    ///
+    /// # Panics
+    /// If it has ended before, or dies of the signal.
+    #[must_use]
+    pub fn terminate(mut self) -> (Said, Duration) {
+        assert!(self.child.try_wait().expect("a child can be asked").is_none(), "it has ended");
+        let asked = Instant::now();
+        let kill = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        assert!(kill.is_ok_and(|status| status.success()), "no signal could be sent");
+        let status = self.child.wait().expect("a child can be waited for");
+        let code = status.code().expect("no program of ours dies of a signal");
+        (Said { code, out: self.said("out"), err: self.said("err") }, asked.elapsed())
+    }
 }
 
 /// Path of a program of this workspace, built in the profile of the running test.

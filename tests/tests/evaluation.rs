@@ -2,11 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
 
-use integration::{ONE_THREAD, Said, borrowed, data, program, repository, text, tiny_run, trainer};
+use integration::{Background, Said, borrowed, data, repository, text, tiny_run, trainer};
 use serde_json::Value;
 use tempfile::TempDir;
 use trainer::checkpoint;
@@ -291,18 +289,8 @@ fn a_run_is_evaluated_while_another_process_trains_it() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
     let keys = ["train.steps=100000", "checkpoint.every=2", "checkpoint.keep=2"];
-    let mut training = Command::new(program("trainer"))
-        .args(tiny_run(data(), &run, &keys))
-        .envs(ONE_THREAD)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let begun = Instant::now();
-    while checkpoint::newest(&run.join("checkpoints")).is_err() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "no checkpoint in a minute");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let mut training = Background::start(&tiny_run(data(), &run, &keys));
+    training.until(|_| checkpoint::newest(&run.join("checkpoints")).is_ok());
     // Checkpoints come and go meanwhile.
     let steps: Vec<_> = (0..3)
         .map(|_| {
@@ -312,9 +300,7 @@ fn a_run_is_evaluated_while_another_process_trains_it() {
             serde_json::from_str::<Value>(line).unwrap()["step"].as_u64().unwrap()
         })
         .collect();
-    assert!(training.try_wait().unwrap().is_none(), "training goes on");
-    let kill = Command::new("kill").args(["-TERM", &training.id().to_string()]).status();
-    assert!(kill.unwrap().success() && training.wait().unwrap().success());
+    assert_eq!(training.terminate().0.code, 0);
     assert!(steps[0] < steps[2] && steps.is_sorted(), "{steps:?}");
     let metrics = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     assert_eq!(metrics.lines().count(), 9, "{metrics}");

@@ -2,10 +2,8 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
-use integration::{ONE_THREAD, Said, TINY, borrowed, data, program, repository, text, trainer};
+use integration::{Background, TINY, borrowed, data, repository, text, trainer};
 use serde_json::Value;
 
 /// A study of two rows, whose first row has these changes.
@@ -26,28 +24,6 @@ fn args(file: &Path, out: &Path) -> Vec<String> {
     let all = ["study", &file, "--data", &data, "--out", &out, "--devices", "cpu,cpu"];
     let fid = ["--extractor", &extractor, "--trust-extractor", "--images", "12"];
     all.into_iter().chain(fid).map(str::to_owned).collect()
-}
-
-/// Starts a study, and ends it with SIGTERM once a run of it has begun.
-fn interrupted(args: &[String], out: &Path) -> Said {
-    let child = Command::new(program("trainer"))
-        .args(args)
-        .envs(ONE_THREAD)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let begun = Instant::now();
-    while !out.join("runs/base-0/stats.jsonl").exists() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "no run has begun");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let kill = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
-    assert!(kill.unwrap().success());
-    let output = child.wait_with_output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    let code = output.status.code().expect("it ends by itself");
-    Said { code, out: text(output.stdout), err: text(output.stderr) }
 }
 
 #[test]
@@ -80,7 +56,9 @@ fn an_interrupted_study_ends_with_the_results_of_one_that_was_not() {
     assert!(said.out.contains(&table) && table.contains("| no_e | 2 | –"), "{table}");
 
     let broken = folder.path().join("broken");
-    let said = interrupted(&args(&file, &broken), &broken);
+    let mut study = Background::start(&args(&file, &broken));
+    study.until(|_| broken.join("runs/base-0/stats.jsonl").exists());
+    let (said, _) = study.terminate();
     assert_eq!(said.code, 0, "{}", said.err);
     assert!(said.out.contains("stopped by a signal"), "{}", said.out);
     let said = trainer(&borrowed(&args(&file, &broken)));

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use integration::{borrowed, copy_folder, data, shard_imagenet, text, tiny_run, trainer};
+use integration::{
+    Background, borrowed, copy_folder, data, shard_imagenet, text, tiny_run, trainer,
+};
 use serde_json::Value;
 use trainer::checkpoint;
 
@@ -184,24 +186,13 @@ fn a_run_stopped_by_sigterm_saves_and_can_go_on() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
     let args = tiny_run(data(), &run, &["train.steps=100000"]);
-    let mut child = std::process::Command::new(integration::program("trainer"))
-        .args(&args)
-        .envs(integration::ONE_THREAD)
-        .stderr(std::process::Stdio::null())
-        .stdout(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    let begun = std::time::Instant::now();
-    while !run.join("stats.jsonl").exists() || lines(&run.join("stats.jsonl")).is_empty() {
-        assert!(begun.elapsed().as_secs() < 60, "no step in a minute");
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+    let stats = run.join("stats.jsonl");
+    let mut child = Background::start(&args);
+    child.until(|_| stats.exists() && !lines(&stats).is_empty());
     // A second trainer is refused while the first writes.
     let second = trainer(&["run", "--resume", "--out", &text(&run)]);
     assert_eq!(second.code, 2, "{}", second.err);
-    let kill = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
-    assert!(kill.unwrap().success());
-    assert!(child.wait().unwrap().success());
+    assert_eq!(child.terminate().0.code, 0);
     let steps = lines(&run.join("stats.jsonl")).last().unwrap()["step"].as_u64().unwrap();
     // Perhaps between the updates of the step that follows.
     let newest = checkpoint::newest(&run.join("checkpoints")).unwrap();
@@ -211,26 +202,13 @@ fn a_run_stopped_by_sigterm_saves_and_can_go_on() {
 
 /// Runs the trainer and sends it SIGTERM half a second after it trains and `when` holds; how long it
 /// then took to leave well.
-fn terminated(args: &[String], folder: &Path, when: impl Fn() -> bool) -> Duration {
-    let said = folder.join("said");
-    let mut child = Command::new(integration::program("trainer"))
-        .args(args)
-        .envs(integration::ONE_THREAD)
-        .stderr(fs::File::create(&said).unwrap())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let begun = Instant::now();
-    while !fs::read_to_string(&said).unwrap().contains("training on the CPU") || !when() {
-        assert!(begun.elapsed().as_secs() < 60, "the moment does not come");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+fn terminated(args: &[String], when: impl Fn() -> bool) -> Duration {
+    let mut child = Background::start(args);
+    child.until(|said| said.contains("training on the CPU") && when());
     std::thread::sleep(Duration::from_millis(500));
-    let asked = Instant::now();
-    let kill = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
-    assert!(kill.unwrap().success());
-    assert!(child.wait().unwrap().success());
-    asked.elapsed()
+    let (said, took) = child.terminate();
+    assert_eq!(said.code, 0, "{}", said.err);
+    took
 }
 
 #[test]
@@ -241,12 +219,12 @@ fn a_signal_ends_evaluations_and_what_they_owe_is_made_up_for() {
     // Probes that would take hours, within the run and at its end.
     let keys = ["eval.every=2", "images.every=2", "eval.probe_steps=100000000"];
     let drawn = run.join("images/live-00000002.png");
-    let took = terminated(&tiny_run(data(), &run, &keys), folder.path(), || drawn.exists());
+    let took = terminated(&tiny_run(data(), &run, &keys), || drawn.exists());
     assert!(took < Duration::from_secs(20), "{took:?}");
     assert!(metrics().is_empty());
     let resume = ["run", "--resume", "--out", &text(&run)].map(str::to_owned).to_vec();
     let set = |change: &str| [&resume[..], &["--set".into(), change.into()]].concat();
-    let took = terminated(&set("train.steps=3"), folder.path(), || true);
+    let took = terminated(&set("train.steps=3"), || true);
     assert!(took < Duration::from_secs(20) && metrics().is_empty(), "{took:?}");
     // The probe of step 2 is made up for, and that of the end interrupted by nothing.
     let again =

@@ -114,7 +114,9 @@ pub fn resume(config: Config, out: &Path, place: Place, stop: &Stop) -> Result<S
     let world = meet(&config, place, &data)?;
     let go_on = || {
         let state = load(&config, out, &data, device, &world)?;
-        if state.step >= config.train.steps && evaluated(out) == Some(state.step) {
+        // As rank 0 sees it: the others may not have the folder.
+        let complete = state.step >= config.train.steps && evaluated(out) == Some(state.step);
+        if world.shared([i64::from(complete)]) == [1] {
             let (stats, probe, bottleneck) = (None, None, String::new());
             let (out, ended, steps) = (out.to_owned(), Ended::Steps, config.train.steps);
             return Ok(Summary { out, steps, stats, ended, bottleneck, probe });

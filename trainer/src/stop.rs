@@ -22,6 +22,8 @@ impl Stop {
         Arc::clone(&self.0)
     }
 
+    /// Nothing, unless work is to end.
+    ///
     /// # Errors
     /// An error of which [`Error::is_stop`] holds, if work is to end.
     pub fn check(&self) -> Result<()> {

@@ -9,7 +9,7 @@ use super::{config_of, load};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: trainer sample --run demo/run --count 64 --out samples.png")]
 pub(crate) struct SampleArgs {
-    /// Folder of a run
+    /// Folder of a run, or of `export`
     #[arg(long, value_name = "DIR")]
     run: PathBuf,
     /// PNG to write
@@ -32,7 +32,7 @@ pub(crate) struct SampleArgs {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: trainer reconstruct --run demo/run --split val --out pairs.png")]
 pub(crate) struct ReconstructArgs {
-    /// Folder of a run
+    /// Folder of a run, or of `export`
     #[arg(long, value_name = "DIR")]
     run: PathBuf,
     /// Data folder, if not the run's own

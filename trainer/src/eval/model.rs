@@ -142,7 +142,10 @@ impl Model {
     /// [`Error::Checkpoint`] where a name, shape or type differs from what `config` builds.
     pub fn exported(folder: &Path, config: &Config, device: Device) -> Result<Self> {
         let path = folder.join(EXPORTED);
-        let step = entry(&path, "step")?.parse().unwrap_or(0);
+        let step = entry(&path, "step")?;
+        let wrong = || format!("its step is {step:?}, not a number");
+        let step =
+            step.parse().map_err(|_| Error::Checkpoint { path: path.clone(), reason: wrong() })?;
         let mut model = Self::unset(config, device, step, Variant::Average);
         let tensors = |params: &Params| {
             let folded = params.folded().map(|(name, t)| (name.to_owned(), t.shallow_clone()));

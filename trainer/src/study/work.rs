@@ -127,8 +127,9 @@ impl Work<'_> {
         while let Some(job) = (!self.stopping()).then(next).flatten() {
             let begun = Instant::now();
             let done = self.job(job, device, begun);
-            let written = results::write(self.study, self.jobs, self.out);
             let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+            // Under the lock: workers write the same files.
+            let written = results::write(self.study, self.jobs, self.out);
             match done.and_then(|done| written.map(|_| done)) {
                 Ok(true) => outcome.done += 1,
                 Ok(false) => {}
@@ -213,11 +214,10 @@ impl Work<'_> {
     }
 }
 
-/// Whether a run has a sound checkpoint of its last step.
+/// Whether a run has a checkpoint of its last step. What reads it checks that it is sound.
 pub(super) fn trained(job: &Job, out: &Path) -> bool {
-    let newest = checkpoint::newest(&job.folder(out).join("checkpoints"));
-    let manifest = newest.and_then(|path| checkpoint::read_manifest(&path));
-    manifest.is_ok_and(|manifest| manifest.step >= job.config.train.steps)
+    let all = checkpoint::list(&job.folder(out).join("checkpoints")).unwrap_or_default();
+    all.last().is_some_and(|(step, _)| *step >= job.config.train.steps)
 }
 
 /// Refuses the folder of a run that was made with other settings.
@@ -254,7 +254,8 @@ fn next_stage(
         what = "training";
         add(&["run", "--device", device, "--out"]);
         args.push((&folder).into());
-        let saved = checkpoint::newest(&folder.join("checkpoints")).is_ok();
+        // Damaged ones count: resuming says what is wrong with them.
+        let saved = checkpoint::list(&folder.join("checkpoints")).is_ok_and(|all| !all.is_empty());
         let origin = if saved { ["--resume", ""] } else { ["--preset", &study.preset] };
         if !saved && folder.exists() {
             // It ended before its first checkpoint.
@@ -295,4 +296,42 @@ fn next_stage(
     }
     args.extend(["--data".into(), (&tools.data).into()]);
     Ok(Some(Stage { what, args }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Row;
+    use super::*;
+    use crate::config::{Config, Origin};
+
+    #[test]
+    fn a_run_is_begun_again_only_where_it_saved_nothing() {
+        let out = tempfile::tempdir().unwrap();
+        let row = Row { name: "base".into(), note: String::new(), set: vec![] };
+        let (title, preset) = (String::new(), "demo".to_owned());
+        let study = Study { title, preset, set: vec![], seeds: vec![0], rows: vec![row] };
+        let config = Config::resolve(&Origin::Preset("demo"), &[]).unwrap();
+        let job = Job { row: 0, name: "base-0".into(), set: vec!["train.seed=0".into()], config };
+        let tools = Tools {
+            data: "data".into(),
+            extractor: None,
+            trust_extractor: false,
+            images: 2,
+            devices: vec!["cpu".into()],
+        };
+        let folder = job.folder(out.path());
+        let next = || {
+            let stage = next_stage(&job, out.path(), &tools, &study, "cpu").unwrap().unwrap();
+            assert_eq!(stage.what, "training");
+            stage.args.into_iter().map(|word| word.into_string().unwrap()).collect::<Vec<_>>()
+        };
+        fs::create_dir_all(folder.join("checkpoints")).unwrap();
+        let args = next();
+        assert!(args.contains(&"--preset".into()) && !folder.exists(), "{args:?}");
+        // A checkpoint, if a damaged one: resuming is what can say so.
+        fs::create_dir_all(folder.join("checkpoints/step-00000007")).unwrap();
+        let args = next();
+        assert!(args.contains(&"--resume".into()) && folder.exists(), "{args:?}");
+        assert!(args.ends_with(&["--data".into(), "data".into()]), "{args:?}");
+    }
 }
