@@ -1,12 +1,17 @@
-"""Makes metrics.json, knn.json and probe.json: scores, neighbours and a classifier's accuracy from NumPy, SciPy and
-scikit-learn on hashed features, for `trainer/src/eval`."""
+"""Makes metrics.json, fidelity.json, knn.json and probe.json: scores, neighbours and a classifier's accuracy from
+NumPy, SciPy, torch-fidelity and scikit-learn on hashed features, for `trainer/src/eval`."""
 
 import numpy as np
 import scipy.linalg
+import torch
 from make import hashed, write
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import pairwise_distances
 from sklearn.neighbors import NearestNeighbors
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 
 
 def features(name, *shape):
@@ -48,16 +53,36 @@ def prdc(real, fake, k):
     }
 
 
-def metrics():
+def two_sets():
     real = np.tanh(features("real", 700, 24)) * 3
-    fake = features("fake", 600, 24) * 2.6 + 0.25
-    logits = features("logits", 600, 10) * 4
+    return real, features("fake", 600, 24) * 2.6 + 0.25, features("logits", 600, 10) * 4
+
+
+def metrics():
+    real, fake, logits = two_sets()
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     is_mean, is_std = inception_score(p, 4)
     kid_mean, kid_std = kid(real, fake, 150)
     out = {"fid": fid(real, fake), "is_mean": is_mean, "is_std": is_std, "kid_mean": kid_mean, "kid_std": kid_std}
     out["kid_whole"] = kid(real[:600], fake, 600)[0]
     return {k: float(v) for k, v in (out | prdc(real, fake, 5)).items()}
+
+
+def fidelity():
+    """The scores that torch-fidelity has too. It draws the subsets of KID at random: here all of both sets."""
+    real, fake, logits = map(torch.from_numpy, two_sets())
+    inception = isc_features_to_metric(logits, splits=4, shuffle=False)
+    statistics = map(fid_features_to_statistics, (real, fake))
+    kid = kid_features_to_metric(real[:600], fake, kid_subsets=1, kid_subset_size=600, verbose=False)
+    prc = prc_features_to_metric(fake, real, prc_neighborhood=5, verbose=False)
+    return {
+        "fid": fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"],
+        "is_mean": inception["inception_score_mean"],
+        "is_std": inception["inception_score_std"],
+        "kid_whole": kid["kernel_inception_distance_mean"],
+        "precision": float(prc["precision"]),
+        "recall": float(prc["recall"]),
+    }
 
 
 def knn():
@@ -96,5 +121,6 @@ def probe():
 
 if __name__ == "__main__":
     write("metrics", metrics())
+    write("fidelity", fidelity())
     write("knn", knn())
     write("probe", probe())

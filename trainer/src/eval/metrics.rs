@@ -262,18 +262,16 @@ mod tests {
         near("mixed", inception_score(&mixed, 1).mean, 1.444935, 1e-6);
     }
 
-    /// NumPy, SciPy and scikit-learn on the same features: `tests/golden/metrics.py`.
+    /// NumPy, SciPy and scikit-learn, and torch-fidelity, on the same features: `tests/golden/metrics.py`.
     #[test]
-    fn every_score_agrees_with_scipy() {
-        let text = include_str!("../../../tests/golden/metrics.json");
-        let golden: BTreeMap<String, f64> = serde_json::from_str(text).unwrap();
+    fn every_score_agrees_with_scipy_and_torch_fidelity() {
         let real = hashed("real", &[700, 24]).tanh() * 3.0;
         let fake = hashed("fake", &[600, 24]) * 2.6 + 0.25;
         let logits = hashed("logits", &[600, 10]) * 4.0;
         let is = inception_score(&logits.softmax(1, Kind::Double), 4);
         let kid = kernel_distance(&real, &fake, 150);
         let p = prdc(&real, &fake, 5);
-        for (name, got) in [
+        let got = BTreeMap::from([
             ("fid", distance(&real, &fake)),
             ("is_mean", is.mean),
             ("is_std", is.std),
@@ -284,8 +282,16 @@ mod tests {
             ("recall", p.recall),
             ("density", p.density),
             ("coverage", p.coverage),
+        ]);
+        for (text, scores) in [
+            (include_str!("../../../tests/golden/metrics.json"), got.len()),
+            (include_str!("../../../tests/golden/fidelity.json"), 6),
         ] {
-            near(name, got, golden[name], 1e-6);
+            let golden: BTreeMap<String, f64> = serde_json::from_str(text).unwrap();
+            assert_eq!(golden.len(), scores);
+            for (name, expected) in golden {
+                near(&name, got[name.as_str()], expected, 1e-6);
+            }
         }
     }
 
