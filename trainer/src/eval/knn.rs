@@ -14,6 +14,8 @@ use crate::error::Result;
 
 /// Queries compared with the whole bank at a time.
 const BLOCK: i64 = 64;
+/// Queries ranked at a time: the allocator keeps blocks this small, and gives larger ones back.
+const RANKED: i64 = 8;
 /// Candidates beyond k that single precision finds and double precision ranks.
 const MARGIN: i64 = 14;
 /// DINO's temperature (Caron et al. 2021).
@@ -147,7 +149,7 @@ pub fn normalised(x: &Tensor) -> Tensor {
 /// label where `labels` (N) are given, so that the order of the bank changes no vote.
 ///
 /// # Shapes
-/// k is cut to N. Beside its arguments it holds 64 rows of distances and 64·(k + 14) features.
+/// k is cut to N. Beside its arguments it holds them scaled, 64 rows of distances and 8·(k + 14) features in double.
 #[must_use]
 pub fn nearest(
     bank: &Tensor,
@@ -169,32 +171,36 @@ pub fn nearest(
             Distance::L1 => manhattan(&block, &bank, &flat),
             Distance::L2 | Distance::Cosine => block.matmul(&bank.tr()).neg(),
         };
-        let (_, candidates) = coarse.topk((k + MARGIN).min(n), 1, false, false); // (B, C)
-        let (count, width) = (candidates.size()[1], bank.size()[1]);
-        let near = bank.index_select(0, &candidates.reshape([-1])).to_kind(Kind::Double);
-        let (x, y) = (block.to_kind(Kind::Double).unsqueeze(1), near.view([-1, count, width]));
-        let exact = match distance {
-            Distance::L1 => (y - x).abs().sum_dim_intlist([2i64].as_slice(), false, Kind::Double),
-            Distance::L2 => {
-                (y - x).square().sum_dim_intlist([2i64].as_slice(), false, Kind::Double).sqrt()
-            }
-            Distance::Cosine => {
-                (y * x).sum_dim_intlist([2i64].as_slice(), false, Kind::Double).neg() + 1.0
-            }
-        };
-        // Stable sorts, the last key first: by distance, then label, then row.
-        let label = match labels {
-            Some(labels) => labels.to_device(bank.device()).take(&candidates),
-            None => candidates.zeros_like(),
-        };
-        let tie = label * n + &candidates;
-        let (_, order) = tie.sort_stable(true, 1, false);
-        let (sorted, by_distance) = exact.gather(1, &order, false).sort_stable(true, 1, false);
-        let order = order.gather(1, &by_distance, false).narrow(1, 0, k);
-        rows.push(candidates.gather(1, &order, false));
-        distances.push(sorted.narrow(1, 0, k));
+        let (_, candidates) = coarse.topk((k + MARGIN).min(n), 1, false, false);
+        for (block, candidates) in block.split(RANKED, 0).iter().zip(candidates.split(RANKED, 0)) {
+            let exact = exact(block, &bank, &candidates, distance);
+            // Stable sorts, the last key first: by distance, then label, then row.
+            let label = match labels {
+                Some(labels) => labels.to_device(bank.device()).take(&candidates),
+                None => candidates.zeros_like(),
+            };
+            let tie = label * n + &candidates;
+            let (_, order) = tie.sort_stable(true, 1, false);
+            let (sorted, by_distance) = exact.gather(1, &order, false).sort_stable(true, 1, false);
+            let order = order.gather(1, &by_distance, false).narrow(1, 0, k);
+            rows.push(candidates.gather(1, &order, false));
+            distances.push(sorted.narrow(1, 0, k));
+        }
     }
     Neighbours { rows: Tensor::cat(&rows, 0), distances: Tensor::cat(&distances, 0) }
+}
+
+/// Distances of queries (B, D) to their `candidates` (B, C) among the rows of `bank`, (B, C), double.
+fn exact(queries: &Tensor, bank: &Tensor, candidates: &Tensor, distance: Distance) -> Tensor {
+    let near = bank.index_select(0, &candidates.reshape([-1])).to_kind(Kind::Double);
+    let y = near.view([candidates.size()[0], candidates.size()[1], bank.size()[1]]);
+    let x = queries.to_kind(Kind::Double).unsqueeze(1);
+    let sum = |x: Tensor| x.sum_dim_intlist([2i64].as_slice(), false, Kind::Double);
+    match distance {
+        Distance::L1 => sum((y - x).abs_()),
+        Distance::L2 => sum((y - x).square_()).sqrt(),
+        Distance::Cosine => sum(y * x).neg() + 1.0,
+    }
 }
 
 /// Classes predicted by the first `k` neighbours, one a query: most votes win, the nearer first vote
@@ -254,8 +260,25 @@ fn values(x: &Tensor) -> Vec<f32> {
     Vec::try_from(x.reshape([-1])).expect("a flat tensor in single precision")
 }
 
-/// One thread's queries against the bank, a part of the bank at a time that stays in the cache.
+/// One thread's queries against the bank, a part of the bank at a time that stays in the cache, in
+/// the widest vectors that both the compiler and the machine know.
 fn manhattan_rows(queries: &[f32], bank: &[f32], out: &mut [f32], width: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2")]
+        fn wide(queries: &[f32], bank: &[f32], out: &mut [f32], width: usize) {
+            manhattan_parts(queries, bank, out, width);
+        }
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: the machine has what the function was compiled for.
+            return unsafe { wide(queries, bank, out, width) };
+        }
+    }
+    manhattan_parts(queries, bank, out, width);
+}
+
+#[inline(always)] // so that it is compiled for each kind of vectors
+fn manhattan_parts(queries: &[f32], bank: &[f32], out: &mut [f32], width: usize) {
     const ROWS: usize = 4;
     let n = bank.len() / width;
     let part = (CACHED / (4 * width)).next_multiple_of(ROWS);
@@ -279,21 +302,21 @@ fn manhattan_rows(queries: &[f32], bank: &[f32], out: &mut [f32], width: usize) 
 }
 
 /// One query against four rows, in lanes that the compiler turns into vectors.
+#[inline(always)]
 fn manhattan_four(query: &[f32], rows: [&[f32]; 4]) -> [f32; 4] {
     const LANES: usize = 8;
     let mut sums = [[0f32; LANES]; 4];
-    let whole = query.len() - query.len() % LANES;
-    for at in (0..whole).step_by(LANES) {
-        let q: &[f32; LANES] = query[at..at + LANES].try_into().expect("LANES values");
+    let (query, rest) = query.as_chunks::<LANES>();
+    for (at, q) in query.iter().enumerate() {
         for (sum, row) in sums.iter_mut().zip(rows) {
-            let r: &[f32; LANES] = row[at..at + LANES].try_into().expect("LANES values");
+            let r: &[f32; LANES] = row[at * LANES..][..LANES].try_into().expect("LANES values");
             for lane in 0..LANES {
                 sum[lane] += (q[lane] - r[lane]).abs();
             }
         }
     }
     let tail = |row: &[f32]| -> f32 {
-        query[whole..].iter().zip(&row[whole..]).map(|(q, r)| (q - r).abs()).sum()
+        rest.iter().zip(&row[row.len() - rest.len()..]).map(|(q, r)| (q - r).abs()).sum()
     };
     [0, 1, 2, 3].map(|i| sums[i].iter().sum::<f32>() + tail(rows[i]))
 }
