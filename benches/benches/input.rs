@@ -6,13 +6,13 @@
 //! queue, no shared memory, no allocation. Pipeline and limit take turns, `--rounds` times each,
 //! and the medians are given. The last line is one JSON object.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use benches::median;
+use benches::{from_callers_folder, median};
 use clap::Parser;
 use pipeline::decode::{DecodeOptions, Decoder};
 use pipeline::{
@@ -160,15 +160,6 @@ fn config(arguments: &Arguments) -> LoaderConfig {
         threads: arguments.threads.unwrap_or(base.threads),
         pin: arguments.pin,
         ..base
-    }
-}
-
-/// Cargo runs benchmarks in their package's folder; the caller's is the shell's.
-fn from_callers_folder(dir: &Path) -> PathBuf {
-    let shell = std::env::var_os("PWD").map(PathBuf::from);
-    match shell {
-        Some(shell) if dir.is_relative() && shell.join(dir).exists() => shell.join(dir),
-        _ => dir.to_path_buf(),
     }
 }
 

@@ -14,8 +14,9 @@ use trainer::config::{Config, Origin};
 use trainer::device::{self, Images};
 use trainer::inspect::{Cost, Counts};
 use trainer::measure::Work;
+use trainer::peak;
 use trainer::state::TrainState;
-use trainer::step::{discriminator_step, encoder_generator_step};
+use trainer::step::{discriminator_step, encoder_generator_step, prepare};
 
 #[derive(Debug, Parser)]
 struct Args {
@@ -47,6 +48,7 @@ fn main() -> anyhow::Result<()> {
     overrides.extend(args.batch.map(|batch| format!("train.batch={batch}")));
     let config = Config::resolve(&Origin::Preset(&args.preset), &overrides)?;
     let device = device::parse(&args.device)?;
+    prepare(config.train.precision);
     let mut state = TrainState::new(&config, device, true);
     let images = random_images(&config, device);
     let warm_up = (args.steps / 10).max(1);
@@ -80,15 +82,20 @@ fn main() -> anyhow::Result<()> {
         let _ = encoder_generator_step(&config, &mut state, &images);
     });
     let gflop = Cost::of(&config, &Counts::of(&config)).step_flop / 1e9;
+    let peak = peak::of(device, config.train.precision);
+    let mfu = peak.map(|flops| 1e9 * gflop * images_per_s / flops);
     println!("{} on {device:?}, batch {batch}, medians of {} steps", args.preset, args.steps);
     println!("D update    {d:>9.4} s");
     println!("G/E update  {eg:>9.4} s");
     println!("whole step  {whole:>9.4} s   {images_per_s:.1} images/s");
     println!("{:.1} GFLOP/s, {} operators a step", gflop * images_per_s, work.operators);
+    if let Some(mfu) = mfu {
+        println!("MFU {:.1} %", 100.0 * mfu);
+    }
     let line = json!({
         "bench": "step", "preset": args.preset, "device": format!("{device:?}"), "batch": batch,
         "threads": tch::get_num_threads(), "precision": config.train.precision, "d_seconds": d, "eg_seconds": eg,
-        "step_seconds": whole, "images_per_s": images_per_s, "gflop_per_s": gflop * images_per_s,
+        "step_seconds": whole, "images_per_s": images_per_s, "gflop_per_s": gflop * images_per_s, "mfu": mfu,
         "operators": work.operators, "peak_rss_bytes": peak_rss(),
     });
     println!("{line}");

@@ -1,5 +1,7 @@
 //! Shared parts of the benchmarks.
 
+use std::path::{Path, PathBuf};
+
 /// The middle value (the upper one of two), `None` of none.
 #[must_use]
 pub fn median(mut values: Vec<f64>) -> Option<f64> {
@@ -13,6 +15,16 @@ pub fn peak_rss() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
     Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+}
+
+/// Cargo runs benchmarks in their package's folder; the caller's is the shell's.
+#[must_use]
+pub fn from_callers_folder(dir: &Path) -> PathBuf {
+    let shell = std::env::var_os("PWD").map(PathBuf::from);
+    match shell {
+        Some(shell) if dir.is_relative() && shell.join(dir).exists() => shell.join(dir),
+        _ => dir.to_path_buf(),
+    }
 }
 
 #[cfg(test)]

@@ -64,6 +64,7 @@ fn imports_go_one_way() {
             "loss",
             "optim",
             "config",
+            "peak",
             "state",
             "step",
             "fit",

@@ -2,8 +2,11 @@
 
 #include "guard.h"
 
+#include <dlfcn.h>
 #include <memory>
 #include <optional>
+#include <stdexcept>
+#include <string>
 
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
@@ -41,6 +44,10 @@ char *bb_event_finish(void *event);
 
 // The most bytes of CUDA device `index` that tensors took since the process began.
 char *bb_device_peak(int index, int64_t *bytes);
+
+// The name of CUDA device `index`, zero-terminated, in at most `room` bytes. (Asked of the driver's own
+// library, which is there where a device is: nothing of CUDA is linked.)
+char *bb_device_name(int index, char *name, int room);
 }
 
 char *bb_adam(const at::Tensor *parameters, const at::Tensor *gradient, const at::Tensor *m,
@@ -123,5 +130,24 @@ char *bb_device_peak(int index, int64_t *bytes) {
     const auto stats = at::getDeviceAllocator(at::kCUDA)->getDeviceStats(
         static_cast<at::DeviceIndex>(index));
     *bytes = stats.allocated_bytes[0].peak; // of all pools together
+  });
+}
+
+char *bb_device_name(int index, char *name, int room) {
+  return guarded([&] {
+    void *driver = dlopen("libcuda.so.1", RTLD_NOW);
+    const auto entry = [&](const char *function) {
+      void *address = driver ? dlsym(driver, function) : nullptr;
+      if (!address)
+        throw std::runtime_error(std::string("the CUDA driver has no ") + function);
+      return address;
+    };
+    // As cuda.h declares them; a device is its number, 0 means success.
+    const auto init = reinterpret_cast<int (*)(unsigned)>(entry("cuInit"));
+    const auto get = reinterpret_cast<int (*)(int *, int)>(entry("cuDeviceGet"));
+    const auto get_name = reinterpret_cast<int (*)(char *, int, int)>(entry("cuDeviceGetName"));
+    int device = 0;
+    if (init(0) != 0 || get(&device, index) != 0 || get_name(name, room, device) != 0)
+      throw std::runtime_error("the CUDA driver gives device " + std::to_string(index) + " no name");
   });
 }

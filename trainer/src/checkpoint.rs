@@ -12,6 +12,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use pipeline::Cursor;
 use safetensors::{Dtype, SafeTensors, View};
@@ -114,7 +115,22 @@ pub struct Writer {
     folder: PathBuf,
     /// Name of the newest checkpoint that this writer took on.
     newest: Option<String>,
-    under_way: Option<JoinHandle<Result<()>>>,
+    under_way: Option<JoinHandle<Result<Saved>>>,
+    /// The newest that is on the disk, until it was told of.
+    saved: Option<Saved>,
+}
+
+/// What a checkpoint that is on the disk took.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Saved {
+    /// Its folder's name.
+    pub name: String,
+    /// Bytes of its tensors.
+    pub bytes: u64,
+    /// How long training was held up: the wait for the checkpoint before it, and the copy.
+    pub held: Duration,
+    /// How long writing took after that, beside training.
+    pub writing: Duration,
 }
 
 impl Writer {
@@ -131,7 +147,7 @@ impl Writer {
                 fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
             }
         }
-        Ok(Self { folder: folder.to_owned(), newest: None, under_way: None })
+        Ok(Self { folder: folder.to_owned(), newest: None, under_way: None, saved: None })
     }
 
     /// Copies the state to host memory and writes the copy in the background, then removes what `keep`
@@ -140,6 +156,7 @@ impl Writer {
     /// # Errors
     /// Those of the checkpoint before; [`Error::Output`] where the disk has no room for this one.
     pub fn save(&mut self, state: &TrainState, data: u64, keep: Keep) -> Result<()> {
+        let asked = Instant::now();
         self.finish()?;
         let name = name_of(state.step, state.of_d.as_ref().map_or(0, |d| d.updates));
         if self.newest.as_ref() == Some(&name) {
@@ -147,11 +164,14 @@ impl Writer {
         }
         let snapshot = Snapshot::of(state, data);
         room_for(&self.folder, snapshot.bytes())?;
-        self.newest = Some(name);
+        self.newest = Some(name.clone());
         let folder = self.folder.clone();
+        let (bytes, held) = (snapshot.bytes(), asked.elapsed());
         let write = move || {
+            let begun = Instant::now();
             snapshot.write(&folder)?;
-            remove_all_but(&folder, keep)
+            remove_all_but(&folder, keep)?;
+            Ok(Saved { name, bytes, held, writing: begun.elapsed() })
         };
         let spawned = std::thread::Builder::new().name("checkpoint".into()).spawn(write);
         self.under_way = Some(spawned.map_err(Error::io("start a thread for", &self.folder))?);
@@ -165,9 +185,20 @@ impl Writer {
     pub fn finish(&mut self) -> Result<()> {
         match self.under_way.take().map(JoinHandle::join) {
             None => Ok(()),
-            Some(Ok(outcome)) => outcome,
+            Some(Ok(outcome)) => outcome.map(|saved| self.saved = Some(saved)),
             Some(Err(_)) => Err(fault(&self.folder, "the writing thread panicked")),
         }
+    }
+
+    /// The newest checkpoint that reached the disk since the last call. Waits for none.
+    ///
+    /// # Errors
+    /// Those of that checkpoint.
+    pub fn saved(&mut self) -> Result<Option<Saved>> {
+        if self.under_way.as_ref().is_some_and(JoinHandle::is_finished) {
+            self.finish()?;
+        }
+        Ok(self.saved.take())
     }
 }
 
@@ -685,7 +716,12 @@ mod tests {
             let update = Update { norm: number(f32::NAN), fault: number(1.0) };
             Some(OfD { updates: 1, loss: number(0.5), update })
         };
-        save(folder.path(), &mut state, 1, ALL);
+        let mut writer = Writer::new(folder.path()).unwrap();
+        state.step = 1;
+        writer.save(&state, 7, ALL).unwrap();
+        writer.finish().unwrap();
+        assert_eq!(writer.saved().unwrap().unwrap().name, "step-00000001");
+        assert_eq!(writer.saved().unwrap(), None);
         state.of_d = part();
         save(folder.path(), &mut state, 1, ALL);
         let newest = newest(folder.path()).unwrap();

@@ -1,6 +1,6 @@
 //! Between the input pipeline and libtorch: which device, and u8 batches as normalised tensors.
 
-use std::ffi::{c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
@@ -82,6 +82,7 @@ unsafe extern "C" {
     ) -> *mut c_char;
     fn bb_event_finish(event: *mut c_void) -> *mut c_char;
     fn bb_device_peak(index: c_int, bytes: *mut i64) -> *mut c_char;
+    fn bb_device_name(index: c_int, name: *mut c_char, room: c_int) -> *mut c_char;
 }
 
 fn torch(reason: String) -> Error {
@@ -180,6 +181,21 @@ pub fn peak_memory(device: Device) -> Result<Option<u64>> {
     // SAFETY: the shim writes one number.
     outcome(unsafe { bb_device_peak(index as c_int, &raw mut bytes) }).map_err(torch)?;
     Ok(Some(bytes as u64))
+}
+
+/// The name of a CUDA device, as its driver gives it; `None` for the CPU.
+///
+/// # Errors
+/// [`Error::Torch`].
+pub fn name(device: Device) -> Result<Option<String>> {
+    const ROOM: usize = 256;
+    let Device::Cuda(index) = device else { return Ok(None) };
+    let mut name = [0u8; ROOM];
+    // SAFETY: the shim writes a zero-terminated text into the room that is there.
+    let error = unsafe { bb_device_name(index as c_int, name.as_mut_ptr().cast(), ROOM as c_int) };
+    outcome(error).map_err(torch)?;
+    let text = CStr::from_bytes_until_nul(&name).unwrap_or_default();
+    Ok(Some(text.to_string_lossy().into_owned()))
 }
 
 fn normalised(pixels: &[u8], side: i64, device: Device) -> Tensor {
@@ -306,7 +322,7 @@ pub fn cuda() -> std::result::Result<usize, String> {
     }
 }
 
-fn load_library(name: &std::ffi::CStr) -> std::result::Result<(), String> {
+fn load_library(name: &CStr) -> std::result::Result<(), String> {
     // SAFETY: libtorch_cuda's initialisers only register operators; it is never unloaded.
     let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
     if !handle.is_null() {
@@ -315,7 +331,7 @@ fn load_library(name: &std::ffi::CStr) -> std::result::Result<(), String> {
     // SAFETY: dlerror returns null or a string that lives until the next dl call of this thread.
     let reason = unsafe {
         let text = libc::dlerror();
-        if text.is_null() { None } else { Some(std::ffi::CStr::from_ptr(text)) }
+        if text.is_null() { None } else { Some(CStr::from_ptr(text)) }
     };
     let reason = reason.map_or("unknown".into(), |text| text.to_string_lossy().into_owned());
     Err(format!("libtorch's CUDA half does not load ({reason})"))

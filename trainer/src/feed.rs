@@ -13,19 +13,22 @@ use crate::error::Result;
 use crate::eval::loader_config;
 use crate::stop::Stop;
 
-/// Batches on the device, and how long the step waited for them.
+/// Batches on the device, and how long the step waited for them. The run and the benchmark of loading
+/// take them through here.
 #[derive(Debug)]
-pub(crate) struct Feed {
+pub struct Feed {
     /// Where they come from.
-    pub(crate) loader: Loader,
+    pub loader: Loader,
     first: Option<pipeline::Batch>,
     sides: (i64, i64),
     /// Where they go.
-    pub(crate) device: Device,
-    /// How long they were waited for.
-    pub(crate) waited: Duration,
+    pub device: Device,
+    /// How long they were waited for: for the loader, and for what of the upload this thread does.
+    pub waited: Duration,
+    /// Of that, how long for the loader.
+    pub loading: Duration,
     /// Behind the batch in use.
-    pub(crate) cursor: Cursor,
+    pub cursor: Cursor,
     lane: Option<Lane>,
     /// With a lane: the batch after the one in use, and the copy that may still be read from.
     ahead: Option<Result<Sent>>,
@@ -34,7 +37,11 @@ pub(crate) struct Feed {
 
 impl Feed {
     /// Starts loading at `at`; this rank's part of every batch.
-    pub(crate) fn start(
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::error::Error::Config), [`Error::Data`](crate::error::Error::Data) or
+    /// [`Error::Torch`](crate::error::Error::Torch).
+    pub fn start(
         config: &Config,
         data: &Arc<Dataset>,
         at: Cursor,
@@ -50,12 +57,16 @@ impl Feed {
         let sides = (loader_config.large as i64, loader_config.small as i64);
         let loader = Loader::start(data.clone(), loader_config, at, device::memory(device))?;
         let (first, ahead, copying) = (None, None, None);
-        let (waited, cursor, lane) = (Duration::ZERO, at, Lane::new(device)?);
-        Ok(Self { loader, first, sides, device, waited, cursor, lane, ahead, copying })
+        let (waited, loading, cursor, lane) =
+            (Duration::ZERO, Duration::ZERO, at, Lane::new(device)?);
+        Ok(Self { loader, first, sides, device, waited, loading, cursor, lane, ahead, copying })
     }
 
     /// Waits for the first batch, so that data that cannot be read stops a run before it begins.
-    pub(crate) fn prime(&mut self, stop: &Stop) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`Error::Data`](crate::error::Error::Data), also where `stop` comes first.
+    pub fn prime(&mut self, stop: &Stop) -> Result<()> {
         self.first = Some(self.take(stop)?);
         Ok(())
     }
@@ -71,7 +82,9 @@ impl Feed {
     /// Takes the next batch and starts its way to the device, beside the step's work where the device
     /// has a lane for it.
     fn send(&mut self, stop: &Stop) -> Result<Sent> {
+        let asked = Instant::now();
         let batch = self.take(stop)?;
+        self.loading += asked.elapsed();
         let upload = || Images::upload(&batch, self.sides.0, self.sides.1, self.device);
         let (images, mark) = match &self.lane {
             None => (upload(), None),
@@ -82,7 +95,10 @@ impl Feed {
 
     /// The next batch, in the order of the loader. Where `stop` comes before it, that is an error, and the
     /// batch is the next call's.
-    pub(crate) fn next(&mut self, stop: &Stop) -> Result<Images> {
+    ///
+    /// # Errors
+    /// [`Error::Data`](crate::error::Error::Data) or [`Error::Torch`](crate::error::Error::Torch).
+    pub fn next(&mut self, stop: &Stop) -> Result<Images> {
         let asked = Instant::now();
         let Sent { images, mark, batch } = match self.ahead.take() {
             Some(sent) => sent?,

@@ -8,7 +8,7 @@ pub mod doctor;
 pub mod error;
 pub mod eval;
 pub mod export;
-mod feed;
+pub mod feed;
 pub mod fit;
 #[cfg(test)]
 mod golden;
@@ -21,6 +21,7 @@ pub mod model;
 pub mod monitor;
 pub mod nn;
 pub mod optim;
+pub mod peak;
 pub mod random;
 pub mod report;
 pub mod run;

@@ -42,8 +42,19 @@ pub struct StatsLine {
     pub remote: Option<pipeline::Traffic>,
     /// Billions of floating-point operations a second, of convolutions and products, as counted.
     pub gflop_per_s: f64,
+    /// Their share of what the GPUs can do at most in `train.precision` ([`crate::peak`]); absent where
+    /// that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mfu_percent: Option<f64>,
     /// Memory of the process; on CUDA, the most that tensors have taken on the device. In 10⁹ bytes.
     pub memory_gb: f64,
+    /// Seconds that the newest checkpoint held training up, where one reached the disk since the line
+    /// before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_held_s: Option<f64>,
+    /// Seconds that it took to write after that, beside training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_write_s: Option<f64>,
     /// Signs of a collapse.
     #[serde(flatten)]
     pub health: Signals,
@@ -200,8 +211,9 @@ impl Progress {
 fn words(s: &StatsLine, steps: u64) -> [String; 2] {
     let left = s.step_seconds * steps.saturating_sub(s.step) as f64;
     let left = HumanDuration(Duration::from_secs_f64(left.clamp(0.0, 1e9)));
+    let mfu = s.mfu_percent.map_or_else(String::new, |percent| format!(" ({percent:.1} % MFU)"));
     let speed = format!(
-        "{:.0} images/s  {:.0} GFLOP/s  wait {:.1} %  {:.1} GB  {left} left",
+        "{:.0} images/s  {:.0} GFLOP/s{mfu}  wait {:.1} %  {:.1} GB  {left} left",
         s.images_per_s, s.gflop_per_s, s.data_wait_percent, s.memory_gb
     );
     let h = &s.health;
@@ -254,13 +266,15 @@ mod tests {
             "saturation_real": 0.5, "saturation_fake": 0.75, "pixel_spread": 1, "feature_spread": 1,
             "nearest": 0.8, "roughness": 1, "latent_spread": 1, "reconstruction": 0.375,
             "sigma_g": 1, "sigma_d": 1, "grad_g": 1, "grad_e": 1, "grad_d": 1}"#;
-        let line: StatsLine = serde_json::from_str(line).unwrap();
+        let mut line: StatsLine = serde_json::from_str(line).unwrap();
         let [speed, model] = words(&line, 340);
         assert_eq!(speed, "128 images/s  41 GFLOP/s  wait 0.2 %  1.3 GB  2 minutes left");
         assert_eq!(
             model,
             "D 4.22 G -0.50 E 1.00  variety 0.80  reconstruction 0.38  saturated 50/75 %"
         );
+        line.mfu_percent = Some(25.04);
+        assert!(words(&line, 340)[0].contains("41 GFLOP/s (25.0 % MFU)  wait"));
     }
 
     #[test]

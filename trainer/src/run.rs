@@ -9,8 +9,8 @@ use pipeline::{Cursor, Dataset, RemoteOptions};
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
-use crate::checkpoint::{self, Keep, Writer};
-use crate::config::{CheckpointConfig, Config, HealthConfig, OnFault, Precision};
+use crate::checkpoint::{self, Keep, Saved, Writer};
+use crate::config::{CheckpointConfig, Config, HealthConfig, OnFault};
 use crate::device;
 use crate::dist::{Place, World};
 use crate::error::{Error, Result};
@@ -22,10 +22,10 @@ use crate::inspect::{self, Cost, Counts};
 use crate::log::{Lines, Progress, StatsLine};
 use crate::measure;
 use crate::monitor::Monitor;
+use crate::peak;
 use crate::report;
-use crate::shim::allow_tf32;
 use crate::state::{OfD, TrainState, Update};
-use crate::step::{Losses, NETWORKS, train_step};
+use crate::step::{Losses, NETWORKS, prepare, train_step};
 use crate::stop::Stop;
 
 /// What a run did, for its last words.
@@ -294,6 +294,8 @@ struct Watched {
     monitor: Monitor,
     /// Floating-point operations of a step for each image of `train.batch`.
     step_flop: f64,
+    /// Those that all ranks' devices do a second at most, where that is known.
+    peak: Option<f64>,
 }
 
 /// Since when, from which step, and how long the feed had then been waited for.
@@ -331,7 +333,9 @@ impl Run {
             let cost = Cost::of(&config, &counts);
             progress.say(&format!("{}\n{}", config.to_toml(), inspect::table(&counts, &cost)));
             let monitor = Monitor::new(&config, out, &data, feed.device, state.step)?;
-            Ok(Watched { monitor, step_flop: cost.step_flop })
+            let peak = peak::of(feed.device, config.train.precision);
+            let peak = peak.map(|flops| flops * world.size() as f64);
+            Ok(Watched { monitor, step_flop: cost.step_flop, peak })
         };
         let watched = world.lead("measure the model", watch)?;
         let out = out.to_owned();
@@ -356,7 +360,7 @@ impl Run {
     }
 
     fn run(mut self) -> Result<Summary> {
-        allow_tf32(self.config.train.precision == Precision::Tf32);
+        prepare(self.config.train.precision);
         let (device, threads) = (self.feed.device, tch::get_num_threads());
         let ranks = match self.world.size() {
             1 => String::new(),
@@ -389,7 +393,7 @@ impl Run {
             self.progress.step(self.state.step);
             if self.due(self.config.log.every) {
                 if let Some(line) = self.line(tick, &losses)? {
-                    self.take_down(&line)?;
+                    self.take_down(line)?;
                 }
                 tick = self.mark();
             }
@@ -404,6 +408,7 @@ impl Run {
         let bottleneck = self.feed.loader.stats().bottleneck;
         self.save()?;
         self.write_out()?;
+        self.saved()?;
         let world = self.world.clone();
         let mut probe = None;
         let last_words = || {
@@ -420,15 +425,32 @@ impl Run {
         Ok(Summary { out, steps, stats, ended, bottleneck, probe })
     }
 
-    fn take_down(&mut self, line: &StatsLine) -> Result<()> {
-        self.stats.write(line)?;
-        self.progress.show(line);
+    fn take_down(&mut self, mut line: StatsLine) -> Result<()> {
+        let saved = self.saved()?;
+        line.checkpoint_held_s = saved.as_ref().map(|saved| saved.held.as_secs_f64());
+        line.checkpoint_write_s = saved.map(|saved| saved.writing.as_secs_f64());
+        self.stats.write(&line)?;
+        self.progress.show(&line);
         let Some(watched) = &mut self.watched else { return Ok(()) };
-        for alarm in watched.monitor.take(line)? {
+        for alarm in watched.monitor.take(&line)? {
             self.progress.say(&format!("step {}: {}", alarm.step, alarm.text));
             self.incidents.write(&alarm)?;
         }
         Ok(())
+    }
+
+    /// Says what the checkpoint took that reached the disk since the last call, if one did.
+    fn saved(&mut self) -> Result<Option<Saved>> {
+        let saved = self.checkpoints.as_mut().map_or(Ok(None), Writer::saved)?;
+        if let Some(Saved { name, bytes, held, writing }) = &saved {
+            self.progress.say(&format!(
+                "{name}: {:.2} GB saved; training held up {:.2} s, written in {:.2} s",
+                *bytes as f64 / 1e9,
+                held.as_secs_f64(),
+                writing.as_secs_f64()
+            ));
+        }
+        Ok(saved)
     }
 
     /// Why the loop is to end now, if it is.
@@ -722,14 +744,13 @@ impl Run {
         let [waited, bad] = self.world.sums([waited, self.feed.loader.stats().bad as f64]);
         let (waited, bad_images) = (waited / self.world.size() as f64, bad as u64);
         let watched = self.watched.as_ref();
-        let measure =
-            || watched.map(|w| Ok((w.monitor.signals(&self.state)?, w.step_flop))).transpose();
-        let Some((health, step_flop)) = self.world.lead("measure health", measure)?.flatten()
-        else {
+        let measure = || watched.map(|w| Ok((w.monitor.signals(&self.state)?, w))).transpose();
+        let Some((health, watched)) = self.world.lead("measure health", measure)?.flatten() else {
             return Ok(None);
         };
         let device = device::peak_memory(self.feed.device)?;
         let memory = device.map_or_else(measure::resident_bytes, |bytes| bytes as f64);
+        let flops = images_per_s * watched.step_flop;
         Ok(Some(StatsLine {
             step,
             loss_d,
@@ -742,8 +763,11 @@ impl Run {
             bad_images,
             epoch: self.state.cursor.epoch,
             remote: self.data.traffic(),
-            gflop_per_s: images_per_s * step_flop / 1e9,
+            gflop_per_s: flops / 1e9,
+            mfu_percent: watched.peak.map(|peak| 100.0 * flops / peak),
             memory_gb: memory / 1e9,
+            checkpoint_held_s: None,
+            checkpoint_write_s: None,
             health,
         }))
     }

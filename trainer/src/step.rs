@@ -15,7 +15,7 @@ use crate::loss;
 use crate::model::{Encoder, Pair};
 use crate::nn::{Statistics, Weights};
 use crate::random::{Key, Purpose};
-use crate::shim::with_bf16;
+use crate::shim::{allow_tf32, with_bf16};
 use crate::state::{Averaged, OfD, TrainState, Update};
 
 /// What a step says of itself; still on the device.
@@ -63,6 +63,11 @@ impl Draws {
     fn rows(&self, first: i64, rows: i64) -> Self {
         Self { prior: self.prior.narrow(0, first, rows), noise: self.noise.narrow(0, first, rows) }
     }
+}
+
+/// Sets the process's switches as steps in `precision` need them: before the first.
+pub fn prepare(precision: Precision) {
+    allow_tf32(precision == Precision::Tf32);
 }
 
 /// One whole step. `next` gives a fresh batch for every update: this rank's part of `train.batch`

@@ -1,0 +1,281 @@
+//! Pipeline and trainer together: how long a step waits for data, and how fast a trainer may be before
+//! loading becomes its limit.
+//!
+//! `cargo bench -p benches --bench end_to_end -- --data DIR [--preset P] [--batch N] [--device D]
+//! [--threads N] [--rates LIST]`. The last line is one JSON object.
+//!
+//! First the real step of a preset trains on real shards. Then a trainer that only takes batches, through
+//! the very same feed, and pauses after each so as to take R images a second, for rising R. A step reads a
+//! batch for each update of D and one more; R counts all of them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use benches::from_callers_folder;
+use clap::Parser;
+use pipeline::{Cursor, Dataset};
+use serde::Serialize;
+use serde_json::{Value, json};
+use tch::{Device, Tensor};
+use trainer::config::{Config, Origin};
+use trainer::device;
+use trainer::dist::World;
+use trainer::feed::Feed;
+use trainer::run::open_data;
+use trainer::state::TrainState;
+use trainer::step::{prepare, train_step};
+use trainer::stop::Stop;
+
+/// Loading is the limit where more than this share of the time goes by waiting for it.
+const TOLERATED: f64 = 0.01;
+/// The limit is found to this share of itself.
+const EXACT: f64 = 0.03;
+/// A batch that came later than this was waited for.
+const LATE: Duration = Duration::from_millis(1);
+
+#[derive(Debug, Parser)]
+#[command(name = "end_to_end")]
+struct Args {
+    /// Folder of shards, or its URL; a relative one is sought from where the command was typed
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// Preset to train and to feed
+    #[arg(long, default_value = "demo")]
+    preset: String,
+    /// Images an update [default: the preset's]
+    #[arg(long)]
+    batch: Option<i64>,
+    /// Change one key, such as --set train.precision=bf16 (repeatable)
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// cpu, cuda, cuda:N or auto
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Decode threads [default: the preset's]
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Steps of the real trainer to time, after the first and a tenth more; 0 leaves it out
+    #[arg(long, default_value_t = 30)]
+    steps: u64,
+    /// Images a second that the paced trainer takes, such as 500,1000 [default: shares of what the feed
+    /// gives to one that never pauses]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    rates: Vec<f64>,
+    /// Seconds at each rate
+    #[arg(long, default_value_t = 5.0)]
+    seconds: f64,
+    /// Passed by cargo
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> Result<()> {
+    let begun = Instant::now();
+    let args = Args::parse();
+    ensure!(args.seconds > 0.0, "--seconds {}: give more than 0", args.seconds);
+    ensure!(args.rates.iter().all(|rate| *rate > 0.0), "--rates: give rates above 0");
+    let mut overrides = args.set.clone();
+    overrides.push(format!("data.dir={}", from_callers_folder(&args.data).display()));
+    overrides.extend(args.batch.map(|batch| format!("train.batch={batch}")));
+    overrides.extend(args.threads.map(|threads| format!("data.threads={threads}")));
+    let config = Config::resolve(&Origin::Preset(&args.preset), &overrides)?;
+    let device = device::parse(&args.device)?;
+    let data = open_data(&config, "train").context("cannot measure without data")?;
+    let (batch, updates) = (config.train.batch, config.train.d_steps + 1);
+    println!("{} on {device:?}, batch {batch}, {updates} batches a step", args.preset);
+
+    let real = if args.steps == 0 {
+        None
+    } else {
+        Some(train(&config, &data, device, args.steps, begun)?)
+    };
+    let paced = pace(&config, &data, device, &args)?;
+    let line = json!({
+        "bench": "end_to_end", "preset": args.preset, "device": format!("{device:?}"), "batch": batch,
+        "threads": tch::get_num_threads(), "decode_threads": config.data.threads,
+        "precision": config.train.precision, "real": real, "paced": paced,
+    });
+    println!("{line}");
+    Ok(())
+}
+
+/// The real step: as the run does it, without the run's chores.
+#[derive(Debug, Serialize)]
+struct Real {
+    /// From the start of the program to the end of the first step.
+    first_step_s: f64,
+    step_s: f64,
+    /// A step's wait: for the loader, and for what of the upload the training thread does.
+    wait_s: f64,
+    wait_share: f64,
+    /// Of the time, what went by waiting for the loader alone.
+    loading_share: f64,
+    images_read_per_s: f64,
+}
+
+fn train(
+    config: &Config,
+    data: &Arc<Dataset>,
+    device: Device,
+    steps: u64,
+    begun: Instant,
+) -> Result<Real> {
+    prepare(config.train.precision);
+    let stop = Stop::default();
+    let mut feed = Feed::start(config, data, Cursor::default(), device, &World::alone())?;
+    feed.prime(&stop)?;
+    let mut state = TrainState::new(config, device, true);
+    let mut unread: Option<Tensor> = None;
+    let mut step = |feed: &mut Feed| -> Result<()> {
+        let losses = train_step(config, &mut state, || feed.next(&stop))?;
+        // Read one step late, as the run does.
+        let faults = unread.replace(losses.faults);
+        let faults = faults.map_or(0.0, |faults| faults.sum(None::<tch::Kind>).double_value(&[]));
+        ensure!(faults == 0.0, "a loss, gradient or weight is not finite");
+        Ok(())
+    };
+    step(&mut feed)?;
+    if let Device::Cuda(index) = device {
+        tch::Cuda::synchronize(index as i64);
+    }
+    let first_step_s = begun.elapsed().as_secs_f64();
+    for _ in 0..steps.div_ceil(10) {
+        step(&mut feed)?;
+    }
+    let (from, waited, loading) = (Instant::now(), feed.waited, feed.loading);
+    for _ in 0..steps {
+        step(&mut feed)?;
+    }
+    if let Device::Cuda(index) = device {
+        tch::Cuda::synchronize(index as i64);
+    }
+    let seconds = from.elapsed().as_secs_f64();
+    let waited = (feed.waited - waited).as_secs_f64();
+    let (step_s, reads) = (seconds / steps as f64, f64::from(config.train.d_steps + 1));
+    let real = Real {
+        first_step_s,
+        step_s,
+        wait_s: waited / steps as f64,
+        wait_share: waited / seconds,
+        loading_share: (feed.loading - loading).as_secs_f64() / seconds,
+        images_read_per_s: reads * config.train.batch as f64 / step_s,
+    };
+    println!("start to first step   {first_step_s:>9.2} s");
+    println!("step                  {step_s:>9.4} s, mean of {steps}");
+    println!(
+        "waited for data       {:>9.4} s a step, {:.2} % of the time (for the loader {:.2} %)",
+        real.wait_s,
+        100.0 * real.wait_share,
+        100.0 * real.loading_share
+    );
+    println!("images read           {:>9.0} a second", real.images_read_per_s);
+    Ok(real)
+}
+
+/// A trainer that took images at a steady rate.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Paced {
+    /// Images a second that it would have taken without waits; none where it never paused.
+    rate: Option<f64>,
+    /// Those that it took.
+    images_per_s: f64,
+    /// Share of the time that it waited for the loader.
+    loading_share: f64,
+    /// Batches that it waited for.
+    late: u64,
+    batches: u64,
+}
+
+/// Runs trainers of rising speed, then those between the fastest that loading keeps up with and the next.
+fn pace(config: &Config, data: &Arc<Dataset>, device: Device, args: &Args) -> Result<Value> {
+    let at = |rate| at_rate(config, data, device, rate, args.seconds);
+    println!("{:>12} {:>12} {:>10}  late", "images/s", "reached", "waited");
+    let flat_out = at(None)?;
+    let top = flat_out.images_per_s;
+    let mut rates = args.rates.clone();
+    if rates.is_empty() {
+        rates.extend([0.25, 0.5, 0.75, 0.9, 1.0, 1.1].map(|share| share * top));
+    }
+    rates.sort_by(f64::total_cmp);
+    let (mut low, mut high, mut all) = (0.0, None, vec![]);
+    let mut next = rates.into_iter();
+    loop {
+        let rate = match (next.next(), high) {
+            (Some(rate), _) => rate,
+            (None, Some(high)) if high - low > EXACT * high => f64::midpoint(low, high),
+            _ => break,
+        };
+        let paced = at(Some(rate))?;
+        all.push(paced);
+        if paced.loading_share > TOLERATED {
+            high = Some(high.map_or(rate, |high: f64| high.min(rate)));
+        } else if high.is_none_or(|high| rate < high) {
+            low = rate;
+        }
+    }
+    let slowest_late = all.iter().filter(|p| p.late > 0).filter_map(|p| p.rate);
+    let slowest_late = slowest_late.min_by(f64::total_cmp).unwrap_or(f64::INFINITY);
+    let never_late = all.iter().filter_map(|p| p.rate).filter(|rate| *rate < slowest_late);
+    let never_late = never_late.max_by(f64::total_cmp);
+    match high {
+        Some(_) => println!("loading becomes the limit at about {low:.0} images/s"),
+        None => println!("loading is not the limit up to {low:.0} images/s"),
+    }
+    if let Some(rate) = never_late {
+        println!("no wait at all up to {rate:.0} images/s");
+    }
+    Ok(json!({
+        "flat_out": flat_out, "rates": all, "limit_images_per_s": high.map(|_| low),
+        "no_wait_images_per_s": never_late,
+    }))
+}
+
+/// Takes batches for `seconds` at `rate` images a second, without a pause where there is none.
+fn at_rate(
+    config: &Config,
+    data: &Arc<Dataset>,
+    device: Device,
+    rate: Option<f64>,
+    seconds: f64,
+) -> Result<Paced> {
+    let stop = Stop::default();
+    let mut feed = Feed::start(config, data, Cursor::default(), device, &World::alone())?;
+    feed.prime(&stop)?;
+    let batch = config.train.batch as f64;
+    let period = Duration::from_secs_f64(rate.map_or(0.0, |rate| batch / rate));
+    // Batches made ahead would hide for a while that loading is too slow.
+    for _ in 0..config.data.depth + 2 {
+        feed.next(&stop)?;
+    }
+    let mut due = Instant::now();
+    let mut take = |feed: &mut Feed| -> Result<Duration> {
+        let before = feed.loading;
+        feed.next(&stop)?;
+        let wait = feed.loading - before;
+        // The step takes as long whether or not it had to wait before. The upload is part of it.
+        due = (due + period + wait).max(Instant::now());
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        Ok(wait)
+    };
+    take(&mut feed)?;
+    take(&mut feed)?;
+    let (from, mut waited) = (Instant::now(), Duration::ZERO);
+    let (mut late, mut batches) = (0, 0);
+    while from.elapsed().as_secs_f64() < seconds || batches < 8 {
+        let wait = take(&mut feed)?;
+        waited += wait;
+        late += u64::from(wait > LATE);
+        batches += 1;
+    }
+    let elapsed = from.elapsed().as_secs_f64();
+    let images_per_s = batches as f64 * batch / elapsed;
+    let loading_share = waited.as_secs_f64() / elapsed;
+    println!(
+        "{:>12} {images_per_s:>12.0} {:>8.2} %  {late} of {batches} batches",
+        rate.map_or("no pause".into(), |rate| format!("{rate:.0}")),
+        100.0 * loading_share
+    );
+    Ok(Paced { rate, images_per_s, loading_share, late, batches })
+}
