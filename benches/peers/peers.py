@@ -213,7 +213,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=PEERS)
     parser.add_argument("shards", help="folder of SPLIT-*.tar")
-    parser.add_argument("--images", type=int, default=3072)
+    parser.add_argument("--images", type=int, default=12_288)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     shards = sorted(glob.glob(f"{arguments.shards}/train-*.tar"))
