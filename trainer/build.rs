@@ -1,5 +1,8 @@
 //! Compiles the C++ shim against libtorch and writes libtorch's folder into the binaries.
 
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
 #[path = "../scripts/rpath.rs"]
 mod rpath;
 
@@ -7,7 +10,16 @@ fn main() {
     let Some(library) = rpath::write() else { return };
     let include = library.with_file_name("include");
     println!("cargo:rerun-if-changed=shim");
-    cc::Build::new()
+    // Stand-ins for Gloo's headers are among the shim's.
+    let folders = [include.join("torch/csrc/api/include"), include, "shim".into()];
+    let files = ["shim/shim.cpp", "shim/runtime.cpp", "shim/export.cpp", "shim/dist.cpp"];
+    compiler(&folders).files(files).compile("bigbigan_shim");
+    nccl(&library, &folders);
+}
+
+fn compiler(folders: &[PathBuf]) -> cc::Build {
+    let mut build = cc::Build::new();
+    build
         .cpp(true)
         .std("c++17")
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
@@ -15,11 +27,29 @@ fn main() {
         .define("NDEBUG", None)
         .define("USE_DISTRIBUTED", None)
         .define("USE_C10D_GLOO", None)
-        .include(&include)
-        .include(include.join("torch/csrc/api/include"))
-        // Stand-ins for Gloo's headers.
-        .include("shim")
-        .warnings(false)
-        .files(["shim/shim.cpp", "shim/runtime.cpp", "shim/export.cpp", "shim/dist.cpp"])
-        .compile("bigbigan_shim");
+        .includes(folders)
+        .warnings(false);
+    build
+}
+
+/// Makes `nccl.so` of the part over NCCL; an empty file where the headers are not beside libtorch, as
+/// Python's packages put them.
+fn nccl(library: &Path, folders: &[PathBuf]) {
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it")).join("nccl.so");
+    let packages = library.join("../../nvidia");
+    let headers = ["nccl/include", "cu13/include", "cu13/include/cccl"].map(|f| packages.join(f));
+    let needed = [headers[0].join("nccl.h"), headers[1].join("crt/host_config.h")];
+    for file in &needed {
+        println!("cargo:rerun-if-changed={}", file.display());
+    }
+    if !headers[2].is_dir() || !needed.iter().all(|file| file.exists()) {
+        println!("cargo:warning=no headers of CUDA and NCCL: ranks cannot meet on CUDA devices");
+        std::fs::write(&out, "").expect("OUT_DIR is ours");
+        return;
+    }
+    let mut build = compiler(folders);
+    build.define("USE_C10D_NCCL", None).includes(headers).pic(true);
+    let mut command: Command = build.get_compiler().to_command();
+    let made = command.args(["-shared", "shim/nccl.cpp", "-o"]).arg(&out).status();
+    assert!(made.is_ok_and(|status| status.success()), "the part over NCCL does not compile");
 }

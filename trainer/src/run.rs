@@ -74,7 +74,7 @@ struct Incident<'a> {
 pub fn start(config: Config, out: &Path, place: Place, stop: &Stop) -> Result<Summary> {
     let (device, data) =
         (device::of_rank(&config.train.device, &place)?, open_data(&config, "train")?);
-    let world = meet(&config, place, &data)?;
+    let world = meet(&config, place, device, &data)?;
     let begin = || {
         let occupied = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
         if world.leads() && (out.is_file() || occupied) {
@@ -111,7 +111,7 @@ fn create(out: &Path, config: &Config) -> Result<()> {
 pub fn resume(config: Config, out: &Path, place: Place, stop: &Stop) -> Result<Summary> {
     let (device, data) =
         (device::of_rank(&config.train.device, &place)?, open_data(&config, "train")?);
-    let world = meet(&config, place, &data)?;
+    let world = meet(&config, place, device, &data)?;
     let go_on = || {
         let state = load(&config, out, &data, device, &world)?;
         // As rank 0 sees it: the others may not have the folder.
@@ -164,13 +164,13 @@ fn lines(world: &World, out: &Path, name: &str, step: u64) -> Result<Lines> {
 }
 
 /// Joins the other ranks, if there are any, and makes sure that they run the same.
-fn meet(config: &Config, place: Place, data: &Dataset) -> Result<World> {
+fn meet(config: &Config, place: Place, device: Device, data: &Dataset) -> Result<World> {
     config.rows(place.size)?;
     // The data folder may have another name on another machine.
     let mut facts = config.flat();
     facts.retain(|(key, _)| key != "data.dir");
     facts.push(("the data index's fingerprint".to_owned(), format!("{:016x}", data.fingerprint())));
-    World::join(place, config.limits(), facts)
+    World::join(place, device, config.limits(), facts)
 }
 
 /// Gives every rank what rank 0 has, bit by bit.

@@ -729,7 +729,7 @@ mod tests {
             let ranks = Place::threads(size).into_iter().map(|place| {
                 let config = config.clone();
                 std::thread::spawn(move || {
-                    let world = World::join(place, config.limits(), vec![]).unwrap();
+                    let world = World::join(place, Device::Cpu, config.limits(), vec![]).unwrap();
                     let done = ten_steps(&config, &world);
                     world.conclude(Ok(done)).unwrap()
                 })

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tch::Tensor;
 
+use super::nccl;
 use crate::shim;
 
 unsafe extern "C" {
@@ -171,6 +172,24 @@ impl Group {
         outcome(unsafe {
             let (prefix, address) = (prefix.as_ptr(), address.as_ptr());
             bb_gloo_open(store.handle, prefix, rank, size, address, timeout, &raw mut group)
+        })?;
+        Ok(Self(group))
+    }
+
+    /// On tensors of one CUDA device.
+    pub(super) fn nccl(
+        store: &Store,
+        (rank, size): (usize, usize),
+        device: usize,
+        timeout: Duration,
+    ) -> Outcome<Self> {
+        let open = nccl::open()?;
+        let prefix = c_text(&format!("{}nccl/", store.prefix))?;
+        let (rank, size, device) = (rank as c_int, size as c_int, device as c_int);
+        let (timeout, mut group) = (timeout.as_millis() as i64, null_mut());
+        // SAFETY: as above.
+        outcome(unsafe {
+            open(store.handle, prefix.as_ptr(), rank, size, device, timeout, &raw mut group)
         })?;
         Ok(Self(group))
     }

@@ -3,6 +3,7 @@
 
 mod c10d;
 mod launch;
+mod nccl;
 mod place;
 mod watch;
 
@@ -14,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 use c10d::{Group, Reduce, Store};
@@ -57,11 +58,29 @@ struct Link {
     store: Store,
     pulse: Arc<Pulse>,
     watch: Mutex<Watch>,
-    group: Option<Group>,
+    groups: Option<Groups>,
     /// Times that rank 0 worked for all.
     led: AtomicU64,
     /// Whether it does now.
     leading: AtomicBool,
+}
+
+/// The ways between the ranks, by where tensors are.
+#[derive(Debug)]
+struct Groups {
+    /// Gloo, for those in host memory.
+    host: Group,
+    /// NCCL, where this rank computes on a CUDA device.
+    device: Option<Group>,
+}
+
+impl Groups {
+    fn of(&self, tensor: &Tensor) -> &Group {
+        match &self.device {
+            Some(group) if tensor.device().is_cuda() => group,
+            _ => &self.host,
+        }
+    }
 }
 
 impl Drop for Link {
@@ -70,7 +89,7 @@ impl Drop for Link {
     fn drop(&mut self) {
         self.watch.get_mut().unwrap_or_else(PoisonError::into_inner).stop();
         if self.pulse.failure().is_some() {
-            std::mem::forget(self.group.take());
+            std::mem::forget(self.groups.take());
         }
     }
 }
@@ -83,12 +102,17 @@ impl World {
     }
 
     /// Meets the other ranks, and makes sure that all run the same program on the same `facts` (name and
-    /// value).
+    /// value). Tensors on a CUDA `device` will be reduced by NCCL, all others by Gloo.
     ///
     /// # Errors
     /// [`Error::Join`] if they do not come together within `limits.join`; [`Error::Disagree`] with the
     /// first fact that differs.
-    pub fn join(place: Place, limits: Limits, facts: Vec<(String, String)>) -> Result<Self> {
+    pub fn join(
+        place: Place,
+        device: Device,
+        limits: Limits,
+        facts: Vec<(String, String)>,
+    ) -> Result<Self> {
         if place.size == 1 {
             return Ok(Self::alone());
         }
@@ -98,8 +122,13 @@ impl World {
         link.pulse.enter("connect");
         let address = own_address(&place.store)?;
         let whole = limits.timeout + MARGIN;
-        let group = Group::gloo(&link.store, (place.rank, place.size), &address, whole);
-        link.group = Some(group.map_err(join)?);
+        let own = (place.rank, place.size);
+        let host = Group::gloo(&link.store, own, &address, whole).map_err(join)?;
+        let device = match device {
+            Device::Cuda(index) => Some(Group::nccl(&link.store, own, index, whole).map_err(join)?),
+            _ => None,
+        };
+        link.groups = Some(Groups { host, device });
         Ok(Self(Arc::new(Inner { place, link: Some(link) })))
     }
 
@@ -150,12 +179,12 @@ impl World {
 
     /// Sums a contiguous tensor over all ranks, in place.
     pub fn sum(&self, tensor: &Tensor) {
-        self.collective(|group| group.all_reduce(tensor, Reduce::Sum));
+        self.collective(tensor, |group| group.all_reduce(tensor, Reduce::Sum));
     }
 
     /// Makes a contiguous tensor what it is on rank 0.
     pub fn broadcast(&self, tensor: &Tensor) {
-        self.collective(|group| group.broadcast(tensor, 0));
+        self.collective(tensor, |group| group.broadcast(tensor, 0));
     }
 
     /// The sums of some numbers over all ranks.
@@ -170,7 +199,7 @@ impl World {
     #[must_use]
     pub fn largest(&self, value: i64) -> i64 {
         let tensor = Tensor::from_slice(&[value]);
-        self.collective(|group| group.all_reduce(&tensor, Reduce::Max));
+        self.collective(&tensor, |group| group.all_reduce(&tensor, Reduce::Max));
         tensor.int64_value(&[0])
     }
 
@@ -182,10 +211,10 @@ impl World {
         std::array::from_fn(|i| tensor.int64_value(&[i as i64]))
     }
 
-    fn collective(&self, run: impl FnOnce(&Group) -> std::result::Result<(), String>) {
+    fn collective(&self, on: &Tensor, run: impl FnOnce(&Group) -> std::result::Result<(), String>) {
         let Some(link) = &self.0.link else { return };
-        let Some(group) = &link.group else { return };
-        link.pulse.collective(|| run(group));
+        let Some(groups) = &link.groups else { return };
+        link.pulse.collective(|| run(groups.of(on)));
     }
 
     /// Whether all collectives so far did their work. Where one failed, this waits until the rank to blame
@@ -241,7 +270,7 @@ impl World {
         // The largest sum and, negated, the smallest.
         let both: Vec<_> = sums.iter().copied().chain(sums.iter().map(|sum| -sum)).collect();
         let both = Tensor::from_slice(&both);
-        self.collective(|group| group.all_reduce(&both, Reduce::Max));
+        self.collective(&both, |group| group.all_reduce(&both, Reduce::Max));
         self.check()?;
         let both = Vec::<i64>::try_from(&both)?;
         let (largest, smallest) = both.split_at(sums.len());
@@ -299,7 +328,7 @@ impl Link {
         store.set(&watch::beat_key(place.rank), &beat).map_err(join)?;
         let watch = Watch::start(pulse.clone(), open(false)?).map_err(|e| join(e.to_string()))?;
         let (watch, led) = (Mutex::new(watch), AtomicU64::new(0));
-        Ok(Self { store, pulse, watch, group: None, led, leading: AtomicBool::new(false) })
+        Ok(Self { store, pulse, watch, groups: None, led, leading: AtomicBool::new(false) })
     }
 
     /// Compares the facts with rank 0's, and waits until every rank has.

@@ -1,0 +1,29 @@
+// c10d over NCCL: a shared object of its own, for it names libtorch's CUDA half, which a run on the CPU
+// does not load. It is part of the program's file and is loaded from there (src/dist/nccl.rs).
+
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
+
+#include "group.h"
+#include "guard.h"
+
+extern "C" {
+
+// A process group on tensors of CUDA device `device`, closed as any other. Every rank opens it with the
+// same prefix. A collective that takes longer than `timeout` ms ends the process.
+char *bb_nccl_open(bb_store *store, const char *prefix, int rank, int size, int device,
+                   int64_t timeout, bb_group **out);
+}
+
+char *bb_nccl_open(bb_store *store, const char *prefix, int rank, int size, int device,
+                   int64_t timeout, bb_group **out) {
+  return guarded([&] {
+    auto options = c10d::ProcessGroupNCCL::Options::create();
+    options->timeout = std::chrono::milliseconds(timeout);
+    auto own = c10::make_intrusive<c10d::PrefixStore>(prefix, store->store);
+    auto backend =
+        c10::make_intrusive<c10d::ProcessGroupNCCL>(std::move(own), rank, size, options);
+    backend->setBoundDeviceId(at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(device)));
+    *out = new bb_group{std::move(backend)};
+  });
+}
