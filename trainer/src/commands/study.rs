@@ -12,6 +12,9 @@ use trainer::study::{self, Study, Tools};
 pub(crate) struct Args {
     /// The study: preset, seeds and rows, as in studies/
     file: PathBuf,
+    /// Rows to run, by name, rather than all; the first of them is what the others are compared with
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    rows: Vec<String>,
     /// Data folder made by shard-imagenet
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
@@ -33,7 +36,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let (study, jobs) = Study::read(&args.file)?;
+    let (study, jobs) = Study::read(&args.file, &args.rows)?;
     let tools = Tools {
         data: args.data.clone(),
         extractor: args.extractor.clone(),

@@ -66,16 +66,22 @@ pub struct Job {
 }
 
 impl Study {
-    /// Reads a study file and resolves all its configurations.
+    /// Reads a study file and resolves its configurations: those of the rows named in `only`, or all.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Config`] with every problem of every row.
-    pub fn read(path: &Path) -> Result<(Self, Vec<Job>)> {
+    /// [`Error::Io`]; [`Error::Config`] with every problem of every row, or a name that no row has.
+    pub fn read(path: &Path, only: &[String]) -> Result<(Self, Vec<Job>)> {
         let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
         let wrong = |problem: String| Error::Config {
             problems: vec![format!("{}: {problem}", path.display())],
         };
-        let study: Self = toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+        let mut study: Self = toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+        if let Some(name) = only.iter().find(|name| study.rows.iter().all(|row| row.name != **name))
+        {
+            let names: Vec<_> = study.rows.iter().map(|row| row.name.as_str()).collect();
+            return Err(wrong(format!("no row {name:?}; there are {}", names.join(", "))));
+        }
+        study.rows.retain(|row| only.is_empty() || only.contains(&row.name));
         let jobs = study.jobs().map_err(|problems| wrong(problems.join("; ")))?;
         Ok((study, jobs))
     }
@@ -141,7 +147,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("study.toml");
         fs::write(&path, text).unwrap();
-        Study::read(&path)
+        Study::read(&path, &[])
     }
 
     #[test]
@@ -165,12 +171,23 @@ mod tests {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../studies");
         let mut count = 0;
         for entry in fs::read_dir(folder).unwrap() {
-            let (study, jobs) = Study::read(&entry.unwrap().path()).unwrap();
+            let (study, jobs) = Study::read(&entry.unwrap().path(), &[]).unwrap();
             assert_eq!(jobs.len(), study.rows.len() * study.seeds.len());
             assert!(study.rows.iter().all(|row| !row.note.is_empty()));
             count += 1;
         }
         assert!(count > 0);
+    }
+
+    #[test]
+    fn some_rows_of_a_study_can_be_chosen() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../studies/ablations-cifar10.toml");
+        let (study, jobs) = Study::read(&path, &["hi_e".into(), "base".into()]).unwrap();
+        let names: Vec<_> = study.rows.iter().map(|row| row.name.as_str()).collect();
+        assert_eq!(names, ["base", "hi_e"]);
+        assert_eq!(jobs.len(), 2 * study.seeds.len());
+        let error = Study::read(&path, &["hie".into()]).unwrap_err().to_string();
+        assert!(error.contains("no row \"hie\"; there are base, det_e, "), "{error}");
     }
 
     #[test]
