@@ -24,6 +24,7 @@ pub mod optim;
 pub mod random;
 pub mod report;
 pub mod run;
+pub mod scale;
 mod shim;
 pub mod state;
 pub mod step;

@@ -1,7 +1,7 @@
 //! Many processes as one run: torch.distributed's store and process groups, who is which rank, what
 //! all ranks must agree on, and what happens when one of them fails.
 
-mod c10d;
+pub mod c10d;
 mod launch;
 mod place;
 mod watch;
@@ -50,6 +50,17 @@ pub struct World(Arc<Inner>);
 struct Inner {
     place: Place,
     link: Option<Link>,
+    collectives: AtomicU64,
+    bytes: AtomicU64,
+}
+
+/// What a rank gave to collectives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Traffic {
+    /// Their number.
+    pub collectives: u64,
+    /// Bytes of the tensors, each counted once.
+    pub bytes: u64,
 }
 
 #[derive(Debug)]
@@ -79,7 +90,19 @@ impl World {
     /// A world of one.
     #[must_use]
     pub fn alone() -> Self {
-        Self(Arc::new(Inner { place: Place::alone(), link: None }))
+        Self::new(Place::alone(), None)
+    }
+
+    /// Rank 0 of `size` ranks of which no other is there: collectives are counted and do nothing. For finding
+    /// out what a step exchanges; its numbers mean nothing.
+    #[must_use]
+    pub fn rehearsal(size: usize) -> Self {
+        Self::new(Place { size, ..Place::alone() }, None)
+    }
+
+    fn new(place: Place, link: Option<Link>) -> Self {
+        let (collectives, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self(Arc::new(Inner { place, link, collectives, bytes }))
     }
 
     /// Meets the other ranks, and makes sure that all run the same program on the same `facts` (name and
@@ -100,7 +123,7 @@ impl World {
         let whole = limits.timeout + MARGIN;
         let group = Group::gloo(&link.store, (place.rank, place.size), &address, whole);
         link.group = Some(group.map_err(join)?);
-        Ok(Self(Arc::new(Inner { place, link: Some(link) })))
+        Ok(Self::new(place, Some(link)))
     }
 
     /// This process's number.
@@ -150,12 +173,12 @@ impl World {
 
     /// Sums a contiguous tensor over all ranks, in place.
     pub fn sum(&self, tensor: &Tensor) {
-        self.collective(|group| group.all_reduce(tensor, Reduce::Sum));
+        self.collective(tensor, |group| group.all_reduce(tensor, Reduce::Sum));
     }
 
     /// Makes a contiguous tensor what it is on rank 0.
     pub fn broadcast(&self, tensor: &Tensor) {
-        self.collective(|group| group.broadcast(tensor, 0));
+        self.collective(tensor, |group| group.broadcast(tensor, 0));
     }
 
     /// The sums of some numbers over all ranks.
@@ -170,7 +193,7 @@ impl World {
     #[must_use]
     pub fn largest(&self, value: i64) -> i64 {
         let tensor = Tensor::from_slice(&[value]);
-        self.collective(|group| group.all_reduce(&tensor, Reduce::Max));
+        self.collective(&tensor, |group| group.all_reduce(&tensor, Reduce::Max));
         tensor.int64_value(&[0])
     }
 
@@ -182,7 +205,24 @@ impl World {
         std::array::from_fn(|i| tensor.int64_value(&[i as i64]))
     }
 
-    fn collective(&self, run: impl FnOnce(&Group) -> std::result::Result<(), String>) {
+    /// What this rank gave to collectives so far; nothing in a world of one.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        let Inner { collectives, bytes, .. } = &*self.0;
+        let [collectives, bytes] = [collectives, bytes].map(|n| n.load(Ordering::Relaxed));
+        Traffic { collectives, bytes }
+    }
+
+    fn collective(
+        &self,
+        tensor: &Tensor,
+        run: impl FnOnce(&Group) -> std::result::Result<(), String>,
+    ) {
+        if self.size() > 1 {
+            let bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
+            self.0.collectives.fetch_add(1, Ordering::Relaxed);
+            self.0.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
         let Some(link) = &self.0.link else { return };
         let Some(group) = &link.group else { return };
         link.pulse.collective(|| run(group));
@@ -241,7 +281,7 @@ impl World {
         // The largest sum and, negated, the smallest.
         let both: Vec<_> = sums.iter().copied().chain(sums.iter().map(|sum| -sum)).collect();
         let both = Tensor::from_slice(&both);
-        self.collective(|group| group.all_reduce(&both, Reduce::Max));
+        self.collective(&both, |group| group.all_reduce(&both, Reduce::Max));
         self.check()?;
         let both = Vec::<i64>::try_from(&both)?;
         let (largest, smallest) = both.split_at(sums.len());
