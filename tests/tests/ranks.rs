@@ -351,7 +351,7 @@ fn a_fake_world_says_what_each_rank_would_do_and_refuses_what_a_real_one_does() 
     let said = fake("1,4", &["train.micro_batch=4"]);
     assert_eq!(said.code, 0, "{}", said.err);
     for words in [
-        "a rank alone exchanges nothing",
+        "as 1 ranks: an update of 8 images is 2 pass(es) of 4 on each rank",
         "as 4 ranks: an update of 8 images is 2 pass(es) of 1 on each rank",
         "rank 0 reads positions 0, 4; rank 3 3, 7",
         "gradient of D: 2 sum(s) a step, ",

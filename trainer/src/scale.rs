@@ -51,6 +51,26 @@ impl Exchange {
         let gradients = self.gradients.iter().map(|(_, traffic)| *traffic);
         gradients.chain([self.statistics, self.losses]).fold(Traffic::default(), add)
     }
+
+    /// In lines for people.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let line = |what: &str, t: Traffic| {
+            let each = grouped((t.bytes / t.collectives.max(1)) as usize);
+            format!("{what}: {} sum(s) a step, {each} bytes each\n", t.collectives)
+        };
+        let gradients =
+            self.gradients.iter().map(|(name, t)| line(&format!("gradient of {name}"), *t));
+        let total = self.total();
+        format!(
+            "several ranks exchange, each of them:\n{}{}{}in all {} sums of {:.1} MB a step",
+            gradients.collect::<String>(),
+            line("batch norms, on average", self.statistics),
+            line("losses, on average", self.losses),
+            grouped(total.collectives as usize),
+            total.bytes as f64 / 1e6,
+        )
+    }
 }
 
 fn add(a: Traffic, b: Traffic) -> Traffic {
@@ -162,11 +182,11 @@ impl Prediction {
     }
 }
 
-/// What `ranks` ranks would do, in lines for people.
+/// What `ranks` ranks would read, in lines for people.
 ///
 /// # Errors
 /// [`Error::Config`] if they do not divide a pass.
-pub fn describe(config: &Config, exchange: &Exchange, ranks: usize) -> Result<String> {
+pub fn describe(config: &Config, ranks: usize) -> Result<String> {
     let rows = config.rows(ranks)?;
     let (pass, last) = (config.micro_batch() as usize / ranks, ranks - 1);
     let reads = |rank: usize| {
@@ -186,24 +206,6 @@ pub fn describe(config: &Config, exchange: &Exchange, ranks: usize) -> Result<St
     if last > 0 {
         text += &format!("; rank {last} {}", reads(last));
     }
-    if last == 0 {
-        return Ok(text + "\na rank alone exchanges nothing");
-    }
-    let mut line = |what: &str, t: Traffic| {
-        let each = grouped((t.bytes / t.collectives.max(1)) as usize);
-        text += &format!("\n{what}: {} sum(s) a step, {each} bytes each", t.collectives);
-    };
-    for (network, traffic) in &exchange.gradients {
-        line(&format!("gradient of {network}"), *traffic);
-    }
-    line("batch norms, on average", exchange.statistics);
-    line("losses, on average", exchange.losses);
-    let total = exchange.total();
-    text += &format!(
-        "\nin all {} sums of {:.1} MB a step",
-        grouped(total.collectives as usize),
-        total.bytes as f64 / 1e6
-    );
     Ok(text)
 }
 

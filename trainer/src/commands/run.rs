@@ -155,7 +155,7 @@ fn fake_world(
 ) -> Result<()> {
     let exchange = Exchange::of(config, counts);
     for &ranks in ranks {
-        println!("\n{}", scale::describe(config, &exchange, ranks)?);
+        println!("\n{}", scale::describe(config, ranks)?);
         if let Some(data) = data {
             let batches = scale::check_split(config, data, ranks)?;
             println!(
@@ -163,6 +163,7 @@ fn fake_world(
             );
         }
     }
+    println!("\n{}", exchange.describe());
     let speeds = args.gflops.zip(args.bandwidth).map(|(gflops, bandwidth)| Speeds {
         flop: 1e9 * gflops,
         bandwidth: 1e9 * bandwidth,
