@@ -163,6 +163,15 @@ impl LoaderConfig {
         augment::view(self.mode, (width, height), self.large, &mut random)
     }
 
+    /// The samples of this rank's part of the batch at `at`, row by row. No image is read.
+    ///
+    /// # Errors
+    /// As [`Loader::start`]: options that do not hold together, too few samples.
+    pub fn draws(&self, data: &Dataset, at: Cursor) -> Result<Vec<SampleId>, Error> {
+        self.check()?;
+        Ok(self.plan(data)?.epoch(at.epoch).samples(at.batch).collect())
+    }
+
     fn decode(&self) -> DecodeOptions {
         let Self { filter, scaling, orientation, max_pixels, .. } = *self;
         DecodeOptions { filter, scaling, orientation, max_pixels }

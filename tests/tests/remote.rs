@@ -1,7 +1,7 @@
 //! Data behind a URL, with every program that names a data folder.
 
 #[path = "../../pipeline/tests/support/server.rs"]
-mod server;
+pub(crate) mod server;
 
 use std::fs;
 use std::path::Path;

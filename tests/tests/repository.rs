@@ -78,6 +78,7 @@ fn imports_go_one_way() {
             "report",
             "monitor",
             "feed",
+            "scale",
             "run",
             "study",
             "doctor",

@@ -106,6 +106,17 @@ pub enum Error {
         /// The first such tensor.
         tensor: String,
     },
+    /// Ranks would not read together what one process reads.
+    #[error(
+        "batch {batch} dealt out to {ranks} ranks is not what one process reads: a fault of this program; \
+             report it with the configuration"
+    )]
+    Split {
+        /// Number of ranks.
+        ranks: usize,
+        /// Number of the batch, from 0.
+        batch: u64,
+    },
     /// The other ranks cannot be reached any more.
     #[error("lost the other ranks: {reason}")]
     Lost {

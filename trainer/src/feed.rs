@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pipeline::{Cursor, Dataset, Loader};
+use pipeline::{Cursor, Dataset, Loader, LoaderConfig};
 use tch::Device;
 
 use crate::config::Config;
@@ -12,6 +12,12 @@ use crate::dist::World;
 use crate::error::Result;
 use crate::eval::loader_config;
 use crate::stop::Stop;
+
+/// What rank `rank` of `ranks` reads of every batch.
+pub(crate) fn part(config: &Config, rank: usize, ranks: usize) -> Result<LoaderConfig> {
+    let (batch, whole) = (config.rows(ranks)?, loader_config(config));
+    Ok(LoaderConfig { rank, world: ranks, batch, ..whole })
+}
 
 /// Batches on the device, and how long the step waited for them. The run and the benchmark of loading
 /// take them through here.
@@ -48,9 +54,7 @@ impl Feed {
         device: Device,
         world: &World,
     ) -> Result<Self> {
-        let mut loader_config = loader_config(config);
-        (loader_config.rank, loader_config.world) = (world.rank(), world.size());
-        loader_config.batch = config.rows(world.size())?;
+        let mut loader_config = part(config, world.rank(), world.size())?;
         if config.data.threads == 0 {
             loader_config.threads = loader_config.threads.div_ceil(world.local_size());
         }

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::config::Config;
+use crate::dist::World;
 use crate::measure::Work;
 use crate::model::{Discriminator, Encoder, Generator};
 use crate::nn::{Fill, Params, Statistics};
@@ -93,6 +94,8 @@ pub struct Cost {
     /// weights, W/σ, gradients (twice while they are gathered), moments, averages and everything that
     /// operators write in the larger of the two updates.
     pub memory_bytes: f64,
+    /// Of these what operators write: the part that ranks share out among themselves.
+    pub activation_bytes: f64,
 }
 
 impl Cost {
@@ -102,8 +105,16 @@ impl Cost {
     pub fn of(config: &Config, counts: &Counts) -> Self {
         let nets = Nets::build(config, Fill::Unset);
         let modules = modules(config, &nets.g.0, nets.e.as_ref().map(|(e, _)| e), &nets.d.0);
-        let memory_bytes = memory(config, &modules, counts);
-        Self { step_flop: step_flop(config, &modules), memory_bytes, modules }
+        let activation_bytes = activations(config, &modules);
+        let held = 4 * (6 * counts.total() + counts.g + counts.e);
+        let memory_bytes = held as f64 + activation_bytes;
+        Self { step_flop: step_flop(config, &modules), memory_bytes, activation_bytes, modules }
+    }
+
+    /// [`Cost::memory_bytes`] of each of several ranks.
+    #[must_use]
+    pub fn memory_bytes_of(&self, ranks: usize) -> f64 {
+        self.memory_bytes - self.activation_bytes + self.activation_bytes / ranks as f64
     }
 }
 
@@ -157,21 +168,27 @@ pub fn table(counts: &Counts, cost: &Cost) -> String {
 }
 
 /// The networks of a configuration and their tensors.
-struct Nets {
-    g: (Generator, Params),
-    e: Option<(Encoder, Params)>,
+pub(crate) struct Nets {
+    pub(crate) g: (Generator, Params),
+    pub(crate) e: Option<(Encoder, Params)>,
     d: (Discriminator, Params),
 }
 
 impl Nets {
     fn build(config: &Config, fill: Fill) -> Self {
+        Self::build_in(&World::alone(), config, fill)
+    }
+
+    /// As one rank of several.
+    pub(crate) fn build_in(world: &World, config: &Config, fill: Fill) -> Self {
         let kinds = (Kind::Float, Device::Cpu);
         let latent = config.latent;
         Self {
-            g: Params::build(kinds, fill, |s| Generator::new(s, config.g, latent)),
-            e: (config.loss.encode())
-                .then(|| Params::build(kinds, fill, |s| Encoder::new(s, config.e, latent))),
-            d: Params::build(kinds, fill, |s| {
+            g: Params::build_in(world, kinds, fill, |s| Generator::new(s, config.g, latent)),
+            e: (config.loss.encode()).then(|| {
+                Params::build_in(world, kinds, fill, |s| Encoder::new(s, config.e, latent))
+            }),
+            d: Params::build_in(world, kinds, fill, |s| {
                 Discriminator::new(s, config.discriminator(), latent)
             }),
         }
@@ -209,12 +226,11 @@ fn step_flop(config: &Config, modules: &[Module]) -> f64 {
     f64::from(config.train.d_steps) * (players + 6.0 * d) + 3.0 * players + 3.0 * d
 }
 
-fn memory(config: &Config, modules: &[Module], counts: &Counts) -> f64 {
+fn activations(config: &Config, modules: &[Module]) -> f64 {
     let written = |name| modules.iter().find(|m| m.name == name).map_or(0.0, |m| m.written);
     let of_d = 2.0 * written("F");
     let of_players = written("G") + written("E") + written("F");
-    let activations = config.micro_batch() as f64 * of_d.max(of_players);
-    (4 * (6 * counts.total() + counts.g + counts.e)) as f64 + activations
+    config.micro_batch() as f64 * of_d.max(of_players)
 }
 
 /// Sums by the first word of the parameters' names, in order of appearance, or all under `name`.

@@ -25,6 +25,7 @@ pub mod peak;
 pub mod random;
 pub mod report;
 pub mod run;
+pub mod scale;
 mod shim;
 pub mod state;
 pub mod step;

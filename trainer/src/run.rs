@@ -834,23 +834,30 @@ mod tests {
         tar.finish().unwrap();
     }
 
-    fn run(folder: &Path, on_fault: &str) -> Run {
+    /// Of a tiny run on pictures made in `folder`.
+    fn config(folder: &Path, more: &str) -> Config {
         let data = folder.join("data");
         fs::create_dir(&data).unwrap();
         shard(&data);
         let keys = ["g.ch=4", "f.ch=4", "h.width=16", "j.width=16", "e.depth=8", "e.mlp_width=16"];
-        let more = ["train.batch=4", "train.steps=6", "log.every=1", "health.patience=2"];
-        let mut all: Vec<_> = keys.into_iter().chain(more).map(str::to_owned).collect();
-        all.push(format!("health.on_fault={on_fault}"));
+        let fixed = ["train.batch=4", "train.steps=6", "log.every=1", "health.patience=2", more];
+        let mut all: Vec<_> = keys.into_iter().chain(fixed).map(str::to_owned).collect();
         all.push(format!("data.dir={}", data.display()));
-        let config = Config::resolve(&Origin::Preset("demo"), &all).unwrap();
+        Config::resolve(&Origin::Preset("demo"), &all).unwrap()
+    }
+
+    fn begin(config: Config, folder: &Path, world: &World) -> Run {
         let out = folder.join("run");
-        fs::create_dir(&out).unwrap();
+        fs::create_dir_all(&out).unwrap();
         let data = open_data(&config, "train").unwrap();
-        let feed =
-            Feed::start(&config, &data, Cursor::default(), Device::Cpu, &World::alone()).unwrap();
-        let state = TrainState::new(&config, Device::Cpu, true);
+        let feed = Feed::start(&config, &data, Cursor::default(), Device::Cpu, world).unwrap();
+        let state = TrainState::in_world(&config, world, (Kind::Float, Device::Cpu), true);
         Run::new(config, &out, data, feed, state, &Stop::default()).unwrap()
+    }
+
+    fn run(folder: &Path, on_fault: &str) -> Run {
+        let config = config(folder, &format!("health.on_fault={on_fault}"));
+        begin(config, folder, &World::alone())
     }
 
     /// As a bit flipped in memory would.
@@ -905,6 +912,32 @@ mod tests {
             assert_eq!(checkpoint::read_manifest(&path).unwrap().step, 0);
             let steps = (1..).zip(done).map(|(step, what)| (step, what.to_owned()));
             assert_eq!(incidents(folder.path()), steps.collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_rank_whose_weights_drift_stops_all_and_the_tensor_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(folder.path(), "dist.check_every=2");
+        let ranks = Place::threads(2).into_iter().map(|place| {
+            let (config, folder) = (config.clone(), folder.path().to_owned());
+            std::thread::spawn(move || {
+                let world = World::join(place, Device::Cpu, config.limits(), vec![]).unwrap();
+                let mut run = begin(config, &folder, &world);
+                assert!(run.advance().unwrap().is_some());
+                let name = run.state.d.params.parameters().next().unwrap().0.to_owned();
+                if world.rank() == 1 {
+                    let _ = run.state.d.params.flat().narrow(0, 0, 1).fill_(0.5);
+                }
+                (run.run().unwrap_err(), name, world)
+            })
+        });
+        let ranks: Vec<_> = ranks.collect();
+        let mut ended: Vec<_> = ranks.into_iter().map(|rank| rank.join().unwrap()).collect();
+        // Rank 0, which serves the store, goes last.
+        while let Some((error, name, _world)) = ended.pop() {
+            let drifted = format!("{name} of discriminator");
+            assert!(matches!(&error, Error::Drift { tensor } if *tensor == drifted), "{error}");
         }
     }
 }

@@ -132,7 +132,7 @@ fn update_discriminator(
         }) * share(config, rows);
         sum.add(&[part.detach()], &[state.d.params.gradient(&part)]);
     }
-    sum.over_ranks(state.d.params.world());
+    sum_over_ranks(state.d.params.world(), &sum.gradients, &mut sum.losses);
     let loss = sum.losses.swap_remove(0);
     let factor = config.rate_factor(state.step);
     let update = state.d.update(&sum.gradients[0], &loss, factor, skips(config));
@@ -196,7 +196,7 @@ fn update_encoder_generator(
             _ => sum.add(&[loss_g.detach()], &[g.gradient(&loss_g)]),
         }
     }
-    sum.over_ranks(state.g.live.params.world());
+    sum_over_ranks(state.g.live.params.world(), &sum.gradients, &mut sum.losses);
     // One fault stops both: they share a backward pass.
     let (losses, gradients) = (sum.losses, sum.gradients);
     let loss = losses.iter().fold(Tensor::from(0f32), |sum, loss| sum + loss);
@@ -290,7 +290,7 @@ fn share(config: &Config, rows: i64) -> f64 {
     rows as f64 / config.train.batch as f64
 }
 
-/// Sums over micro-batches, then over ranks.
+/// Sums over micro-batches.
 #[derive(Debug, Default)]
 struct Sum {
     losses: Vec<Tensor>,
@@ -309,20 +309,21 @@ impl Sum {
         into(&mut self.losses, losses);
         into(&mut self.gradients, gradients);
     }
+}
 
-    fn over_ranks(&mut self, world: &World) {
-        if world.size() == 1 {
-            return;
-        }
-        world.enter("all-reduce");
-        for gradient in &self.gradients {
-            world.sum(gradient);
-        }
-        let losses = Tensor::stack(&self.losses, 0);
-        world.sum(&losses);
-        self.losses = losses.unbind(0);
-        world.enter("compute");
+/// Sums an update's gradients, each flat and contiguous, and its losses, scalars, over all ranks, in place.
+pub fn sum_over_ranks(world: &World, gradients: &[Tensor], losses: &mut Vec<Tensor>) {
+    if world.size() == 1 {
+        return;
     }
+    world.enter("all-reduce");
+    for gradient in gradients {
+        world.sum(gradient);
+    }
+    let sums = Tensor::stack(losses, 0);
+    world.sum(&sums);
+    *losses = sums.unbind(0);
+    world.enter("compute");
 }
 
 #[cfg(test)]

@@ -29,12 +29,14 @@ pub struct Faults {
     pub tags: bool,
     /// The status of every answer, where it is not to be 206.
     pub status: Option<u16>,
+    /// Requests whose path contains this are never answered.
+    pub held: Option<&'static str>,
 }
 
 impl Default for Faults {
     fn default() -> Self {
         let (latency, stall) = (Duration::ZERO, Duration::from_secs(60));
-        Self { latency, failing: 0.0, stall, ranges: true, tags: true, status: None }
+        Self { latency, failing: 0.0, stall, ranges: true, tags: true, status: None, held: None }
     }
 }
 
@@ -133,6 +135,9 @@ async fn connection(
         }
         let number = served.requests.fetch_add(1, Ordering::Relaxed);
         tokio::time::sleep(faults.latency).await;
+        if faults.held.is_some_and(|part| head.lines().next().unwrap_or_default().contains(part)) {
+            std::future::pending::<()>().await;
+        }
         let (head, body) = match origin {
             Origin::Folder(dir) => answer(&head, dir, faults),
             Origin::Server(address) => forward(&head, *address).await?,

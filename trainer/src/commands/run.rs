@@ -1,11 +1,14 @@
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use comfy_table::{Table, presets::UTF8_HORIZONTAL_ONLY};
+use pipeline::Dataset;
 use trainer::config::Config;
 use trainer::dist::Place;
 use trainer::error::{Error, Result};
 use trainer::inspect::{self, Cost, Counts};
 use trainer::run::{self, Ended, Summary};
+use trainer::scale::{self, Exchange, Speeds};
 use trainer::stop::Stop;
 
 use super::{Source, usage};
@@ -37,6 +40,16 @@ pub(crate) struct Args {
     /// With --dry-run: the speed to predict the time by, in GFLOP/s (see benches: step)
     #[arg(long, value_name = "N", requires = "dry_run")]
     gflops: Option<f64>,
+    /// With --dry-run: what each of N ranks would read, hold and exchange; with --data the split is checked over its
+    /// index. --gflops is then a rank's speed
+    #[arg(long, value_name = "N[,N…]", requires = "dry_run", value_delimiter = ',')]
+    fake_world: Vec<NonZeroUsize>,
+    /// With --fake-world and --gflops: what a rank sends at its slowest link, in GB/s, to predict a step by
+    #[arg(long, value_name = "N", requires_all = ["fake_world", "gflops"])]
+    bandwidth: Option<f64>,
+    /// With --bandwidth: microseconds of a message between ranks
+    #[arg(long, value_name = "N", requires = "bandwidth", default_value_t = 20.0)]
+    latency: f64,
 }
 
 impl Args {
@@ -84,7 +97,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut config = Config::resolve(&origin, &args.source.set)?;
     args.relocate(&mut config);
     if args.dry_run {
-        return dry_run(&config, args.gflops);
+        return dry_run(args, &config);
     }
     let out = args.out.as_ref().ok_or_else(|| usage("give --out DIR, a new folder for the run"))?;
     finish(&place, run::start(config, out, place.clone(), &stop()?))
@@ -93,23 +106,32 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// Images of ImageNet's training split, which the presets are for.
 const IMAGENET: usize = 1_281_167;
 
-fn dry_run(config: &Config, gflops: Option<f64>) -> Result<()> {
-    if gflops.is_some_and(|speed| speed.is_nan() || speed <= 0.0) {
+fn dry_run(args: &Args, config: &Config) -> Result<()> {
+    let positive = |number: f64| number.is_finite() && number > 0.0;
+    if !args.gflops.is_none_or(positive) {
         return Err(usage("--gflops wants a speed above 0"));
     }
+    let waits = args.latency.is_finite() && args.latency >= 0.0;
+    if !(waits && args.bandwidth.is_none_or(positive)) {
+        return Err(usage("--bandwidth wants a speed above 0, --latency a time from 0 on"));
+    }
+    let ranks: Vec<_> = args.fake_world.iter().map(|ranks| ranks.get()).collect();
+    ranks.iter().try_for_each(|ranks| config.rows(*ranks).map(drop))?;
+    let data =
+        (!config.data.dir.is_empty()).then(|| run::open_data(config, "train")).transpose()?;
     println!("{}", config.to_toml());
     let counts = Counts::of(config);
     let cost = Cost::of(config, &counts);
     println!("{}", inspect::table(&counts, &cost));
-    let (images, of) = match config.data.dir.as_str() {
-        "" => (IMAGENET, " of ImageNet, as no --data is given"),
-        _ => (run::open_data(config, "train")?.len(), ""),
+    let (images, of) = match &data {
+        None => (IMAGENET, " of ImageNet, as no --data is given"),
+        Some(data) => (data.len(), ""),
     };
     let steps = config.train.steps as f64;
     let seen = steps * config.train.batch as f64;
     let epochs = seen / images as f64;
     println!("{images} training images{of}; {steps} steps are {epochs:.1} epochs for G and E");
-    if let Some(speed) = gflops {
+    if let Some(speed) = args.gflops {
         let step = config.train.batch as f64 * cost.step_flop / (1e9 * speed);
         println!(
             "at {speed} GFLOP/s a step takes {step:.3} s ({:.1} images/s) and the run {:.2} days, \
@@ -118,6 +140,36 @@ fn dry_run(config: &Config, gflops: Option<f64>) -> Result<()> {
             step * steps / 86_400.0
         );
     }
+    if !ranks.is_empty() {
+        fake_world(args, config, (&counts, &cost), data.as_deref(), &ranks)?;
+    }
+    Ok(())
+}
+
+fn fake_world(
+    args: &Args,
+    config: &Config,
+    (counts, cost): (&Counts, &Cost),
+    data: Option<&Dataset>,
+    ranks: &[usize],
+) -> Result<()> {
+    let exchange = Exchange::of(config, counts);
+    for &ranks in ranks {
+        println!("\n{}", scale::describe(config, ranks)?);
+        if let Some(data) = data {
+            let batches = scale::check_split(config, data, ranks)?;
+            println!(
+                "in the first {batches} batches the ranks together read what one process reads"
+            );
+        }
+    }
+    println!("\n{}", exchange.describe());
+    let speeds = args.gflops.zip(args.bandwidth).map(|(gflops, bandwidth)| Speeds {
+        flop: 1e9 * gflops,
+        bandwidth: 1e9 * bandwidth,
+        latency: 1e-6 * args.latency,
+    });
+    println!("\n{}", scale::table(config, cost, &exchange, ranks, speeds));
     Ok(())
 }
 

@@ -1,4 +1,5 @@
-//! Handles of torch.distributed's C++ half.
+//! Handles of torch.distributed's C++ half. [`World`](super::World) is what a run uses; these are public for what is
+//! measured beside it.
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::ptr::null_mut;
@@ -51,7 +52,8 @@ unsafe extern "C" {
     fn bb_group_broadcast(group: *mut c_void, tensor: *const c_void, root: c_int) -> *mut c_char;
 }
 
-type Outcome<T> = Result<T, String>;
+/// A value, or what c10d said.
+pub type Outcome<T> = Result<T, String>;
 
 /// What a call said; of c10d's errors the first line, without the frames of the stack.
 fn outcome(error: *mut c_char) -> Outcome<()> {
@@ -64,7 +66,7 @@ fn c_text(text: &str) -> Outcome<CString> {
 
 /// Keys and values that all ranks see: torch's TCPStore, served here or elsewhere.
 #[derive(Debug)]
-pub(super) struct Store {
+pub struct Store {
     handle: *mut c_void,
     prefix: String,
     port: u16,
@@ -76,8 +78,12 @@ unsafe impl Send for Store {}
 unsafe impl Sync for Store {}
 
 impl Store {
-    /// Serves a store (port 0: any free one), or connects to the one there.
-    pub(super) fn open(
+    /// Serves a store (port 0: any free one), or connects to the one there, within `timeout`. `prefix` goes before
+    /// every key.
+    ///
+    /// # Errors
+    /// c10d's, as in every call here: the port is taken, the host is unknown, nobody answers, the connection is lost.
+    pub fn open(
         (host, port): (&str, u16),
         serve: bool,
         prefix: &str,
@@ -93,7 +99,9 @@ impl Store {
         Ok(Self { handle, prefix: prefix.to_owned(), port: bound })
     }
 
-    pub(super) fn port(&self) -> u16 {
+    /// The port it is served at.
+    #[must_use]
+    pub fn port(&self) -> u16 {
         self.port
     }
 
@@ -101,14 +109,21 @@ impl Store {
         c_text(&format!("{}{key}", self.prefix))
     }
 
-    pub(super) fn set(&self, key: &str, value: &[u8]) -> Outcome<()> {
+    /// Sets the value of a key.
+    ///
+    /// # Errors
+    /// See [`Store::open`].
+    pub fn set(&self, key: &str, value: &[u8]) -> Outcome<()> {
         let key = self.key(key)?;
         // SAFETY: the handle is open, key and value outlive the call.
         outcome(unsafe { bb_store_set(self.handle, key.as_ptr(), value.as_ptr(), value.len()) })
     }
 
     /// The value of a key, if it has one yet. Does not wait.
-    pub(super) fn get(&self, key: &str) -> Outcome<Option<Vec<u8>>> {
+    ///
+    /// # Errors
+    /// See [`Store::open`].
+    pub fn get(&self, key: &str) -> Outcome<Option<Vec<u8>>> {
         let (key, mut data, mut length) = (self.key(key)?, null_mut(), 0);
         // SAFETY: the handle is open; the shim writes a pointer to bytes that we free.
         outcome(unsafe {
@@ -124,8 +139,11 @@ impl Store {
         Ok(Some(value))
     }
 
-    /// Adds to a counter that starts at 0.
-    pub(super) fn add(&self, key: &str, amount: i64) -> Outcome<i64> {
+    /// Adds to a counter that starts at 0. Returns the sum.
+    ///
+    /// # Errors
+    /// See [`Store::open`].
+    pub fn add(&self, key: &str, amount: i64) -> Outcome<i64> {
         let (key, mut sum) = (self.key(key)?, 0);
         // SAFETY: the handle is open, the key outlives the call.
         outcome(unsafe { bb_store_add(self.handle, key.as_ptr(), amount, &raw mut sum) })?;
@@ -142,14 +160,16 @@ impl Drop for Store {
 
 /// How values of all ranks become one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reduce {
+pub enum Reduce {
+    /// Their sum.
     Sum = 0,
+    /// The largest, element by element.
     Max = 1,
 }
 
 /// A process group.
 #[derive(Debug)]
-pub(super) struct Group(*mut c_void);
+pub struct Group(*mut c_void);
 
 // SAFETY: the handle belongs to the object alone, and process groups may be used from any thread.
 unsafe impl Send for Group {}
@@ -158,7 +178,12 @@ unsafe impl Send for Group {}
 unsafe impl Sync for Group {}
 
 impl Group {
-    pub(super) fn gloo(
+    /// Connects `size` ranks over Gloo, for tensors on the CPU: all call this, with stores of one prefix. `address` is
+    /// this machine's, as the others reach it; a collective fails after `timeout`.
+    ///
+    /// # Errors
+    /// As all collectives: a rank does not come or goes away.
+    pub fn gloo(
         store: &Store,
         (rank, size): (usize, usize),
         address: &str,
@@ -176,8 +201,11 @@ impl Group {
         Ok(Self(group))
     }
 
-    /// On tensors of one CUDA device.
-    pub(super) fn nccl(
+    /// Meets the other ranks over NCCL, for tensors of one CUDA device. Arguments as of [`Group::gloo`].
+    ///
+    /// # Errors
+    /// As there; and where there is no GPU.
+    pub fn nccl(
         store: &Store,
         (rank, size): (usize, usize),
         device: usize,
@@ -194,12 +222,20 @@ impl Group {
         Ok(Self(group))
     }
 
-    pub(super) fn all_reduce(&self, tensor: &Tensor, how: Reduce) -> Outcome<()> {
+    /// Makes a contiguous tensor the sum or maximum over all ranks, in place, and waits for it.
+    ///
+    /// # Errors
+    /// See [`Group::gloo`].
+    pub fn all_reduce(&self, tensor: &Tensor, how: Reduce) -> Outcome<()> {
         // SAFETY: the group is open; the tensor lives until the shim has waited for the work.
         outcome(unsafe { bb_group_all_reduce(self.0, tensor.as_ptr().cast(), how as c_int) })
     }
 
-    pub(super) fn broadcast(&self, tensor: &Tensor, root: usize) -> Outcome<()> {
+    /// Makes a contiguous tensor what it is on rank `root`, and waits for it.
+    ///
+    /// # Errors
+    /// See [`Group::gloo`].
+    pub fn broadcast(&self, tensor: &Tensor, root: usize) -> Outcome<()> {
         // SAFETY: as above.
         outcome(unsafe { bb_group_broadcast(self.0, tensor.as_ptr().cast(), root as c_int) })
     }

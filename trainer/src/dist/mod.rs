@@ -1,7 +1,7 @@
 //! Many processes as one run: torch.distributed's store and process groups, who is which rank, what
 //! all ranks must agree on, and what happens when one of them fails.
 
-mod c10d;
+pub mod c10d;
 mod launch;
 mod nccl;
 mod place;
@@ -51,6 +51,17 @@ pub struct World(Arc<Inner>);
 struct Inner {
     place: Place,
     link: Option<Link>,
+    collectives: AtomicU64,
+    bytes: AtomicU64,
+}
+
+/// What a rank gave to collectives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Traffic {
+    /// Their number.
+    pub collectives: u64,
+    /// Bytes of the tensors, each counted once.
+    pub bytes: u64,
 }
 
 #[derive(Debug)]
@@ -98,7 +109,19 @@ impl World {
     /// A world of one.
     #[must_use]
     pub fn alone() -> Self {
-        Self(Arc::new(Inner { place: Place::alone(), link: None }))
+        Self::new(Place::alone(), None)
+    }
+
+    /// Rank 0 of `size` ranks of which no other is there: collectives are counted and do nothing. For finding
+    /// out what a step exchanges; its numbers mean nothing.
+    #[must_use]
+    pub fn rehearsal(size: usize) -> Self {
+        Self::new(Place { size, ..Place::alone() }, None)
+    }
+
+    fn new(place: Place, link: Option<Link>) -> Self {
+        let (collectives, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self(Arc::new(Inner { place, link, collectives, bytes }))
     }
 
     /// Meets the other ranks, and makes sure that all run the same program on the same `facts` (name and
@@ -129,7 +152,7 @@ impl World {
             _ => None,
         };
         link.groups = Some(Groups { host, device });
-        Ok(Self(Arc::new(Inner { place, link: Some(link) })))
+        Ok(Self::new(place, Some(link)))
     }
 
     /// This process's number.
@@ -211,10 +234,27 @@ impl World {
         std::array::from_fn(|i| tensor.int64_value(&[i as i64]))
     }
 
-    fn collective(&self, on: &Tensor, run: impl FnOnce(&Group) -> std::result::Result<(), String>) {
+    /// What this rank gave to collectives so far; nothing in a world of one.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        let Inner { collectives, bytes, .. } = &*self.0;
+        let [collectives, bytes] = [collectives, bytes].map(|n| n.load(Ordering::Relaxed));
+        Traffic { collectives, bytes }
+    }
+
+    fn collective(
+        &self,
+        tensor: &Tensor,
+        run: impl FnOnce(&Group) -> std::result::Result<(), String>,
+    ) {
+        if self.size() > 1 {
+            let bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
+            self.0.collectives.fetch_add(1, Ordering::Relaxed);
+            self.0.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
         let Some(link) = &self.0.link else { return };
         let Some(groups) = &link.groups else { return };
-        link.pulse.collective(|| run(groups.of(on)));
+        link.pulse.collective(|| run(groups.of(tensor)));
     }
 
     /// Whether all collectives so far did their work. Where one failed, this waits until the rank to blame
