@@ -28,8 +28,10 @@ use trainer::state::TrainState;
 use trainer::step::{prepare, train_step};
 use trainer::stop::Stop;
 
-/// Loading is the limit where more than this share of the time goes by waiting for it.
+/// Loading is the limit where a trainer loses more than this share of its time to it.
 const TOLERATED: f64 = 0.01;
+/// As good as nothing lost.
+const NOTHING: f64 = 0.001;
 /// The limit is found to this share of itself.
 const EXACT: f64 = 0.03;
 /// A batch that came later than this was waited for.
@@ -183,6 +185,9 @@ struct Paced {
     images_per_s: f64,
     /// Share of the time that it waited for the loader.
     loading_share: f64,
+    /// Share of its speed that it lost: to these waits, to decode threads that kept it from its core, and
+    /// to an upload that takes longer than its step; none where it never paused.
+    lost_share: Option<f64>,
     /// Batches that it waited for.
     late: u64,
     batches: u64,
@@ -191,7 +196,7 @@ struct Paced {
 /// Runs trainers of rising speed, then those between the fastest that loading keeps up with and the next.
 fn pace(config: &Config, data: &Arc<Dataset>, device: Device, args: &Args) -> Result<Value> {
     let at = |rate| at_rate(config, data, device, rate, args.seconds);
-    println!("{:>12} {:>12} {:>10}  late", "images/s", "reached", "waited");
+    println!("{:>12} {:>12} {:>10} {:>10}  late", "images/s", "reached", "waited", "lost");
     let flat_out = at(None)?;
     let top = flat_out.images_per_s;
     let mut rates = args.rates.clone();
@@ -209,16 +214,17 @@ fn pace(config: &Config, data: &Arc<Dataset>, device: Device, args: &Args) -> Re
         };
         let paced = at(Some(rate))?;
         all.push(paced);
-        if paced.loading_share > TOLERATED {
+        if paced.lost_share.is_some_and(|lost| lost > TOLERATED) {
             high = Some(high.map_or(rate, |high: f64| high.min(rate)));
         } else if high.is_none_or(|high| rate < high) {
             low = rate;
         }
     }
-    let slowest_late = all.iter().filter(|p| p.late > 0).filter_map(|p| p.rate);
-    let slowest_late = slowest_late.min_by(f64::total_cmp).unwrap_or(f64::INFINITY);
-    let never_late = all.iter().filter_map(|p| p.rate).filter(|rate| *rate < slowest_late);
-    let never_late = never_late.max_by(f64::total_cmp);
+    let free = |p: &Paced| p.late == 0 && p.lost_share.is_some_and(|lost| lost <= NOTHING);
+    let rate_if =
+        |wanted: bool| all.iter().filter(move |p| free(p) == wanted).filter_map(|p| p.rate);
+    let slowest_late = rate_if(false).min_by(f64::total_cmp).unwrap_or(f64::INFINITY);
+    let never_late = rate_if(true).filter(|rate| *rate < slowest_late).max_by(f64::total_cmp);
     match high {
         Some(_) => println!("loading becomes the limit at about {low:.0} images/s"),
         None => println!("loading is not the limit up to {low:.0} images/s"),
@@ -254,8 +260,9 @@ fn at_rate(
         let before = feed.loading;
         feed.next(&stop)?;
         let wait = feed.loading - before;
-        // The step takes as long whether or not it had to wait before. The upload is part of it.
-        due = (due + period + wait).max(Instant::now());
+        // The step takes as long whether or not it had to wait before; the upload is part of it. A pause
+        // that was too long is made up for.
+        due += period + wait;
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
         Ok(wait)
     };
@@ -272,10 +279,12 @@ fn at_rate(
     let elapsed = from.elapsed().as_secs_f64();
     let images_per_s = batches as f64 * batch / elapsed;
     let loading_share = waited.as_secs_f64() / elapsed;
+    let lost_share = rate.map(|rate| (1.0 - images_per_s / rate).max(0.0));
     println!(
-        "{:>12} {images_per_s:>12.0} {:>8.2} %  {late} of {batches} batches",
+        "{:>12} {images_per_s:>12.0} {:>8.2} % {:>10}  {late} of {batches} batches",
         rate.map_or("no pause".into(), |rate| format!("{rate:.0}")),
-        100.0 * loading_share
+        100.0 * loading_share,
+        lost_share.map_or(String::new(), |lost| format!("{:.2} %", 100.0 * lost))
     );
-    Ok(Paced { rate, images_per_s, loading_share, late, batches })
+    Ok(Paced { rate, images_per_s, loading_share, lost_share, late, batches })
 }

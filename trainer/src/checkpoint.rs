@@ -31,6 +31,9 @@ pub const FORMAT: u32 = 1;
 
 pub(crate) type Named = Vec<(String, Tensor)>;
 
+/// The tensors of a checkpoint by file.
+type Files = Vec<(String, Named)>;
+
 /// What `manifest.json` says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -115,10 +118,16 @@ pub struct Writer {
     folder: PathBuf,
     /// Name of the newest checkpoint that this writer took on.
     newest: Option<String>,
-    under_way: Option<JoinHandle<Result<Saved>>>,
+    under_way: Option<JoinHandle<Result<Done>>>,
+    /// Host memory for the next copy, in use before: memory that was never touched takes many times as long
+    /// to fill. Empty while a checkpoint is being written.
+    staging: Files,
     /// The newest that is on the disk, until it was told of.
     saved: Option<Saved>,
 }
+
+/// What the background thread of a [`Writer`] hands back: the memory for the next copy too.
+type Done = (Option<Saved>, Files);
 
 /// What a checkpoint that is on the disk took.
 #[derive(Debug, Clone, PartialEq)]
@@ -147,7 +156,13 @@ impl Writer {
                 fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
             }
         }
-        Ok(Self { folder: folder.to_owned(), newest: None, under_way: None, saved: None })
+        Ok(Self {
+            folder: folder.to_owned(),
+            newest: None,
+            under_way: None,
+            staging: vec![],
+            saved: None,
+        })
     }
 
     /// Copies the state to host memory and writes the copy in the background, then removes what `keep`
@@ -162,7 +177,7 @@ impl Writer {
         if self.newest.as_ref() == Some(&name) {
             return Ok(());
         }
-        let snapshot = Snapshot::of(state, data);
+        let mut snapshot = Snapshot::of(state, data, std::mem::take(&mut self.staging));
         room_for(&self.folder, snapshot.bytes())?;
         self.newest = Some(name.clone());
         let folder = self.folder.clone();
@@ -171,9 +186,24 @@ impl Writer {
             let begun = Instant::now();
             snapshot.write(&folder)?;
             remove_all_but(&folder, keep)?;
-            Ok(Saved { name, bytes, held, writing: begun.elapsed() })
+            let saved = Saved { name, bytes, held, writing: begun.elapsed() };
+            Ok((Some(saved), snapshot.files))
         };
-        let spawned = std::thread::Builder::new().name("checkpoint".into()).spawn(write);
+        self.spawn(write)
+    }
+
+    /// Gets the memory for copies of `state` ready in the background, so that the first checkpoint holds
+    /// training up no longer than the others.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where no thread starts.
+    pub fn prepare(&mut self, state: &TrainState) -> Result<()> {
+        let layout = layout(&contents(state));
+        self.spawn(move || Ok((None, host_memory(layout))))
+    }
+
+    fn spawn(&mut self, work: impl FnOnce() -> Result<Done> + Send + 'static) -> Result<()> {
+        let spawned = std::thread::Builder::new().name("checkpoint".into()).spawn(work);
         self.under_way = Some(spawned.map_err(Error::io("start a thread for", &self.folder))?);
         Ok(())
     }
@@ -185,7 +215,10 @@ impl Writer {
     pub fn finish(&mut self) -> Result<()> {
         match self.under_way.take().map(JoinHandle::join) {
             None => Ok(()),
-            Some(Ok(outcome)) => outcome.map(|saved| self.saved = Some(saved)),
+            Some(Ok(outcome)) => outcome.map(|(saved, staging)| {
+                self.saved = saved;
+                self.staging = staging;
+            }),
             Some(Err(_)) => Err(fault(&self.folder, "the writing thread panicked")),
         }
     }
@@ -236,14 +269,16 @@ struct Snapshot {
 }
 
 impl Snapshot {
-    fn of(state: &TrainState, data: u64) -> Self {
-        let copy = |(name, t): (String, Tensor)| {
-            let host = Tensor::empty(t.size(), (t.kind(), Device::Cpu));
-            no_grad(|| host.shallow_clone().copy_(&t));
-            (name, host)
-        };
-        let copy =
-            |(file, tensors): (String, Named)| (file, tensors.into_iter().map(copy).collect());
+    /// Copies `state` to `staging`, where that holds a copy of the same tensors, or else to new memory.
+    fn of(state: &TrainState, data: u64, mut staging: Files) -> Self {
+        let files = contents(state);
+        if layout(&staging) != layout(&files) {
+            staging = host_memory(layout(&files));
+        }
+        for ((_, to), (_, from)) in staging.iter_mut().zip(&files) {
+            let pairs = to.iter_mut().zip(from);
+            no_grad(|| pairs.for_each(|((_, to), (_, from))| to.copy_(from)));
+        }
         let manifest = Manifest {
             format: FORMAT,
             step: state.step,
@@ -255,7 +290,7 @@ impl Snapshot {
             threads: tch::get_num_threads(),
             files: BTreeMap::new(),
         };
-        Self { manifest, files: contents(state).into_iter().map(copy).collect() }
+        Self { manifest, files: staging }
     }
 
     /// About what its files will take.
@@ -265,13 +300,13 @@ impl Snapshot {
     }
 
     /// Writes a folder aside, syncs it and gives it its name.
-    fn write(mut self, folder: &Path) -> Result<()> {
+    fn write(&mut self, folder: &Path) -> Result<()> {
         let name = name_of(self.manifest.step, self.manifest.of_d.map_or(0, |d| d.updates));
         let (path, aside) = (folder.join(&name), folder.join(format!(".{name}.partial")));
         fs::create_dir(&aside).map_err(Error::io("create", &aside))?;
-        for (name, tensors) in self.files.drain(..) {
-            let record = write_tensors(&aside.join(&name), &tensors)?;
-            self.manifest.files.insert(name, record);
+        for (name, tensors) in &self.files {
+            let record = write_tensors(&aside.join(name), tensors)?;
+            self.manifest.files.insert(name.clone(), record);
         }
         let text = serde_json::to_vec_pretty(&self.manifest).map_err(|e| fault(&aside, e))?;
         write_synced(&aside.join("manifest.json"), &text)?;
@@ -282,6 +317,22 @@ impl Snapshot {
         fs::rename(&aside, &path).map_err(Error::io("rename", &aside))?;
         sync_folder(folder)
     }
+}
+
+/// By file: names, shapes and types.
+type Layout = Vec<(String, Vec<(String, Vec<i64>, Kind)>)>;
+
+fn layout(files: &Files) -> Layout {
+    let of = |(name, t): &(String, Tensor)| (name.clone(), t.size(), t.kind());
+    files.iter().map(|(file, all)| (file.clone(), all.iter().map(of).collect())).collect()
+}
+
+/// Tensors of zeros in host memory: written to, so that the system has really given it.
+fn host_memory(layout: Layout) -> Files {
+    let zeros = |(name, shape, kind): (String, Vec<i64>, Kind)| {
+        (name, Tensor::zeros(shape, (kind, Device::Cpu)))
+    };
+    layout.into_iter().map(|(file, all)| (file, all.into_iter().map(zeros).collect())).collect()
 }
 
 fn name_of(step: u64, updates: u32) -> String {
@@ -734,6 +785,23 @@ mod tests {
         save(folder.path(), &mut state, 2, Keep { last: 1, every: 1, best: Some(1) });
         let names: Vec<_> = list(folder.path()).unwrap().into_iter().map(|(_, p)| p).collect();
         assert_eq!(names, [1, 2].map(|step| folder.path().join(name_of(step, 0))));
+    }
+
+    #[test]
+    fn the_second_checkpoint_of_a_writer_holds_the_state_of_its_own_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut state = TrainState::new(&config(), Device::Cpu, true);
+        let mut writer = Writer::new(folder.path()).unwrap();
+        writer.prepare(&state).unwrap();
+        for step in 1..=3 {
+            state.step = step;
+            let _ = no_grad(|| state.d.params.flat().shallow_clone().g_add_scalar_(1.0));
+            writer.save(&state, 7, ALL).unwrap();
+        }
+        writer.finish().unwrap();
+        let (_, found) =
+            load_newest(folder.path(), &config(), Device::Cpu, 7, &World::alone()).unwrap();
+        assert!(found.step == 3 && found.d.params.flat().equal(state.d.params.flat()));
     }
 
     #[test]

@@ -84,7 +84,7 @@ mod tests {
             assert_eq!(found, bf16.map(|tera| 1e12 * tera), "{name}");
         }
         let h100 = |precision| flops("NVIDIA H100 80GB HBM3", precision);
-        assert_eq!(h100(Precision::F32), Some(66.9e12));
-        assert_eq!(h100(Precision::Tf32), Some(494.7e12));
+        assert_eq!(h100(Precision::F32), Some(1e12 * 66.9));
+        assert_eq!(h100(Precision::Tf32), Some(1e12 * 494.7));
     }
 }

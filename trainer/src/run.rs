@@ -322,7 +322,8 @@ impl Run {
             fs::create_dir_all(&images).map_err(Error::io("create", &images))?;
         }
         let checkpoints = world.leads().then(|| Writer::new(&out.join("checkpoints")));
-        let checkpoints = checkpoints.transpose()?;
+        let mut checkpoints = checkpoints.transpose()?;
+        checkpoints.as_mut().map_or(Ok(()), |writer| writer.prepare(&state))?;
         let stats = lines(&world, out, "stats.jsonl", state.step)?;
         let metrics = lines(&world, out, "metrics.jsonl", state.step)?;
         // What happened stays on record, whatever is done again.
@@ -409,6 +410,7 @@ impl Run {
         self.save()?;
         self.write_out()?;
         self.saved()?;
+        self.checkpoints = None; // what follows may need the memory
         let world = self.world.clone();
         let mut probe = None;
         let last_words = || {
