@@ -1,25 +1,43 @@
-"""Seconds of a step of the `demo` model in plain, eager PyTorch: the peer of `--bench step`.
+"""Seconds of a training step in plain, eager PyTorch: the peer of `cargo bench -p benches --bench step`.
 
-The same layers, sizes, losses and update order as the trainer's `demo` preset, written the usual way:
-spectral norm in every forward pass, one Adam a network over all its tensors. Run it with the virtual
-environment's Python; it prints one JSON object on its last line.
+    step_torch.py [--preset demo|cifar10|base] [--batch N] [--threads N] [--steps N] [--precision f32|bf16]
+                  [--compile]
+
+Layers, sizes, losses and update order are the trainer's: sizes come from `trainer/presets`, and the number
+of parameters of every part must be the one the trainer's tests hold, or this ends with an error. All is
+written the usual way: spectral norm in every forward pass, a 1x1 shortcut where the reference codes have it,
+one Adam a network over its tensors. `--compile` is the upper mark: torch.compile and the fused Adam.
+Random images, a fresh batch for every update of a step. `base` takes some 10 GB, at a batch of 2 (`--batch 2`).
+Run it with the Python of an environment that has the trainer's version of PyTorch; the last line is one JSON
+object.
 """
 
 import argparse
+import functools
 import json
+import math
+import pathlib
 import statistics
 import time
+import tomllib
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.parametrizations import spectral_norm as sn
+from torch.nn.utils.parametrizations import spectral_norm
+
+TRAINER = pathlib.Path(__file__).resolve().parents[2] / "trainer"
+COUNTS = "src/snapshots/trainer__inspect__tests__the_parameters_of_every_preset_are_as_they_were.snap"
+# By the side of the images: channels in units of `ch` into each block of G and out of the last; channels out
+# of each block of D, and how many of those blocks halve the side.
+G_WIDTHS = {16: (4, 2, 1), 128: (16, 16, 8, 4, 2, 1)}
+D_WIDTHS = {16: ((1, 2, 4, 4), 2), 128: ((1, 2, 4, 8, 16, 16), 5)}
 
 
 class ConditionalNorm(nn.Module):
-    def __init__(self, channels, condition):
+    def __init__(self, channels, condition, eps, sn):
         super().__init__()
-        self.norm = nn.BatchNorm2d(channels, eps=1e-4, affine=False)
+        self.norm = nn.BatchNorm2d(channels, eps=eps, affine=False)
         self.gain = sn(nn.Linear(condition, channels, bias=False))
         self.shift = sn(nn.Linear(condition, channels, bias=False))
 
@@ -28,48 +46,72 @@ class ConditionalNorm(nn.Module):
         return self.norm(x) * (1 + spread(self.gain(c))) + spread(self.shift(c))
 
 
-class GBlock(nn.Module):
-    def __init__(self, cin, cout, condition):
+class Attention(nn.Module):
+    def __init__(self, channels, sn):
         super().__init__()
-        self.norm1, self.norm2 = ConditionalNorm(cin, condition), ConditionalNorm(cout, condition)
+        conv = lambda a, b: sn(nn.Conv2d(a, b, 1, bias=False))
+        self.theta, self.phi = conv(channels, channels // 8), conv(channels, channels // 8)
+        self.g, self.o = conv(channels, channels // 2), conv(channels // 2, channels)
+        self.gamma = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        theta = self.theta(x).flatten(2)
+        phi, g = (F.max_pool2d(layer(x), 2).flatten(2) for layer in (self.phi, self.g))
+        beta = F.softmax(torch.bmm(theta.transpose(1, 2), phi), -1)
+        mixed = torch.bmm(g, beta.transpose(1, 2)).view(len(x), -1, *x.shape[2:])
+        return x + self.gamma * self.o(mixed)
+
+
+class GBlock(nn.Module):
+    def __init__(self, cin, cout, condition, attends, eps, sn):
+        super().__init__()
+        self.norm1 = ConditionalNorm(cin, condition, eps, sn)
+        self.norm2 = ConditionalNorm(cout, condition, eps, sn)
         self.conv1, self.conv2 = sn(nn.Conv2d(cin, cout, 3, 1, 1)), sn(nn.Conv2d(cout, cout, 3, 1, 1))
         self.shortcut = sn(nn.Conv2d(cin, cout, 1))
+        self.attention = Attention(cout, sn) if attends else nn.Identity()
 
     def forward(self, x, c):
         up = lambda t: F.interpolate(t, scale_factor=2)
         h = self.conv1(up(F.relu(self.norm1(x, c))))
-        return self.conv2(F.relu(self.norm2(h, c))) + self.shortcut(up(x))
+        return self.attention(self.conv2(F.relu(self.norm2(h, c))) + self.shortcut(up(x)))
 
 
 class Generator(nn.Module):
-    def __init__(self, ch=16, chunk=20, shared=16):
+    def __init__(self, c):
         super().__init__()
-        self.chunk, self.ch = chunk, ch
-        self.embedding = nn.Parameter(torch.randn(1, shared))
-        self.first = sn(nn.Linear(chunk, 4 * ch * 16))
-        widths = [4 * ch, 2 * ch, ch]
-        self.blocks = nn.ModuleList(GBlock(a, b, chunk + shared) for a, b in zip(widths, widths[1:]))
-        self.norm = nn.BatchNorm2d(ch, eps=1e-4)
-        self.last = sn(nn.Conv2d(ch, 3, 3, 1, 1))
+        g, self.chunk = c["g"], c["latent"]["chunk"]
+        sn = functools.partial(spectral_norm, eps=g["sn_eps"])
+        widths = [m * g["ch"] for m in G_WIDTHS[g["res"]]]
+        self.embedding = nn.Parameter(torch.randn(1, g["shared_dim"]))
+        self.first = sn(nn.Linear(self.chunk, widths[0] * 4 * 4))
+        self.blocks = nn.ModuleList(
+            GBlock(a, b, self.chunk + g["shared_dim"], 8 << i == g["attn_res"], g["bn_eps"], sn)
+            for i, (a, b) in enumerate(zip(widths, widths[1:]))
+        )
+        self.norm = nn.BatchNorm2d(widths[-1], eps=g["bn_eps"])
+        self.last = sn(nn.Conv2d(widths[-1], 3, 3, 1, 1))
 
     def forward(self, z):
         z, e = z.split(self.chunk, 1), self.embedding.expand(len(z), -1)
-        x = self.first(z[0]).view(-1, 4 * self.ch, 4, 4)
+        x = self.first(z[0]).view(len(e), -1, 4, 4)
         for block, chunk in zip(self.blocks, z[1:]):
             x = block(x, torch.cat([chunk, e], 1))
         return torch.tanh(self.last(F.relu(self.norm(x))))
 
 
 class DBlock(nn.Module):
-    def __init__(self, cin, cout, first, halves):
+    def __init__(self, cin, cout, first, halves, attends, sn):
         super().__init__()
         self.conv1, self.conv2 = sn(nn.Conv2d(cin, cout, 3, 1, 1)), sn(nn.Conv2d(cout, cout, 3, 1, 1))
         self.shortcut = sn(nn.Conv2d(cin, cout, 1)) if cin != cout or halves else nn.Identity()
         self.first, self.pool = first, nn.AvgPool2d(2) if halves else nn.Identity()
+        self.attention = Attention(cout, sn) if attends else nn.Identity()
 
     def forward(self, x):
-        h = x if self.first else F.relu(x)
-        return self.pool(self.conv2(F.relu(self.conv1(h)))) + self.pool(self.shortcut(x))
+        h = self.pool(self.conv2(F.relu(self.conv1(x if self.first else F.relu(x)))))
+        skip = self.shortcut(self.pool(x)) if self.first else self.pool(self.shortcut(x))
+        return self.attention(h + skip)
 
 
 class Mlp(nn.Module):
@@ -91,81 +133,139 @@ class Mlp(nn.Module):
 
 
 class Discriminator(nn.Module):
-    def __init__(self, ch=32, z=60, h=128, j=256):
+    def __init__(self, c):
         super().__init__()
-        widths = [3, ch, 2 * ch, 4 * ch, 4 * ch]
-        self.f = nn.Sequential(
-            *(DBlock(a, b, i == 0, i < 2) for i, (a, b) in enumerate(zip(widths, widths[1:])))
+        f, h, j = c["f"], c["h"], c["j"]
+        sn = functools.partial(spectral_norm, eps=f["sn_eps"])
+        multipliers, halvings = D_WIDTHS[f["res"]]
+        widths = [3] + [m * f["ch"] for m in multipliers]
+        self.f = nn.Sequential(*(
+            DBlock(a, b, i == 0, i < halvings, i < halvings and f["res"] >> (i + 1) == f["attn_res"], sn)
+            for i, (a, b) in enumerate(zip(widths, widths[1:]))
+        ))
+        self.h = Mlp(c["latent"]["dim"], h["width"], h["layers"], sn, True)
+        self.j = Mlp(widths[-1] + h["width"], j["width"], j["layers"], sn, True)
+        self.theta_x, self.theta_z, self.theta_xz = (
+            sn(nn.Linear(width, 1)) for width in (widths[-1], h["width"], j["width"])
         )
-        self.h, self.j = Mlp(z, h, 4, sn, True), Mlp(4 * ch + h, j, 4, sn, True)
-        self.tx, self.tz, self.txz = (sn(nn.Linear(w, 1)) for w in (4 * ch, h, j))
 
     def forward(self, x, z):
         f, h = F.relu(self.f(x)).sum((2, 3)), self.h(z)
-        return self.txz(self.j(torch.cat([f, h], 1))), self.tx(f), self.tz(h)
+        return self.theta_xz(self.j(torch.cat([f, h], 1))), self.theta_x(f), self.theta_z(h)
 
 
-class Basic(nn.Module):
-    def __init__(self, cin, cout, stride):
+class Residual(nn.Module):
+    """A pre-activation block of E; `layers` are (channels out, side of the kernel, stride)."""
+
+    def __init__(self, cin, layers, norm):
         super().__init__()
-        norm = lambda c: nn.BatchNorm2d(c, eps=1e-3, momentum=0.01)
-        self.n1, self.n2 = norm(cin), norm(cout)
-        self.c1 = nn.Conv2d(cin, cout, 3, stride, 1, bias=False)
-        self.c2 = nn.Conv2d(cout, cout, 3, 1, 1, bias=False)
-        self.skip = nn.Conv2d(cin, cout, 1, stride, bias=False) if stride > 1 or cin != cout else None
+        conv = lambda a, b, k, stride: nn.Conv2d(a, b, k, stride, k // 2, bias=False)
+        outs, stride = [layer[0] for layer in layers], math.prod(layer[2] for layer in layers)
+        ins = [cin] + outs[:-1]
+        self.norms = nn.ModuleList(norm(a) for a in ins)
+        self.convs = nn.ModuleList(conv(a, *layer) for a, layer in zip(ins, layers))
+        changes = stride > 1 or cin != outs[-1]
+        self.projection = conv(cin, outs[-1], 1, stride) if changes else None
 
     def forward(self, x):
-        h = F.relu(self.n1(x))
-        return self.c2(F.relu(self.n2(self.c1(h)))) + (self.skip(h) if self.skip else x)
+        h = F.relu(self.norms[0](x))
+        skip, h = self.projection(h) if self.projection else x, self.convs[0](h)
+        for norm, conv in zip(self.norms[1:], self.convs[1:]):
+            h = conv(F.relu(norm(h)))
+        return h + skip
 
 
 class Encoder(nn.Module):
-    def __init__(self, z=60, width=128):
+    def __init__(self, c):
         super().__init__()
-        blocks, cin = [], 32
-        for cout in (32, 64, 128):
-            blocks += [Basic(cin, cout, 2), Basic(cout, cout, 1)]
-            cin = cout
-        self.trunk = nn.Sequential(
-            nn.Conv2d(3, 32, 3, 1, 1, bias=False), *blocks, nn.BatchNorm2d(128, eps=1e-3, momentum=0.01)
-        )
-        self.mlp, self.head = Mlp(128, width, 4, lambda m: m, False), nn.Linear(width, 2 * z)
+        e, z = c["e"], c["latent"]["dim"]
+        norm = lambda channels: nn.BatchNorm2d(channels, eps=e["bn_eps"], momentum=e["bn_momentum"])
+        if e["family"] == "small":  # Basic blocks; every stage halves the side.
+            cin, counts, halved = 32 * e["width"], [(e["depth"] - 2) // 6] * 3, 0
+            root = [nn.Conv2d(3, cin, 3, 1, 1, bias=False)]
+            layers = lambda width, stride: [(width, 3, stride), (width, 3, 1)]
+        else:  # Bottlenecks, as ResNet-50-v2 has them.
+            assert (e["family"], e["depth"]) == ("resnet_v2", 50)
+            cin, counts, halved = 64 * e["width"], [3, 4, 6, 3], 1
+            root = [nn.Conv2d(3, cin, 7, 2, 3, bias=False), nn.MaxPool2d(3, 2, 1)]
+            layers = lambda width, stride: [(width, 1, 1), (width, 3, stride), (4 * width, 1, 1)]
+        first, blocks = cin, []
+        for stage, count in enumerate(counts):
+            for block in range(count):
+                stride = 2 if block == 0 and stage >= halved else 1
+                blocks.append(Residual(cin, layers(first << stage, stride), norm))
+                cin = blocks[-1].convs[-1].out_channels
+        self.trunk = nn.Sequential(*root, *blocks, norm(cin))
+        self.mlp = Mlp(cin, e["mlp_width"], e["mlp_layers"], lambda m: m, False)
+        self.head = nn.Linear(e["mlp_width"], 2 * z)
 
     def forward(self, x):
         mu, s = self.head(self.mlp(F.relu(self.trunk(x)).mean((2, 3)))).chunk(2, 1)
         return mu + torch.randn_like(mu) * F.softplus(s)
 
 
+def preset(name):
+    """The trainer's configuration: what `name` changes, over what it extends."""
+    changes = tomllib.loads((TRAINER / f"presets/{name}.toml").read_text())
+    parent = changes.pop("extends", "base")
+    whole = {} if name == "base" else preset(parent)
+    return {table: whole.get(table, {}) | changes.get(table, {}) for table in whole | changes}
+
+
+def check_counts(name, g, e, d):
+    """Ends with an error unless every part has the trainer's number of parameters."""
+    line = next(l for l in (TRAINER / COUNTS).read_text().splitlines() if l.startswith(name + " "))
+    theirs = {part: int(count) for part, count in (pair.split("=") for pair in line.split()[1:])}
+    del theirs["checkpoint"]
+    parts = {"g": g} | {f"e.{part}": net for part, net in e.named_children()} | dict(d.named_children())
+    ours = {part: sum(p.numel() for p in net.parameters()) for part, net in parts.items()}
+    assert ours == theirs, f"numbers of parameters of {name}: {ours} here, {theirs} in the trainer"
+
+
 def main():
-    args = argparse.ArgumentParser(description=__doc__)
-    args.add_argument("--batch", type=int, default=64)
-    args.add_argument("--steps", type=int, default=30)
-    args.add_argument("--compile", action="store_true", help="torch.compile: the upper mark")
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("--preset", choices=("demo", "cifar10", "base"), default="demo")
+    args.add_argument("--batch", type=int, help="images an update [default: the preset's]")
+    args.add_argument("--threads", type=int, help="[default: PyTorch's]")
+    args.add_argument("--steps", type=int, default=30, help="to time, after a tenth of it to warm up")
+    args.add_argument("--precision", choices=("f32", "bf16"), help="[default: the preset's]")
+    args.add_argument("--compile", action="store_true", help="torch.compile, fused Adam: the upper mark")
     args = args.parse_args()
-    g, e, d = Generator(), Encoder(), Discriminator()
-    adam = lambda net, lr: torch.optim.Adam(net.parameters(), lr=lr, betas=(0.0, 0.999))
-    og, oe, od = adam(g, 2e-4), adam(e, 2e-4), adam(d, 8e-4)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    c = preset(args.preset)
+    opt, dim, d_steps = c["opt"], c["latent"]["dim"], c["train"]["d_steps"]
+    batch, precision = args.batch or c["train"]["batch"], args.precision or c["train"]["precision"]
+    bf16 = lambda: torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+    g, e, d = Generator(c), Encoder(c), Discriminator(c)
+    check_counts(args.preset, g, e, d)
+    adam = lambda net, lr: torch.optim.Adam(
+        net.parameters(), lr=lr, betas=(opt["beta1"], opt["beta2"]), eps=opt["eps"], fused=args.compile
+    )
+    og, oe, od = adam(g, opt["lr_g"]), adam(e, opt["lr_g"] * opt["e_lr_mult"]), adam(d, opt["lr_d"])
     ema = [[p.detach().clone() for p in net.parameters()] for net in (g, e)]
-    large = torch.rand(args.batch, 3, 32, 32) * 2 - 1
-    small = F.avg_pool2d(large, 2)
+    draw = lambda side: torch.rand(batch, 3, side, side) * 2 - 1
+    images = [(draw(c["g"]["res"]), draw(c["e"]["res"])) for _ in range(d_steps + 1)]
     if args.compile:
         g, e, d = torch.compile(g), torch.compile(e), torch.compile(d)
 
     def step():
-        for _ in range(2):
-            z = torch.randn(args.batch, 60)
-            with torch.no_grad():
-                pairs = torch.cat([small, g(z)]), torch.cat([e(large), z])
-            loss = sum(
-                F.relu(1 - s[: args.batch]).mean() + F.relu(1 + s[args.batch :]).mean() for s in d(*pairs)
-            )
+        for small, large in images[:-1]:
+            z = torch.randn(batch, dim)
+            with bf16():
+                with torch.no_grad():
+                    pairs = torch.cat([small, g(z)]), torch.cat([e(large), z])
+                loss = sum(
+                    F.relu(1 - s[:batch]).mean() + F.relu(1 + s[batch:]).mean() for s in d(*pairs)
+                )
             od.zero_grad(set_to_none=True)
             loss.backward()
             od.step()
-        z = torch.randn(args.batch, 60)
+        (small, large), z = images[-1], torch.randn(batch, dim)
         d.requires_grad_(False)
-        real, fake = d(small, e(large)), d(g(z), z)
-        loss = sum(s.mean() for s in real) - sum(s.mean() for s in fake)
+        with bf16():
+            real, fake = d(small, e(large)), d(g(z), z)
+            loss = sum(s.mean() for s in real) - sum(s.mean() for s in fake)
         og.zero_grad(set_to_none=True)
         oe.zero_grad(set_to_none=True)
         loss.backward()
@@ -173,18 +273,19 @@ def main():
         og.step()
         oe.step()
         for average, net in zip(ema, (g, e)):
-            torch._foreach_lerp_(average, [p.detach() for p in net.parameters()], 0.01)
+            torch._foreach_lerp_(average, [p.detach() for p in net.parameters()], 1 - opt["ema"])
+        return loss.item()
 
     seconds = []
-    for i in range(args.steps + max(args.steps // 10, 1)):
+    for _ in range(args.steps + max(args.steps // 10, 1)):
         begun = time.perf_counter()
-        step()
+        assert math.isfinite(step())
         seconds.append(time.perf_counter() - begun)
     median = statistics.median(seconds[-args.steps :])
     name = "torch compile" if args.compile else "torch eager"
     print(json.dumps({
-        "bench": "step", "peer": name, "batch": args.batch, "threads": torch.get_num_threads(),
-        "step_seconds": median, "images_per_s": args.batch / median,
+        "bench": "step", "peer": name, "preset": args.preset, "batch": batch, "precision": precision,
+        "threads": torch.get_num_threads(), "step_seconds": median, "images_per_s": batch / median,
     }))
 
 
