@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -19,6 +20,9 @@ use crate::shard::{Entry, HEADER, Shard, member_key};
 /// and that a cache folder keeps as one file. 4 MiB take longer to send than to ask for.
 const PART: u64 = 4 << 20;
 
+/// Bytes read of mapped shards between two times that their pages are given back.
+const MAPPED: u64 = 128 << 20;
+
 /// One split of a data folder.
 #[derive(Debug)]
 pub struct Dataset {
@@ -31,8 +35,8 @@ pub struct Dataset {
 /// Where the bytes of samples come from.
 #[derive(Debug)]
 enum Source {
-    /// The split's shards in order.
-    Mapped(Vec<Shard>),
+    /// The split's shards in order, and bytes read of them since their pages were last given back.
+    Mapped { shards: Vec<Shard>, read: AtomicU64 },
     /// The server, and the first sample of each part in order.
     Remote { remote: Arc<Remote>, parts: Vec<SampleId> },
 }
@@ -75,7 +79,9 @@ impl Dataset {
         let index = scan::open_or_scan(&folder)?;
         let split = index.split(split)?.clone();
         let source = match &folder {
-            Folder::Local(_) => Source::Mapped(map(&index, &split)?),
+            Folder::Local(_) => {
+                Source::Mapped { shards: map(&index, &split)?, read: AtomicU64::new(0) }
+            }
             Folder::Remote(remote) => {
                 if let Some(manifest) = Manifest::load_from(&folder)? {
                     index.agree(&manifest, &split)?;
@@ -103,7 +109,7 @@ impl Dataset {
         if self.index.is_scanned() {
             return Ok(()); // made from these very shards, whose names may need more than a header
         }
-        let Source::Mapped(shards) = &self.source else { return Ok(()) };
+        let Source::Mapped { shards, .. } = &self.source else { return Ok(()) };
         for (shard, number) in shards.iter().zip(self.split.shards.clone()) {
             let samples = self.index.shards()[number].samples.clone();
             for sample in samples.clone().next().into_iter().chain(samples.last()) {
@@ -192,7 +198,7 @@ impl Dataset {
     ) -> Result<Bytes, Error> {
         let record = self.record(sample);
         let remote = match &self.source {
-            Source::Mapped(shards) => {
+            Source::Mapped { shards, .. } => {
                 return shards[record.shard - self.split.shards.start].slice(record.entry);
             }
             Source::Remote { remote, .. } => remote,
@@ -218,7 +224,7 @@ impl Dataset {
     /// The server behind this data set; none for a folder of this machine.
     pub(crate) fn remote(&self) -> Option<&Arc<Remote>> {
         match &self.source {
-            Source::Mapped(_) => None,
+            Source::Mapped { .. } => None,
             Source::Remote { remote, .. } => Some(remote),
         }
     }
@@ -293,18 +299,24 @@ impl Dataset {
 
     /// Asks the system to read the sample's pages; returns at once.
     pub(crate) fn will_need(&self, sample: SampleId) {
-        self.advise(sample, Shard::will_need);
-    }
-
-    /// Gives the sample's pages back.
-    pub(crate) fn release(&self, sample: SampleId) {
-        self.advise(sample, Shard::release);
-    }
-
-    fn advise(&self, sample: SampleId, advice: impl Fn(&Shard, Entry)) {
-        if let Source::Mapped(shards) = &self.source {
+        if let Source::Mapped { shards, .. } = &self.source {
             let record = self.record(sample);
-            advice(&shards[record.shard - self.split.shards.start], record.entry);
+            shards[record.shard - self.split.shards.start].will_need(record.entry);
+        }
+    }
+
+    /// Says that the sample was read. Pages of the samples read are given back many at a time, for
+    /// every other thread pauses while one of them does so.
+    pub(crate) fn was_read(&self, sample: SampleId) {
+        let Source::Mapped { shards, read } = &self.source else { return };
+        let record = self.record(sample);
+        shards[record.shard - self.split.shards.start].was_read();
+        let length = u64::from(record.entry.length);
+        let sum = read.fetch_add(length, Ordering::Relaxed) + length;
+        // One thread sees the sum go past the limit.
+        if sum >= MAPPED && sum - length < MAPPED {
+            read.store(0, Ordering::Relaxed);
+            shards.iter().for_each(Shard::release);
         }
     }
 
@@ -362,4 +374,39 @@ fn replaced(key: &str, found: Option<String>) -> String {
         "the index has sample {key:?} here, the shard {found:?}: one of them was replaced; build \
          the folder again"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::{Format, IndexWriter};
+    use crate::shard::ShardWriter;
+
+    /// Bytes of a mapped file that this process holds in memory.
+    fn held(path: &Path) -> u64 {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut lines = maps.lines().skip_while(|line| !line.contains(path.to_str().unwrap()));
+        let rss = lines.find_map(|line| line.strip_prefix("Rss:")).unwrap();
+        1024 * rss.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+    }
+
+    #[test]
+    fn pages_of_samples_that_were_read_are_given_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().canonicalize().unwrap().join("train-000000.tar");
+        let mut shard = ShardWriter::create(&path).unwrap();
+        let mut index = IndexWriter::new();
+        index.begin_split("train").unwrap();
+        let entry = shard.append("a", "jpg", &vec![7; 4 << 20], None).unwrap();
+        index.sample("a", entry, None, Format::Jpeg, (9, 9));
+        index.end_shard("train-000000.tar", shard.finish().unwrap()).unwrap();
+        index.write(folder.path()).unwrap();
+        let data = Dataset::open(path.parent().unwrap(), "train").unwrap();
+        for time in 1..=MAPPED >> 22 {
+            assert!(data.bytes(0).unwrap().iter().all(|&byte| byte == 7));
+            assert!(held(&path) >= 4 << 20, "time {time}");
+            data.was_read(0);
+        }
+        assert!(held(&path) < 1 << 20);
+    }
 }

@@ -588,7 +588,7 @@ fn decode_sample(
     let result = decoder.view(&bytes, view, config.large, draw.row.pixels());
     shared.images.fetch_add(1, Ordering::Relaxed);
     shared.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-    data.release(sample);
+    data.was_read(sample);
     result.map_err(|fault| data.fault(sample, fault))
 }
 

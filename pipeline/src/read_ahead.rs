@@ -1,18 +1,19 @@
 //! Reading a remote data set ahead of its decode threads, within a budget of bytes.
 //!
 //! The order of draws is known for all time, so what comes next is asked for long before it is
-//! needed. Draws are taken together in *groups*, as many as half the budget holds; the bytes that a
+//! needed. Draws are taken together in *groups*, as many as a quarter of the budget holds; the bytes that a
 //! group needs are joined into *spans* wherever little lies between them, and each span is one
 //! request. A group of `shuffle = "shards"` holds most samples of its window, so its spans are whole
 //! parts of 4 MiB; one of `shuffle = "global"`, or of one rank of many, is scattered, and its spans
 //! are single samples. The first groups are small, so that the first batch does not wait for much.
 //!
 //! # Bounds, and why nothing can deadlock
-//! A span holds permits for its bytes from before it is asked for until the last of its samples is
-//! decoded. Spans get their permits strictly in the order of the draws that need them first. When
-//! one has to wait, everything before its group has been asked for, and comes, and is decoded, and
-//! gives its permits back; and its own group fits into half the budget. (A span larger than that is
-//! a group of its own, and takes at most the whole budget.)
+//! A span holds permits for its bytes, and for those of its draws where a small data set comes round
+//! often, from before it is asked for until the last of its samples is decoded. Spans get their permits
+//! strictly in the order of the draws that need them first. When one has to wait, everything before its
+//! group has been asked for, and comes, and is decoded, and gives its permits back; and its own group
+//! fits into the budget: spans, draws and rounding take a quarter each at most. (A span larger than that
+//! is a group of its own, and takes at most the whole budget.)
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -35,10 +36,10 @@ use crate::sampler::Plan;
 /// a server and the network is worth as many.
 const GAP: u64 = 128 << 10;
 
-/// Bytes of the first group; each that follows is twice as large, up to half the budget.
+/// Bytes of the first group; each that follows is twice as large, up to a quarter of the budget.
 const FIRST: u64 = 4 << 20;
 
-/// Permits count blocks of so many bytes, for there are at most 2^32 of them.
+/// Permits count blocks of so many bytes, for there are at most 2^32 of them. A draw counts as one at least.
 const BLOCK: u64 = 4096;
 
 type Fetched = Shared<oneshot::Receiver<Result<Bytes, Failure>>>;
@@ -67,7 +68,7 @@ impl ReadAhead {
         end: u64,
     ) -> Option<Self> {
         let remote = data.remote()?;
-        // Unbounded, but the pieces of two groups at most wait in it, as the budget has it.
+        // Unbounded, but the pieces that wait in it have permits, but for those of one group.
         let (send, pieces) = mpsc::unbounded_channel();
         let driver = remote.spawn(drive(Arc::clone(data), Arc::clone(plan), (from, end), send));
         Some(Self { data: Arc::clone(data), pieces, driver: driver.abort_handle() })
@@ -119,14 +120,14 @@ async fn drive(
                 cache.part(data.shard_file(&place).0, place.part.start).exists()
             });
             let want = if kept { place.range.clone() } else { place.part.clone() };
-            if !group.add(sample, place, want, limit.min(budget / 2)) {
+            if !group.add(sample, place, want, limit.min(budget / 4)) {
                 break;
             }
             draws.next();
         }
-        limit = (limit * 2).min(budget / 2);
-        for (span, start) in group.cut(&send) {
-            let count = (span.range.end - span.range.start).div_ceil(BLOCK).min(blocks.into());
+        limit = (limit * 2).min(budget / 4);
+        for (span, bytes, start) in group.cut(&send) {
+            let count = bytes.div_ceil(BLOCK).min(blocks.into());
             // The semaphores are never closed.
             let Ok(permit) = Arc::clone(&held).acquire_many_owned(count as u32).await else {
                 return;
@@ -169,8 +170,9 @@ async fn fetch(
 #[derive(Debug, Default)]
 struct Group {
     draws: Vec<(SampleId, Place)>,
-    /// By shard and first byte of the part, then first byte of the span: one beyond its last byte.
-    spans: BTreeMap<(usize, u64, u64), u64>,
+    /// By shard and first byte of the part, then first byte of the span: one beyond its last byte, and
+    /// the bytes of its draws.
+    spans: BTreeMap<(usize, u64, u64), (u64, u64)>,
     /// Bytes of the spans.
     bytes: u64,
     /// Bytes of the draws: more than those of the spans where a small data set comes round again.
@@ -184,44 +186,46 @@ impl Group {
         let part = (place.shard, place.part.start);
         let of_part = self.spans.range((part.0, part.1, 0)..=(part.0, part.1, u64::MAX));
         let near: Vec<_> = of_part
-            .map(|(key, end)| (*key, *end))
-            .filter(|(key, end)| key.2 <= want.end + GAP && want.start <= end + GAP)
+            .map(|(key, span)| (*key, *span))
+            .filter(|(key, (end, _))| key.2 <= want.end + GAP && want.start <= end + GAP)
             .collect();
         let start = near.iter().map(|(key, _)| key.2).chain([want.start]).min().unwrap_or(0);
-        let end = near.iter().map(|&(_, end)| end).chain([want.end]).max().unwrap_or(0);
-        let joined: u64 = near.iter().map(|(key, end)| end - key.2).sum();
+        let end = near.iter().map(|&(_, (end, _))| end).chain([want.end]).max().unwrap_or(0);
+        let joined: u64 = near.iter().map(|(key, (end, _))| end - key.2).sum();
         let bytes = self.bytes - joined + (end - start);
-        let drawn = self.drawn + (place.range.end - place.range.start);
+        let own = (place.range.end - place.range.start).max(BLOCK);
+        let drawn = self.drawn + own;
         if bytes.max(drawn) > limit && !self.draws.is_empty() {
             return false;
         }
+        let of_span = own + near.iter().map(|(_, (_, drawn))| drawn).sum::<u64>();
         for (key, _) in near {
             self.spans.remove(&key);
         }
-        self.spans.insert((part.0, part.1, start), end);
+        self.spans.insert((part.0, part.1, start), (end, of_span));
         (self.bytes, self.drawn) = (bytes, drawn);
         self.draws.push((sample, place));
         true
     }
 
     /// Sends the draws' pieces, in their order, and gives the spans in the order in which draws
-    /// need them, each with the sender that its bytes go to.
+    /// need them, each with the bytes that it counts for and the sender that its own go to.
     fn cut(
         self,
         send: &mpsc::UnboundedSender<Piece>,
-    ) -> Vec<(Place, oneshot::Sender<Result<Bytes, Failure>>)> {
+    ) -> Vec<(Place, u64, oneshot::Sender<Result<Bytes, Failure>>)> {
         let mut known: BTreeMap<(usize, u64, u64), Fetched> = BTreeMap::new();
         let mut spans = Vec::with_capacity(self.spans.len());
         for (sample, place) in self.draws {
             let key = (place.shard, place.part.start, place.range.start);
-            let Some((&key, &end)) = self.spans.range(..=key).next_back() else {
+            let Some((&key, &(end, drawn))) = self.spans.range(..=key).next_back() else {
                 unreachable!("the group's spans hold its draws")
             };
             let range = key.2..end;
             let within = place.range.start - range.start..place.range.end - range.start;
             let span = known.entry(key).or_insert_with(|| {
                 let (start, fetched) = oneshot::channel();
-                spans.push((Place { range, ..place }, start));
+                spans.push((Place { range, ..place }, drawn.max(end - key.2), start));
                 fetched.shared()
             });
             let range = within.start as usize..within.end as usize;
@@ -229,5 +233,29 @@ impl Group {
             let _ = send.send(Piece { sample, span: span.clone(), range });
         }
         spans
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A data set of two small samples that comes round again and again: pieces are bounded by their
+    /// number, for the bytes that they share are few.
+    #[test]
+    fn draws_of_a_small_data_set_count_each_time() {
+        let (send, mut pieces) = mpsc::unbounded_channel();
+        let (limit, mut group, mut count) = (1 << 20, Group::default(), 0);
+        let place = |n: u64| Place { shard: 0, part: 0..3000, range: 1500 * n..1500 * (n + 1) };
+        while group.add(count % 2, place(count % 2), 0..3000, limit) {
+            count += 1;
+        }
+        assert_eq!(count, limit / BLOCK);
+        let spans = group.cut(&send);
+        assert_eq!(spans.len(), 1);
+        assert_eq!((spans[0].0.range.clone(), spans[0].1), (0..3000, limit));
+        assert_eq!(pieces.len() as u64, count);
+        let piece = pieces.try_recv().unwrap();
+        assert_eq!((piece.sample, piece.range), (0, 0..1500));
     }
 }

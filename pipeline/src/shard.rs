@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io::{BufWriter, Cursor, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use memmap2::Mmap;
@@ -188,6 +188,8 @@ pub struct Shard {
     path: PathBuf,
     bytes: Bytes,
     mapped: bool,
+    /// Whether members were read since [`Shard::release`].
+    read: AtomicBool,
 }
 
 impl Shard {
@@ -210,12 +212,12 @@ impl Shard {
             // named, are never written in place by this project, and the doc states the duty.
             Bytes::from_owner(unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?)
         };
-        Ok(Self { path: path.to_path_buf(), bytes, mapped: true })
+        Ok(Self { path: path.to_path_buf(), bytes, mapped: true, read: AtomicBool::new(false) })
     }
 
     /// The whole shard `path` (a URL) as it was fetched.
     pub(crate) fn fetched(path: PathBuf, bytes: Vec<u8>) -> Self {
-        Self { path, bytes: bytes.into(), mapped: false }
+        Self { path, bytes: bytes.into(), mapped: false, read: AtomicBool::new(false) }
     }
 
     /// The file or URL.
@@ -256,18 +258,26 @@ impl Shard {
 
     /// Asks the system to read the member's pages now; returns at once.
     pub(crate) fn will_need(&self, entry: Entry) {
-        self.advise(entry, libc::MADV_WILLNEED);
+        if let Ok(bytes) = self.bytes(entry) {
+            self.advise(bytes, libc::MADV_WILLNEED);
+        }
     }
 
-    /// Drops the member's pages from this process. They stay in the page cache, where the system
+    /// Says that a member was read.
+    pub(crate) fn was_read(&self) {
+        self.read.store(true, Ordering::Relaxed);
+    }
+
+    /// Drops the pages of all members from this process. They stay in the page cache, where the system
     /// may reclaim them, and a later read finds them again.
-    pub(crate) fn release(&self, entry: Entry) {
-        self.advise(entry, libc::MADV_DONTNEED);
+    pub(crate) fn release(&self) {
+        if self.read.swap(false, Ordering::Relaxed) {
+            self.advise(&self.bytes, libc::MADV_DONTNEED);
+        }
     }
 
-    fn advise(&self, entry: Entry, advice: libc::c_int) {
+    fn advise(&self, bytes: &[u8], advice: libc::c_int) {
         const PAGE: usize = 4096;
-        let Ok(bytes) = self.bytes(entry) else { return };
         if !self.mapped {
             return;
         }
