@@ -42,7 +42,8 @@ const FIRST: u64 = 4 << 20;
 /// Permits count blocks of so many bytes, for there are at most 2^32 of them. A draw counts as one at least.
 const BLOCK: u64 = 4096;
 
-type Fetched = Shared<oneshot::Receiver<Result<Bytes, Failure>>>;
+type Answer = Result<Bytes, Failure>;
+type Fetched = Shared<oneshot::Receiver<Answer>>;
 
 /// A draw's bytes: where in which span.
 struct Piece {
@@ -213,7 +214,7 @@ impl Group {
     fn cut(
         self,
         send: &mpsc::UnboundedSender<Piece>,
-    ) -> Vec<(Place, u64, oneshot::Sender<Result<Bytes, Failure>>)> {
+    ) -> Vec<(Place, u64, oneshot::Sender<Answer>)> {
         let mut known: BTreeMap<(usize, u64, u64), Fetched> = BTreeMap::new();
         let mut spans = Vec::with_capacity(self.spans.len());
         for (sample, place) in self.draws {
