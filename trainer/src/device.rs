@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::dist::Place;
 use crate::error::{Error, Result};
-use crate::shim::outcome;
+use crate::shim::{load_cuda, outcome};
 
 /// One batch on the device, the same views at two sides.
 #[derive(Debug)]
@@ -320,24 +320,4 @@ pub fn cuda() -> std::result::Result<usize, String> {
         (true, count) if count > 0 => Ok(count as usize),
         _ => Err("libtorch has CUDA, but the driver shows no device".into()),
     }
-}
-
-pub(crate) fn load_cuda() -> std::result::Result<(), String> {
-    load_library(c"libtorch_cuda.so")
-        .map(|_| ())
-        .map_err(|reason| format!("libtorch's CUDA half does not load ({reason})"))
-}
-
-/// Loads a shared object for good; all that is loaded later sees its symbols.
-pub(crate) fn load_library(name: &CStr) -> std::result::Result<NonNull<c_void>, String> {
-    // SAFETY: initialisers of libtorch's and the shim's objects only register things.
-    let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
-    NonNull::new(handle).ok_or_else(|| {
-        // SAFETY: dlerror returns null or a string that lives until the next dl call of this thread.
-        let reason = unsafe {
-            let text = libc::dlerror();
-            if text.is_null() { None } else { Some(CStr::from_ptr(text)) }
-        };
-        reason.map_or("unknown".into(), |text| text.to_string_lossy().into_owned())
-    })
 }

@@ -1,7 +1,8 @@
 //! The C++ unit behind `shim/`: what tch does not offer, and how its errors come back.
 
 use std::cell::Cell;
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ptr::NonNull;
 
 unsafe extern "C" {
     fn bb_autocast(enabled: c_int) -> *mut c_char;
@@ -57,4 +58,25 @@ pub(crate) fn outcome(error: *mut c_char) -> Result<(), String> {
         libc::free(error.cast());
         Err(text)
     }
+}
+
+/// Loads libtorch's CUDA half.
+pub(crate) fn load_cuda() -> std::result::Result<(), String> {
+    load_library(c"libtorch_cuda.so")
+        .map(|_| ())
+        .map_err(|reason| format!("libtorch's CUDA half does not load ({reason})"))
+}
+
+/// Loads a shared object for good; all that is loaded later sees its symbols.
+pub(crate) fn load_library(name: &CStr) -> std::result::Result<NonNull<c_void>, String> {
+    // SAFETY: initialisers of libtorch's and the shim's objects only register things.
+    let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+    NonNull::new(handle).ok_or_else(|| {
+        // SAFETY: dlerror returns null or a string that lives until the next dl call of this thread.
+        let reason = unsafe {
+            let text = libc::dlerror();
+            if text.is_null() { None } else { Some(CStr::from_ptr(text)) }
+        };
+        reason.map_or("unknown".into(), |text| text.to_string_lossy().into_owned())
+    })
 }

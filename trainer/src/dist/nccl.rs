@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 
-use crate::device;
+use crate::shim;
 
 /// The shared object that the build script made of `shim/nccl.cpp`; empty where it found no headers.
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/nccl.so"));
@@ -35,7 +35,7 @@ fn load() -> Result<Open, String> {
         let mend = "run `make setup`, which installs them beside libtorch, and build again";
         return Err(format!("this program was built without the headers of CUDA and NCCL; {mend}"));
     }
-    device::load_cuda()?;
+    shim::load_cuda()?;
     let memory = || -> std::io::Result<File> {
         let mut file = File::from(memfd_create("nccl", MemfdFlags::CLOEXEC)?);
         file.write_all(OBJECT)?;
@@ -43,7 +43,7 @@ fn load() -> Result<Open, String> {
     };
     let file = memory().map_err(|e| format!("no memory file for NCCL's part: {e}"))?;
     let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).expect("no zero in it");
-    let object = device::load_library(&path)
+    let object = shim::load_library(&path)
         .map_err(|reason| format!("the part over NCCL does not load ({reason})"))?;
     // SAFETY: an open library and the name of a function in it.
     let entry = unsafe { libc::dlsym(object.as_ptr(), c"bb_nccl_open".as_ptr()) };
