@@ -165,7 +165,11 @@ pub fn nearest(
         (Distance::L1, Device::Cpu) => values(&bank),
         _ => vec![],
     };
-    let (mut rows, mut distances) = (vec![], vec![]);
+    // Made first: results that lived on between a block's large tensors would keep the allocator from
+    // using their memory again.
+    let empty = |kind| Tensor::empty([queries.size()[0], k], (kind, bank.device()));
+    let (rows, distances) = (empty(Kind::Int64), empty(Kind::Double));
+    let mut parts = rows.split(RANKED, 0).into_iter().zip(distances.split(RANKED, 0));
     for block in queries.split(BLOCK, 0) {
         let coarse = match distance {
             Distance::L1 => manhattan(&block, &bank, &flat),
@@ -183,11 +187,13 @@ pub fn nearest(
             let (_, order) = tie.sort_stable(true, 1, false);
             let (sorted, by_distance) = exact.gather(1, &order, false).sort_stable(true, 1, false);
             let order = order.gather(1, &by_distance, false).narrow(1, 0, k);
-            rows.push(candidates.gather(1, &order, false));
-            distances.push(sorted.narrow(1, 0, k));
+            if let Some((mut rows, mut distances)) = parts.next() {
+                rows.copy_(&candidates.gather(1, &order, false));
+                distances.copy_(&sorted.narrow(1, 0, k));
+            }
         }
     }
-    Neighbours { rows: Tensor::cat(&rows, 0), distances: Tensor::cat(&distances, 0) }
+    Neighbours { rows, distances }
 }
 
 /// Distances of queries (B, D) to their `candidates` (B, C) among the rows of `bank`, (B, C), double.
