@@ -13,13 +13,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use benches::from_callers_folder;
+use benches::{Subject, from_callers_folder};
 use clap::Parser;
 use pipeline::{Cursor, Dataset};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tch::{Device, Tensor};
-use trainer::config::{Config, Origin};
+use trainer::config::Config;
 use trainer::device;
 use trainer::dist::World;
 use trainer::feed::Feed;
@@ -43,18 +43,8 @@ struct Args {
     /// Folder of shards, or its URL; a relative one is sought from where the command was typed
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
-    /// Preset to train and to feed
-    #[arg(long, default_value = "demo")]
-    preset: String,
-    /// Images an update [default: the preset's]
-    #[arg(long)]
-    batch: Option<i64>,
-    /// Change one key, such as --set train.precision=bf16 (repeatable)
-    #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
-    /// cpu, cuda, cuda:N or auto
-    #[arg(long, default_value = "auto")]
-    device: String,
+    #[command(flatten)]
+    subject: Subject,
     /// Decode threads [default: the preset's]
     #[arg(long)]
     threads: Option<usize>,
@@ -78,15 +68,13 @@ fn main() -> Result<()> {
     let args = Args::parse();
     ensure!(args.seconds > 0.0, "--seconds {}: give more than 0", args.seconds);
     ensure!(args.rates.iter().all(|rate| *rate > 0.0), "--rates: give rates above 0");
-    let mut overrides = args.set.clone();
-    overrides.push(format!("data.dir={}", from_callers_folder(&args.data).display()));
-    overrides.extend(args.batch.map(|batch| format!("train.batch={batch}")));
-    overrides.extend(args.threads.map(|threads| format!("data.threads={threads}")));
-    let config = Config::resolve(&Origin::Preset(&args.preset), &overrides)?;
-    let device = device::parse(&args.device)?;
+    let mut changes = vec![format!("data.dir={}", from_callers_folder(&args.data).display())];
+    changes.extend(args.threads.map(|threads| format!("data.threads={threads}")));
+    let config = args.subject.config(changes)?;
+    let device = device::parse(&args.subject.device)?;
     let data = open_data(&config, "train").context("cannot measure without data")?;
     let (batch, updates) = (config.train.batch, config.train.d_steps + 1);
-    println!("{} on {device:?}, batch {batch}, {updates} batches a step", args.preset);
+    println!("{} on {device:?}, batch {batch}, {updates} batches a step", args.subject.preset);
 
     let real = if args.steps == 0 {
         None
@@ -95,7 +83,7 @@ fn main() -> Result<()> {
     };
     let paced = pace(&config, &data, device, &args)?;
     let line = json!({
-        "bench": "end_to_end", "preset": args.preset, "device": format!("{device:?}"), "batch": batch,
+        "bench": "end_to_end", "preset": args.subject.preset, "device": format!("{device:?}"), "batch": batch,
         "threads": tch::get_num_threads(), "decode_threads": config.data.threads,
         "precision": config.train.precision, "real": real, "paced": paced,
     });

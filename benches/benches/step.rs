@@ -6,11 +6,11 @@
 use std::time::Instant;
 
 use anyhow::Context;
-use benches::{median, peak_rss};
+use benches::{Subject, median, peak_rss};
 use clap::Parser;
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
-use trainer::config::{Config, Origin};
+use trainer::config::Config;
 use trainer::device::{self, Images};
 use trainer::inspect::{Cost, Counts};
 use trainer::measure::Work;
@@ -20,21 +20,11 @@ use trainer::step::{discriminator_step, encoder_generator_step, prepare};
 
 #[derive(Debug, Parser)]
 struct Args {
-    /// Preset to time
-    #[arg(long, default_value = "demo")]
-    preset: String,
-    /// Images an update [default: the preset's]
-    #[arg(long)]
-    batch: Option<i64>,
-    /// Change one key, such as --set train.precision=bf16 (repeatable)
-    #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
+    #[command(flatten)]
+    subject: Subject,
     /// Steps to time, after a tenth of it (at least one) to warm up
     #[arg(long, default_value_t = 30)]
     steps: usize,
-    /// cpu, cuda, cuda:N or auto
-    #[arg(long, default_value = "auto")]
-    device: String,
     /// Passed by cargo
     #[arg(long, hide = true)]
     bench: bool,
@@ -43,11 +33,8 @@ struct Args {
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     anyhow::ensure!(args.steps > 0, "--steps 0 times nothing");
-    let mut overrides = vec!["train.micro_batch=0".to_owned()];
-    overrides.extend(args.set.clone());
-    overrides.extend(args.batch.map(|batch| format!("train.batch={batch}")));
-    let config = Config::resolve(&Origin::Preset(&args.preset), &overrides)?;
-    let device = device::parse(&args.device)?;
+    let config = args.subject.config(vec!["train.micro_batch=0".to_owned()])?;
+    let device = device::parse(&args.subject.device)?;
     prepare(config.train.precision);
     let mut state = TrainState::new(&config, device, true);
     let images = random_images(&config, device);
@@ -84,7 +71,10 @@ fn main() -> anyhow::Result<()> {
     let gflop = Cost::of(&config, &Counts::of(&config)).step_flop / 1e9;
     let peak = peak::of(device, config.train.precision);
     let mfu = peak.map(|flops| 1e9 * gflop * images_per_s / flops);
-    println!("{} on {device:?}, batch {batch}, medians of {} steps", args.preset, args.steps);
+    println!(
+        "{} on {device:?}, batch {batch}, medians of {} steps",
+        args.subject.preset, args.steps
+    );
     println!("D update    {d:>9.4} s");
     println!("G/E update  {eg:>9.4} s");
     println!("whole step  {whole:>9.4} s   {images_per_s:.1} images/s");
@@ -93,7 +83,7 @@ fn main() -> anyhow::Result<()> {
         println!("MFU {:.1} %", 100.0 * mfu);
     }
     let line = json!({
-        "bench": "step", "preset": args.preset, "device": format!("{device:?}"), "batch": batch,
+        "bench": "step", "preset": args.subject.preset, "device": format!("{device:?}"), "batch": batch,
         "threads": tch::get_num_threads(), "precision": config.train.precision, "d_seconds": d, "eg_seconds": eg,
         "step_seconds": whole, "images_per_s": images_per_s, "gflop_per_s": gflop * images_per_s, "mfu": mfu,
         "operators": work.operators, "peak_rss_bytes": peak_rss(),

@@ -7,7 +7,7 @@ Layers, sizes, losses and update order are the trainer's: sizes come from `train
 of parameters of every part must be the one the trainer's tests hold, or this ends with an error. All is
 written the usual way: spectral norm in every forward pass, a 1x1 shortcut where the reference codes have it,
 one Adam a network over its tensors. `--compile` is the upper mark: torch.compile and the fused Adam.
-Random images, a fresh batch for every update of a step. `base` takes some 10 GB, at a batch of 2 (`--batch 2`).
+Random images, a fresh batch for every update of a step. `base` wants `--batch 2` on a CPU.
 Run it with the Python of an environment that has the trainer's version of PyTorch; the last line is one JSON
 object.
 """

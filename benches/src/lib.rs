@@ -2,6 +2,38 @@
 
 use std::path::{Path, PathBuf};
 
+use trainer::config::{Config, Origin};
+use trainer::error::Result;
+
+/// What a benchmark of a model runs, as arguments.
+#[derive(Debug, clap::Args)]
+pub struct Subject {
+    /// Preset to run
+    #[arg(long, default_value = "demo")]
+    pub preset: String,
+    /// Images an update [default: the preset's]
+    #[arg(long)]
+    pub batch: Option<i64>,
+    /// Change one key, such as --set train.precision=bf16 (repeatable)
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// cpu, cuda, cuda:N or auto
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+}
+
+impl Subject {
+    /// The preset with the benchmark's own changes, then with those of `--set` and `--batch`.
+    ///
+    /// # Errors
+    /// [`Error::Config`](trainer::error::Error::Config).
+    pub fn config(&self, changes: Vec<String>) -> Result<Config> {
+        let batch = self.batch.map(|batch| format!("train.batch={batch}"));
+        let all: Vec<_> = changes.into_iter().chain(self.set.clone()).chain(batch).collect();
+        Config::resolve(&Origin::Preset(&self.preset), &all)
+    }
+}
+
 /// The middle value (the upper one of two), `None` of none.
 #[must_use]
 pub fn median(mut values: Vec<f64>) -> Option<f64> {

@@ -168,8 +168,7 @@ pub fn nearest(
     // Made first: results that lived on between a block's large tensors would keep the allocator from
     // using their memory again.
     let empty = |kind| Tensor::empty([queries.size()[0], k], (kind, bank.device()));
-    let (rows, distances) = (empty(Kind::Int64), empty(Kind::Double));
-    let mut parts = rows.split(RANKED, 0).into_iter().zip(distances.split(RANKED, 0));
+    let (rows, distances, mut done) = (empty(Kind::Int64), empty(Kind::Double), 0);
     for block in queries.split(BLOCK, 0) {
         let coarse = match distance {
             Distance::L1 => manhattan(&block, &bank, &flat),
@@ -187,10 +186,10 @@ pub fn nearest(
             let (_, order) = tie.sort_stable(true, 1, false);
             let (sorted, by_distance) = exact.gather(1, &order, false).sort_stable(true, 1, false);
             let order = order.gather(1, &by_distance, false).narrow(1, 0, k);
-            if let Some((mut rows, mut distances)) = parts.next() {
-                rows.copy_(&candidates.gather(1, &order, false));
-                distances.copy_(&sorted.narrow(1, 0, k));
-            }
+            let count = candidates.size()[0];
+            rows.narrow(0, done, count).copy_(&candidates.gather(1, &order, false));
+            distances.narrow(0, done, count).copy_(&sorted.narrow(1, 0, k));
+            done += count;
         }
     }
     Neighbours { rows, distances }
