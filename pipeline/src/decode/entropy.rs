@@ -49,6 +49,31 @@ const SPECIAL: u32 = 1 << 6;
 /// An entry of [`Lookup::many`] or [`Lookup::skip`] whose last symbol ends the block.
 const END: u32 = 1 << 6;
 
+/// Most bits of a code and its value.
+const LONGEST: u32 = 31;
+/// Most bits that an entry of [`Lookup::many`] of an AC table consumes.
+const LIMIT: u32 = 18;
+/// Entries of [`Lookup::many`] that the bits of one refill are enough for.
+const READY: u32 = 56 / LIMIT;
+/// The entry of [`Lookup::many`] for bits that [`Lookup::one`] must be asked about.
+const NONE: u64 = 127 << 24;
+
+/// A coefficient of which the code and the sign are known.
+struct Partly {
+    /// Zeros ahead of it.
+    run: u32,
+    /// Bits of code and value.
+    length: u32,
+    /// The last bits, which are still to be added to `value`; none where it is known.
+    size: u32,
+    value: i32,
+}
+
+/// The values of an entry of [`Lookup::many`].
+fn pack(first: i32, second: i32) -> u64 {
+    u64::from(second as u16) << 48 | u64::from(first as u16) << 32
+}
+
 /// A Huffman table made ready. The lowest 6 bits of every entry are the bits to consume.
 #[derive(Debug, Clone)]
 struct Lookup {
@@ -56,10 +81,11 @@ struct Lookup {
     /// longer than the bits; else symbol << 8 | `SPECIAL` | length of the code, 0 where that is
     /// longer. Of AC tables the symbols without a value are special too.
     one: [u32; 1 << PEEK],
-    /// Of AC tables, by the next bits, one or two coefficients and the end of the block, as far as
-    /// they are in sight: second value << 48 | first value << 32 | coefficients passed << 24, the
-    /// end counting as one, or 127 where there is none | the second's place << 16 | the first's
-    /// place << 8 | `END`.
+    /// By the next bits, one or two coefficients and the end of the block, as far as their codes
+    /// and signs are in sight; of DC tables one, at place 0. Second value << 48 | first value << 32
+    /// | coefficients passed << 24, the end counting as one | the second's place << 16 | the last
+    /// bits of the second, still to be added to it << 12 | the first's place << 8 | `END`. One
+    /// coefficient alone stands for both. So long values take no branch of their own.
     many: [u64; 1 << PEEK],
     /// Of AC tables, by the next bits, all symbols whose codes are in sight: coefficients passed,
     /// the end counting as one, or 127 where there is none << 7 | `END`.
@@ -109,31 +135,69 @@ impl Lookup {
         }
     }
 
-    /// Fills `many`, after [`Lookup::set`] for AC.
-    fn set_many(&mut self) {
+    /// Fills `many`, after [`Lookup::set`].
+    fn set_many(&mut self, dc: bool) {
         for bits in 0..1 << PEEK {
-            let first = self.one[bits];
-            if first & SPECIAL != 0 {
-                let end = first >> 8 == 0 && first & 63 != 0;
-                let low = if end { 1 << 24 | END | first & 63 } else { 127 << 24 };
-                self.many[bits] = u64::from(low);
-                continue;
-            }
-            let (length, place) = (first & 63, first >> 8 & 15);
-            let second = self.one[bits << length & ((1 << PEEK) - 1)];
-            let fits = (1..=PEEK - length).contains(&(second & 63));
-            let (more, value, next, flag, passed) = if fits && second & SPECIAL == 0 {
-                let next = place + 1 + (second >> 8 & 15);
-                (second & 63, second >> 16, next, 0, next + 1)
-            } else if fits && second >> 8 == 0 {
-                (second & 63, 0, place + 1, END, place + 2)
-            } else {
-                (0, 0, place + 1, 0, place + 1)
-            };
-            let low = passed << 24 | next << 16 | place << 8 | flag | (length + more);
-            self.many[bits] =
-                u64::from(value) << 48 | u64::from(first >> 16) << 32 | u64::from(low);
+            self.many[bits] = if dc { self.level(bits) } else { self.pair(bits) };
         }
+    }
+
+    /// What of DC tables stands in `many`.
+    fn level(&self, bits: usize) -> u64 {
+        self.partly(bits, PEEK, LONGEST).map_or(NONE, |Partly { length, size, value, .. }| {
+            pack(0, value) | u64::from(size << 12 | length)
+        })
+    }
+
+    /// What of AC tables stands in `many`.
+    fn pair(&self, bits: usize) -> u64 {
+        let Some(first) = self.partly(bits, PEEK, LIMIT) else {
+            return self.end(bits, PEEK).map_or(NONE, |length| u64::from(1 << 24 | END | length));
+        };
+        let Partly { run, length, size, value } = first;
+        let alone = run << 16 | run << 8 | size << 12;
+        if size > 0 {
+            return pack(0, value) | u64::from((run + 1) << 24 | alone | length);
+        }
+        let (rest, sight) = (bits << length & ((1 << PEEK) - 1), PEEK - length);
+        if let Some(second) = self.partly(rest, sight, LIMIT - length) {
+            let next = run + 1 + second.run;
+            let low = (next + 1) << 24 | next << 16 | run << 8 | second.size << 12;
+            return pack(value, second.value) | u64::from(low | (length + second.length));
+        }
+        let (passed, end) = self.end(rest, sight).map_or((1, 0), |end| (2, END | end));
+        pack(0, value) | u64::from((run + passed) << 24 | alone | (end + length))
+    }
+
+    /// The length of the code that ends a block, where `bits`, of which `sight` count, begin so.
+    fn end(&self, bits: usize, sight: u32) -> Option<u32> {
+        let entry = self.one[bits];
+        let length = entry & 63;
+        (entry & SPECIAL != 0 && entry >> 8 == 0 && (1..=sight).contains(&length)).then_some(length)
+    }
+
+    /// The coefficient that `bits` begin with, of which `sight` count, where its code and its sign
+    /// are in sight, and code and value take no more than `most` bits.
+    fn partly(&self, bits: usize, sight: u32, most: u32) -> Option<Partly> {
+        let entry = self.one[bits];
+        let (length, symbol) = (entry & 63, entry >> 8 & 255);
+        let (code, run, size) = if entry & SPECIAL != 0 {
+            (length, symbol >> 4, symbol & 15)
+        } else {
+            let value = entry as i32 >> 16;
+            if length <= sight.min(most) {
+                return Some(Partly { run: symbol, length, size: 0, value });
+            }
+            let size = 32 - value.unsigned_abs().leading_zeros();
+            (length - size, symbol, size)
+        };
+        let length = code + size;
+        if code == 0 || size == 0 || code >= sight || length > most {
+            return None;
+        }
+        let positive = bits >> (PEEK - code - 1) & 1 == 1;
+        let value = if positive { 0 } else { 1 - (1 << size) };
+        Some(Partly { run, length, size, value })
     }
 
     /// Fills `skip`, after [`Lookup::set`] for AC.
@@ -239,6 +303,14 @@ impl Bits {
         extend(bits, size)
     }
 
+    /// The second value of an entry of [`Lookup::many`], before its bits are consumed.
+    #[inline(always)]
+    fn last_of(&self, entry: u64) -> u32 {
+        let (length, size) = (entry as u32 & 63, entry as u32 >> 12 & 15);
+        let rest = (self.window >> 1 >> (63 - length)) as u32 & ((1 << size) - 1);
+        ((entry >> 48) as u32).wrapping_add(rest)
+    }
+
     /// The symbol of a special entry.
     #[inline(always)]
     fn symbol(&mut self, entry: u32, lookup: &Lookup) -> Result<u32, Damage> {
@@ -252,12 +324,14 @@ impl Bits {
     #[inline(always)]
     fn difference(&mut self, data: &[u8; CHUNK], dc: &Lookup) -> Result<i32, Damage> {
         self.refill(data);
-        let entry = dc.one[self.peek(PEEK) as usize];
-        if entry & SPECIAL == 0 {
-            self.consume(entry & 63);
-            return Ok(entry as i32 >> 16);
+        let index = self.peek(PEEK) as usize;
+        let entry = dc.many[index];
+        if entry != NONE {
+            let value = self.last_of(entry) as i16;
+            self.consume(entry as u32 & 63);
+            return Ok(i32::from(value));
         }
-        let size = self.symbol(entry, dc)?;
+        let size = self.symbol(dc.one[index], dc)?;
         Ok(self.value(size & 15))
     }
 
@@ -275,19 +349,18 @@ impl Bits {
         let mut at = 1;
         while at < 64 {
             self.refill(data);
-            // There are bits for five entries of `many`.
             let mut index = 0;
             let mut ready = 0;
-            while ready < 4 {
+            while ready < READY {
                 index = self.peek(PEEK) as usize;
                 let entry = ac.many[index];
                 let low = entry as u32;
                 if at + (low >> 24) > 64 {
                     break;
                 }
-                // Where there is no second, this is a zero ahead of the first.
-                put(at + (low >> 16 & 31), (entry >> 48) as u32);
+                // The first before the second, which may be in the same place.
                 put(at + (low >> 8 & 15), (entry >> 32) as u32);
+                put(at + (low >> 16 & 31), self.last_of(entry));
                 self.consume(low & 63);
                 if low & END != 0 {
                     return Ok(());
@@ -295,7 +368,7 @@ impl Bits {
                 at += low >> 24;
                 ready += 1;
             }
-            if ready == 4 || at == 64 {
+            if ready == READY || at == 64 {
                 continue;
             }
             self.refill(data);
@@ -414,10 +487,11 @@ impl Entropy {
         for n in 0..4 {
             if used(|block| block.dc, n) {
                 self.dc[n].set(&layout.dc[n], true);
+                self.dc[n].set_many(true);
             }
             if used(|block| block.ac, n) {
                 self.ac[n].set(&layout.ac[n], false);
-                self.ac[n].set_many();
+                self.ac[n].set_many(false);
                 if skips || thin {
                     self.ac[n].set_skip();
                 }

@@ -68,25 +68,32 @@ pub(super) fn shrink(large: &[u8], side: usize, small: &mut [u8]) {
 }
 
 fn shrink_by<const BY: usize>(large: &[u8], side: usize, small: &mut [u8]) {
-    // Lines are added up first: that loop has no order and no gaps, so it becomes vector code.
+    // The mean of the square that begins at each byte, though only every `BY`th pixel's is used:
+    // loops without an order and without gaps become vector code.
     const PART: usize = 96; // a multiple of 3 and 4, so that no square is cut
-    let (line, mut sums) = (side * 3, [0u16; PART]);
+    let add = |sums: &mut [u16; PART + 9], row: &[u8]| {
+        for (sum, &value) in sums[..PART].iter_mut().zip(row) {
+            *sum += u16::from(value);
+        }
+    };
+    let line = side * 3;
     for (lines, out) in large.chunks_exact(line * BY).zip(small.chunks_exact_mut(line / BY)) {
-        for start in (0..line).step_by(PART) {
-            let end = (start + PART).min(line);
-            let sums = &mut sums[..end - start];
-            sums.fill((BY / 2) as u16); // half of a square, spread over its columns
-            for row in 0..BY {
-                for (sum, &value) in sums.iter_mut().zip(&lines[row * line + start..]) {
-                    *sum += u16::from(value);
+        for (part, out) in out.chunks_mut(PART / BY).enumerate() {
+            let mut sums = [(BY / 2) as u16; PART + 9]; // half of a square, spread over its columns
+            for row in lines.chunks_exact(line) {
+                let row = &row[part * PART..];
+                match row.first_chunk::<PART>() {
+                    Some(row) => add(&mut sums, row), // of a length that is known
+                    None => add(&mut sums, row),
                 }
             }
-            let squares = sums.chunks_exact(3 * BY);
-            for (pixel, square) in out[start / BY..].chunks_exact_mut(3).zip(squares) {
-                for (channel, value) in pixel.iter_mut().enumerate() {
-                    let sum: u16 = (0..BY).map(|x| square[3 * x + channel]).sum();
-                    *value = (sum / (BY * BY) as u16) as u8;
-                }
+            let mut means = [0; PART];
+            for (at, mean) in means.iter_mut().enumerate() {
+                let sum: u16 = (0..BY).map(|x| sums[at + 3 * x]).sum();
+                *mean = (sum / (BY * BY) as u16) as u8;
+            }
+            for (pixel, mean) in out.chunks_exact_mut(3).zip(means.chunks_exact(3 * BY)) {
+                pixel.copy_from_slice(&mean[..3]);
             }
         }
     }
