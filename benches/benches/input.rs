@@ -213,6 +213,8 @@ fn run(
         if images % (32 * batch.rows() as u64) == 0 {
             PEAK_ANON.fetch_max(memory().anon, Ordering::Relaxed);
         }
+        // A thread that gets the memory may take this one's core for a while, which is no waiting.
+        drop(batch);
         if let (Some(cap), Some(first)) = (cap, first_batch) {
             // A trainer's step takes as long whether or not it had to wait before.
             let due = started + Duration::from_secs_f64(first + starved + images as f64 / cap);
