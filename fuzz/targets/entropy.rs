@@ -21,10 +21,11 @@ fuzz_target!(|bytes: &[u8]| {
     let theirs = turbojpeg::decompress(bytes, PixelFormat::RGB);
     match (ours, theirs) {
         (Ok(ours), Ok(theirs)) => assert!(ours.pixels == theirs.pixels, "other pixels"),
-        // Their first complaint may be of junk that does no harm, or of inks.
+        // Their first complaint may be of junk that does no harm, such as a note behind the picture
+        // that claims to be longer than the file ("premature end of JPEG file"), or of inks.
         (Ok(_), Err(theirs)) => {
             let text = theirs.to_string().to_lowercase();
-            assert!(!["bad huffman code", "premature end"].iter().any(|w| text.contains(w)), "{text}");
+            assert!(!["bad huffman code", "premature end of data"].iter().any(|w| text.contains(w)), "{text}");
         }
         // The other way round we are the stricter ones; the unit tests say where.
         (Err(_), _) => {}
