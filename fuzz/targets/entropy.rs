@@ -25,7 +25,10 @@ fuzz_target!(|bytes: &[u8]| {
         // that claims to be longer than the file ("premature end of JPEG file"), or of inks.
         (Ok(_), Err(theirs)) => {
             let text = theirs.to_string().to_lowercase();
-            assert!(!["bad huffman code", "premature end of data"].iter().any(|w| text.contains(w)), "{text}");
+            assert!(
+                !["bad huffman code", "premature end of data"].iter().any(|w| text.contains(w)),
+                "{text}"
+            );
         }
         // The other way round we are the stricter ones; the unit tests say where.
         (Err(_), _) => {}

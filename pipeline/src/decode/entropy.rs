@@ -21,8 +21,10 @@ use crate::jpeg::{Part, next_marker};
 const PEEK: u32 = 10;
 /// Bytes of data made ready at once.
 const CHUNK: usize = 16 << 10;
-/// No MCU is longer: 10 blocks of 64 codes and values, each of at most 31 bits.
-const LONGEST_MCU: usize = 10 * 64 * 31 / 8;
+/// Most bits of a code and its value.
+const LONGEST: u32 = 31;
+/// No MCU is longer: 10 blocks of 64 codes and values.
+const LONGEST_MCU: usize = 10 * 64 * LONGEST as usize / 8;
 
 /// Natural order of the coefficients; runs from the last may go 16 places too far.
 const NATURAL: [u8; 128] = {
@@ -48,15 +50,12 @@ const NATURAL: [u8; 128] = {
 const SPECIAL: u32 = 1 << 6;
 /// An entry of [`Lookup::many`] or [`Lookup::skip`] whose last symbol ends the block.
 const END: u32 = 1 << 6;
-
-/// Most bits of a code and its value.
-const LONGEST: u32 = 31;
 /// Most bits that an entry of [`Lookup::many`] of an AC table consumes.
 const LIMIT: u32 = 18;
 /// Entries of [`Lookup::many`] that the bits of one refill are enough for.
 const READY: u32 = 56 / LIMIT;
 /// The entry of [`Lookup::many`] for bits that [`Lookup::one`] must be asked about.
-const NONE: u64 = 127 << 24;
+const UNKNOWN: u64 = 127 << 24;
 
 /// A coefficient of which the code and the sign are known.
 struct Partly {
@@ -83,9 +82,9 @@ struct Lookup {
     one: [u32; 1 << PEEK],
     /// By the next bits, one or two coefficients and the end of the block, as far as their codes
     /// and signs are in sight; of DC tables one, at place 0. Second value << 48 | first value << 32
-    /// | coefficients passed << 24, the end counting as one | the second's place << 16 | the last
-    /// bits of the second, still to be added to it << 12 | the first's place << 8 | `END`. One
-    /// coefficient alone stands for both. So long values take no branch of their own.
+    /// | coefficients passed << 24, the end counting as one | the second's place << 16 | how many
+    /// bits are still to be added to the second << 12 | the first's place << 8 | `END`; or
+    /// `UNKNOWN`. One coefficient alone stands for both. Long values so take no branch of their own.
     many: [u64; 1 << PEEK],
     /// Of AC tables, by the next bits, all symbols whose codes are in sight: coefficients passed,
     /// the end counting as one, or 127 where there is none << 7 | `END`.
@@ -144,15 +143,18 @@ impl Lookup {
 
     /// What of DC tables stands in `many`.
     fn level(&self, bits: usize) -> u64 {
-        self.partly(bits, PEEK, LONGEST).map_or(NONE, |Partly { length, size, value, .. }| {
-            pack(0, value) | u64::from(size << 12 | length)
-        })
+        self.partly(bits, PEEK, LONGEST)
+            .map_or(UNKNOWN, |Partly { length, size, value, .. }| {
+                pack(0, value) | u64::from(size << 12 | length)
+            })
     }
 
     /// What of AC tables stands in `many`.
     fn pair(&self, bits: usize) -> u64 {
         let Some(first) = self.partly(bits, PEEK, LIMIT) else {
-            return self.end(bits, PEEK).map_or(NONE, |length| u64::from(1 << 24 | END | length));
+            return self
+                .end(bits, PEEK)
+                .map_or(UNKNOWN, |length| u64::from(1 << 24 | END | length));
         };
         let Partly { run, length, size, value } = first;
         let alone = run << 16 | run << 8 | size << 12;
@@ -180,18 +182,11 @@ impl Lookup {
     /// are in sight, and code and value take no more than `most` bits.
     fn partly(&self, bits: usize, sight: u32, most: u32) -> Option<Partly> {
         let entry = self.one[bits];
-        let (length, symbol) = (entry & 63, entry >> 8 & 255);
-        let (code, run, size) = if entry & SPECIAL != 0 {
-            (length, symbol >> 4, symbol & 15)
-        } else {
-            let value = entry as i32 >> 16;
-            if length <= sight.min(most) {
-                return Some(Partly { run: symbol, length, size: 0, value });
-            }
-            let size = 32 - value.unsigned_abs().leading_zeros();
-            (length - size, symbol, size)
-        };
+        let (code, run, size) = apart(entry);
         let length = code + size;
+        if entry & SPECIAL == 0 && length <= sight.min(most) {
+            return Some(Partly { run, length, size: 0, value: entry as i32 >> 16 });
+        }
         if code == 0 || size == 0 || code >= sight || length > most {
             return None;
         }
@@ -205,25 +200,14 @@ impl Lookup {
         for first in 0..1 << PEEK {
             let (mut used, mut passed, mut flag) = (0, 0, 0);
             while used < PEEK && flag == 0 {
-                let entry = self.one[first << used & ((1 << PEEK) - 1)];
-                let (bits, run) = (entry & 63, entry >> 8 & 255);
-                // The code must be in sight, its value need not.
-                let (length, size, advance) = if entry & SPECIAL == 0 {
-                    let size = 32 - (entry as i32 >> 16).unsigned_abs().leading_zeros();
-                    (bits - size, size, run + 1)
-                } else {
-                    match run {
-                        0x00 => (bits, 0, 1),
-                        0xf0 => (bits, 0, 16),
-                        symbol if symbol & 15 == 0 => break,
-                        symbol => (bits, symbol & 15, (symbol >> 4) + 1),
-                    }
-                };
-                if length == 0 || used + length > PEEK {
+                let (code, run, size) = apart(self.one[first << used & ((1 << PEEK) - 1)]);
+                // The code must be in sight, its value need not. Runs without a value end the
+                // block or are of 16.
+                if code == 0 || used + code > PEEK || (size == 0 && run % 15 != 0) {
                     break;
                 }
-                flag = if entry & SPECIAL != 0 && run == 0 { END } else { 0 };
-                (used, passed) = (used + length + size, passed + advance);
+                flag = if (run, size) == (0, 0) { END } else { 0 };
+                (used, passed) = (used + code + size, passed + run + 1);
             }
             let passed = if passed == 0 { 127 } else { passed };
             self.skip[first] = (passed << 7 | flag | used) as u16;
@@ -237,6 +221,16 @@ impl Lookup {
         let place = (bits >> (16 - length)) as i32 + self.offset[length];
         Some((u32::from(*self.symbols.get(place as usize)?), length as u32))
     }
+}
+
+/// The length of the code, the run and the size of the value of an entry of [`Lookup::one`].
+fn apart(entry: u32) -> (u32, u32, u32) {
+    let (length, symbol) = (entry & 63, entry >> 8 & 255);
+    if entry & SPECIAL != 0 {
+        return (length, symbol >> 4, symbol & 15);
+    }
+    let size = 32 - (entry as i32 >> 16).unsigned_abs().leading_zeros();
+    (length - size, symbol, size)
 }
 
 /// Fills the slots of [`Lookup::one`] that begin with a code of this length.
@@ -326,7 +320,7 @@ impl Bits {
         self.refill(data);
         let index = self.peek(PEEK) as usize;
         let entry = dc.many[index];
-        if entry != NONE {
+        if entry != UNKNOWN {
             let value = self.last_of(entry) as i16;
             self.consume(entry as u32 & 63);
             return Ok(i32::from(value));
