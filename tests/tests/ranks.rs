@@ -19,13 +19,13 @@ fn launch(ranks: usize, args: &[String]) -> integration::Said {
     trainer(&borrowed(&all))
 }
 
-fn lines(run: &Path) -> Vec<Value> {
+pub(crate) fn lines(run: &Path) -> Vec<Value> {
     let text = fs::read_to_string(run.join("stats.jsonl")).unwrap_or_default();
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
 /// Loss columns agree to 1e-5.
-fn assert_same_losses(run: &Path, other: &Path) {
+pub(crate) fn assert_same_losses(run: &Path, other: &Path) {
     let (ours, theirs) = (lines(run), lines(other));
     assert_eq!(ours.len(), theirs.len());
     for (a, b) in ours.iter().zip(&theirs) {
@@ -181,13 +181,13 @@ impl Running {
     }
 }
 
-fn said(output: &Output) -> String {
+pub(crate) fn said(output: &Output) -> String {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     text(&output.stdout) + &text(&output.stderr)
 }
 
 /// 2, or 50 with `BIGBIGAN_TESTS=long`.
-fn moments() -> u64 {
+pub(crate) fn moments() -> u64 {
     let long = std::env::var_os("BIGBIGAN_TESTS").is_some_and(|counts| counts == "long");
     if long { 50 } else { 2 }
 }

@@ -70,6 +70,11 @@ char *bb_spectral_advance(const bb_layer *layers, size_t count, int64_t iteratio
 // The gradients of the weights, given those of the scaled weights: (g - <g, W/sigma> u v') / sigma.
 // `gradients` are replaced.
 char *bb_spectral_pull_back(const bb_layer *layers, size_t count, Variable *const *gradients);
+
+// Backward through a batch norm whose statistics count as constants. Writes three owned tensors to `out`:
+// the gradients of x, of the gain and of the shift. `gain` may be null.
+char *bb_norm_backward(const Variable *gradient, const Variable *x, const Variable *gain,
+                       const Variable *mean, const Variable *var, double eps, Variable **out);
 }
 
 namespace {
@@ -246,6 +251,20 @@ char *bb_spectral_pull_back(const bb_layer *layers, size_t count, Variable *cons
     at::_foreach_div_(out, sigmas);
     for (size_t i = 0; i < count; ++i)
       *gradients[i] = out[i].view(gradients[i]->sizes());
+  });
+}
+
+char *bb_norm_backward(const Variable *gradient, const Variable *x, const Variable *gain,
+                       const Variable *mean, const Variable *var, double eps, Variable **out) {
+  return guarded([&] {
+    const at::NoGradGuard no_grad;
+    const auto weight = gain ? c10::optional<at::Tensor>(*gain) : c10::nullopt;
+    auto [of_x, of_gain, of_shift] = at::native_batch_norm_backward(
+        *gradient, *x, weight, *mean, *var, *mean, (*var + eps).rsqrt(), false, eps,
+        {true, true, true});
+    out[0] = new Variable(std::move(of_x));
+    out[1] = new Variable(std::move(of_gain));
+    out[2] = new Variable(std::move(of_shift));
   });
 }
 

@@ -1,7 +1,23 @@
+use std::ffi::{c_char, c_void};
+use std::ptr::{null, null_mut};
+
 use tch::{Kind, Tensor, no_grad};
 
 use super::{Init, Linear, Scope, attach};
 use crate::dist::World;
+use crate::shim::outcome;
+
+unsafe extern "C" {
+    fn bb_norm_backward(
+        gradient: *const c_void,
+        x: *const c_void,
+        gain: *const c_void,
+        mean: *const c_void,
+        var: *const c_void,
+        eps: f64,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+}
 
 /// Which statistics a batch norm uses, and what becomes of the stored ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,8 +111,8 @@ impl BatchNorm {
         let count = rows * self.world.size() as f64;
         let (gain, shift) = self.affine.as_ref().map(|(g, s)| (g, s)).unzip();
         let (mean, var, y) = no_grad(|| {
-            let (var, mean) = x.to_kind(kind).var_mean_dim(Some(sides(x).as_slice()), false, false);
-            let (var, mean) = (var.to_kind(Kind::Double), mean.to_kind(Kind::Double));
+            let (mean, var) = x.to_kind(kind).batch_norm_update_stats(None::<Tensor>, None, 0.0);
+            let (mean, var) = (mean.to_kind(Kind::Double), var.to_kind(Kind::Double));
             // Of the rank: Σx and Σx², without the cancellation that summing squares of x would bring.
             let sums = Tensor::stack(&[&mean * rows, (var + mean.square()) * rows], 0);
             self.world.sum(&sums);
@@ -118,26 +134,24 @@ impl BatchNorm {
         let parameters = self.parameters().into_iter().filter(Tensor::requires_grad);
         inputs.extend(parameters);
         let trained = inputs.len() > 1;
-        let (world, x) = (self.world.clone(), x.detach());
+        let (world, x, eps) = (self.world.clone(), x.detach(), self.eps);
         let gain = gain.map(Tensor::detach);
-        let inverse = (var + self.eps).rsqrt();
         attach(y, &inputs, move |gradient| {
-            let g = gradient.to_kind(kind);
-            let dims = sides(&x);
-            let of_x = &x - spread(&mean, &x);
-            let along = (&g * of_x).sum_dim_intlist(dims.as_slice(), false, kind) * &inverse;
-            let total = g.sum_dim_intlist(dims.as_slice(), false, kind);
+            let x_wide = x.to_kind(kind);
+            let statistics = (&mean, &var, eps);
+            let [mut dx, along, total] =
+                constant_backward(&gradient.to_kind(kind), &x_wide, gain.as_ref(), statistics);
             let sums = Tensor::stack(&[&along, &total], 0).to_kind(Kind::Double);
             world.sum(&sums);
             let sums = (sums / count).to_kind(kind);
+            let inverse = (&var + eps).rsqrt();
             let scale = gain.as_ref().map_or_else(|| inverse.shallow_clone(), |g| &inverse * g);
-            // dx = scale (g − mean(g) − x̂ mean(g x̂)), gathered by channel.
+            // Beyond constant statistics: −scale (mean(g) + x̂ mean(g x̂)), gathered by channel.
             let by_x = -&scale * &inverse * sums.get(0);
             let constant = -&scale * sums.get(1) - &by_x * &mean;
-            let dx = (g * spread(&scale, &x) + spread(&constant, &x))
-                .addcmul(&x, &spread(&by_x, &x))
-                .to_kind(x.kind());
-            let mut all = vec![dx];
+            let _ = dx.addcmul_(&x_wide, &spread(&by_x, &x));
+            let _ = dx.g_add_(&spread(&constant, &x));
+            let mut all = vec![dx.to_kind(x.kind())];
             if trained {
                 all.extend([along, total]);
             }
@@ -146,9 +160,25 @@ impl BatchNorm {
     }
 }
 
-/// Every dimension but the channels'.
-fn sides(x: &Tensor) -> Vec<i64> {
-    (0..x.dim() as i64).filter(|dim| *dim != 1).collect()
+/// Gradients of x, gain and shift through a batch norm with constant `statistics` (mean, variance, ε).
+fn constant_backward(
+    gradient: &Tensor,
+    x: &Tensor,
+    gain: Option<&Tensor>,
+    (mean, var, eps): (&Tensor, &Tensor, f64),
+) -> [Tensor; 3] {
+    let pointer = |t: &Tensor| t.as_ptr().cast::<c_void>();
+    let gain = gain.map_or(null(), pointer);
+    let mut out = [null_mut(); 3];
+    // SAFETY: all tensors outlive the call, and a null gain is none; the shim writes three tensors that
+    // are ours.
+    let error = unsafe {
+        let (g, x, m, v) = (pointer(gradient), pointer(x), pointer(mean), pointer(var));
+        bb_norm_backward(g, x, gain, m, v, eps, out.as_mut_ptr())
+    };
+    outcome(error).expect("tensors of matching shapes");
+    // SAFETY: as above; each is taken over once.
+    out.map(|t: *mut c_void| unsafe { Tensor::from_ptr(t.cast()) })
 }
 
 /// A value of each channel, (C), to be broadcast over x.
