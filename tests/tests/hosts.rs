@@ -1,7 +1,6 @@
 //! Two network namespaces as two hosts: ranks that share a disk and a wire. It takes a right to make
 //! namespaces, which root has; without it the stories say so and are not tried.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -124,7 +123,7 @@ impl Running {
             words
         });
         let checkpoints = self.out.join("checkpoints");
-        if fs::read_dir(&checkpoints).is_ok_and(|mut entries| entries.next().is_some()) {
+        if trainer::checkpoint::list(&checkpoints).is_ok_and(|list| !list.is_empty()) {
             let newest = trainer::checkpoint::newest(&checkpoints).unwrap();
             trainer::checkpoint::verify(&newest).unwrap();
         }

@@ -173,7 +173,7 @@ impl Running {
         let took = begun.elapsed();
         // Whatever happened, the newest checkpoint can be gone on from.
         let checkpoints = self.out.join("checkpoints");
-        if fs::read_dir(&checkpoints).unwrap().next().is_some() {
+        if !trainer::checkpoint::list(&checkpoints).unwrap().is_empty() {
             let newest = trainer::checkpoint::newest(&checkpoints).unwrap();
             trainer::checkpoint::verify(&newest).unwrap();
         }

@@ -56,6 +56,8 @@ const LIMIT: u32 = 18;
 const READY: u32 = 56 / LIMIT;
 /// The entry of [`Lookup::many`] for bits that [`Lookup::one`] must be asked about.
 const UNKNOWN: u64 = 127 << 24;
+/// What [`Lookup::second`] marks a coefficient with.
+const PAIRED: u64 = 1 << 7;
 
 /// A coefficient of which the code and the sign are known.
 struct Partly {
@@ -134,41 +136,71 @@ impl Lookup {
         }
     }
 
-    /// Fills `many`, after [`Lookup::set`].
-    fn set_many(&mut self, dc: bool) {
-        for bits in 0..1 << PEEK {
-            self.many[bits] = if dc { self.level(bits) } else { self.pair(bits) };
-        }
-    }
-
-    /// What of DC tables stands in `many`.
-    fn level(&self, bits: usize) -> u64 {
-        self.partly(bits, PEEK, LONGEST)
-            .map_or(UNKNOWN, |Partly { length, size, value, .. }| {
+    /// Fills `many` of a DC table, after [`Lookup::set`].
+    fn set_levels(&mut self) {
+        let mut bits = 0;
+        while bits < 1 << PEEK {
+            let (first, alike) = self.first(bits, LONGEST);
+            let entry = first.map_or(UNKNOWN, |Partly { length, size, value, .. }| {
                 pack(0, value) | u64::from(size << 12 | length)
-            })
+            });
+            self.many[bits..bits + alike].fill(entry);
+            bits += alike;
+        }
     }
 
-    /// What of AC tables stands in `many`.
-    fn pair(&self, bits: usize) -> u64 {
-        let Some(first) = self.partly(bits, PEEK, LIMIT) else {
-            return self
-                .end(bits, PEEK)
-                .map_or(UNKNOWN, |length| u64::from(1 << 24 | END | length));
-        };
-        let Partly { run, length, size, value } = first;
-        let alone = run << 16 | run << 8 | size << 12;
-        if size > 0 {
-            return pack(0, value) | u64::from((run + 1) << 24 | alone | length);
+    /// Fills `many` of an AC table, after [`Lookup::set`].
+    fn set_pairs(&mut self) {
+        // Of the bits behind a first coefficient, n in sight: at 2^n and on, by these bits.
+        let mut seconds = [0; 1 << PEEK];
+        for sight in 0..PEEK {
+            for (bits, second) in seconds[1 << sight..2 << sight].iter_mut().enumerate() {
+                *second = self.second(bits << (PEEK - sight), sight);
+            }
         }
-        let (rest, sight) = (bits << length & ((1 << PEEK) - 1), PEEK - length);
-        if let Some(second) = self.partly(rest, sight, LIMIT - length) {
-            let next = run + 1 + second.run;
-            let low = (next + 1) << 24 | next << 16 | run << 8 | second.size << 12;
-            return pack(value, second.value) | u64::from(low | (length + second.length));
+        let mut bits = 0;
+        while bits < 1 << PEEK {
+            let (first, alike) = self.first(bits, LIMIT);
+            let slots = bits..bits + alike;
+            bits = slots.end;
+            let Some(Partly { run, length, size, value }) = first else {
+                let end = self.end(slots.start, PEEK);
+                self.many[slots].fill(end.map_or(UNKNOWN, |n| u64::from(1 << 24 | END | n)));
+                continue;
+            };
+            let passed = (run + 1) << 24 | run << 8 | length;
+            let alone = pack(0, value) | u64::from(passed | run << 16 | size << 12);
+            if size > 0 {
+                self.many[slots].fill(alone);
+                continue;
+            }
+            let paired = (pack(value, 0) | u64::from(passed | (run + 1) << 16)) - PAIRED;
+            for (entry, &second) in self.many[slots].iter_mut().zip(&seconds[alike..]) {
+                *entry = second + if second & PAIRED == 0 { alone } else { paired };
+            }
         }
-        let (passed, end) = self.end(rest, sight).map_or((1, 0), |end| (2, END | end));
-        pack(0, value) | u64::from((run + passed) << 24 | alone | (end + length))
+    }
+
+    /// What adds to an entry of `many` the coefficient or the end that `bits` begin with, of which
+    /// `sight` count, behind another; a coefficient marked `PAIRED`.
+    fn second(&self, bits: usize, sight: u32) -> u64 {
+        if let Some(Partly { run, length, size, value }) =
+            self.partly(bits, sight, LIMIT - PEEK + sight)
+        {
+            let low = (run + 1) << 24 | run << 16 | size << 12 | length;
+            return pack(0, value) | PAIRED | u64::from(low);
+        }
+        self.end(bits, sight).map_or(0, |length| u64::from(1 << 24 | END | length))
+    }
+
+    /// The coefficient that `bits` begin with, and how many indices from there on begin the same.
+    fn first(&self, bits: usize, most: u32) -> (Option<Partly>, usize) {
+        let first = self.partly(bits, PEEK, most);
+        let seen = first.as_ref().map_or(PEEK, |first| match first.size {
+            0 => first.length,
+            size => first.length - size + 1,
+        });
+        (first, 1 << (PEEK - seen))
     }
 
     /// The length of the code that ends a block, where `bits`, of which `sight` count, begin so.
@@ -197,20 +229,38 @@ impl Lookup {
 
     /// Fills `skip`, after [`Lookup::set`] for AC.
     fn set_skip(&mut self) {
-        for first in 0..1 << PEEK {
-            let (mut used, mut passed, mut flag) = (0, 0, 0);
-            while used < PEEK && flag == 0 {
-                let (code, run, size) = apart(self.one[first << used & ((1 << PEEK) - 1)]);
+        // Of n bits in sight: at 2^n and on, by these bits.
+        let mut sights = [0; 2 << PEEK];
+        for sight in 0..=PEEK {
+            let (shorter, entries) = sights.split_at_mut(1 << sight);
+            let mut bits = 0;
+            while bits < 1 << sight {
+                let (code, run, size) = apart(self.one[bits << (PEEK - sight)]);
                 // The code must be in sight, its value need not. Runs without a value end the
                 // block or are of 16.
-                if code == 0 || used + code > PEEK || (size == 0 && run % 15 != 0) {
-                    break;
+                if code == 0 || code > sight || (size == 0 && run % 15 != 0) {
+                    bits += 1;
+                    continue;
                 }
-                flag = if (run, size) == (0, 0) { END } else { 0 };
-                (used, passed) = (used + code + size, passed + run + 1);
+                let slots = &mut entries[bits..bits + (1 << (sight - code))];
+                bits += slots.len();
+                let entry = ((run + 1) << 7 | (code + size)) as u16;
+                if (run, size) == (0, 0) {
+                    slots.fill(entry | END as u16);
+                } else if code + size >= sight {
+                    slots.fill(entry);
+                } else {
+                    let rest = 1 << (sight - code - size);
+                    for slots in slots.chunks_exact_mut(rest) {
+                        for (slot, more) in slots.iter_mut().zip(&shorter[rest..]) {
+                            *slot = entry + more;
+                        }
+                    }
+                }
             }
-            let passed = if passed == 0 { 127 } else { passed };
-            self.skip[first] = (passed << 7 | flag | used) as u16;
+        }
+        for (skip, &entry) in self.skip.iter_mut().zip(&sights[1 << PEEK..]) {
+            *skip = if entry == 0 { 127 << 7 } else { entry };
         }
     }
 
@@ -481,11 +531,11 @@ impl Entropy {
         for n in 0..4 {
             if used(|block| block.dc, n) {
                 self.dc[n].set(&layout.dc[n], true);
-                self.dc[n].set_many(true);
+                self.dc[n].set_levels();
             }
             if used(|block| block.ac, n) {
                 self.ac[n].set(&layout.ac[n], false);
-                self.ac[n].set_many(false);
+                self.ac[n].set_pairs();
                 if skips || thin {
                     self.ac[n].set_skip();
                 }

@@ -15,21 +15,20 @@
 
 mod entropy;
 mod libjpeg;
+mod resize;
 mod rows;
 #[cfg(test)]
 mod tests;
 
 use std::io::Cursor;
 
-use fast_image_resize as fir;
-use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
-use fast_image_resize::pixels::U8x3;
 use image::ImageDecoder;
 use serde::{Deserialize, Serialize};
 
 use self::entropy::Entropy;
 use self::libjpeg::Picture;
-use self::rows::{cmyk_to_rgb, flip, shift_mirrored, shrink, turned};
+use self::resize::Resizer;
+use self::rows::{cmyk_to_rgb, shift_mirrored, turned};
 use crate::augment::{Crop, View};
 use crate::error::Fault;
 use crate::jpeg;
@@ -114,8 +113,7 @@ pub struct Decoder {
     picture: Picture,
     entropy: Entropy,
     options: DecodeOptions,
-    resizer: fir::Resizer,
-    resize: fir::ResizeOptions,
+    resizer: Resizer,
     pixels: Vec<u8>,
     spare: Vec<u8>,
     headers: Vec<u8>,
@@ -150,16 +148,11 @@ impl Decoder {
     /// # Errors
     /// [`Fault::Jpeg`] when libjpeg-turbo has no memory to start.
     pub fn new(options: DecodeOptions) -> Result<Self, Fault> {
-        let filter = match options.filter {
-            Filter::Bicubic => fir::FilterType::CatmullRom,
-            Filter::Bilinear => fir::FilterType::Bilinear,
-        };
         Ok(Self {
             picture: Picture::new()?,
             entropy: Entropy::new(),
             options,
-            resizer: fir::Resizer::new(),
-            resize: fir::ResizeOptions::new().resize_alg(fir::ResizeAlg::Convolution(filter)),
+            resizer: Resizer::new(options.filter),
             pixels: Vec::new(),
             spare: Vec::new(),
             headers: Vec::new(),
@@ -221,39 +214,17 @@ impl Decoder {
             seen = choose(width, height);
             seen.crop
         })?;
-        self.render(&window, side, large)?;
+        let View { flip, shift: (right, down), .. } = seen;
+        self.resizer.resize(&mut self.pixels, &window, flip, large, side)?;
         if seen.shift != (0, 0) {
             self.spare.clear();
             self.spare.extend_from_slice(large);
-            shift_mirrored(&self.spare, seen.shift, side, large);
+            let right = if flip { -right } else { right };
+            shift_mirrored(&self.spare, (right, down), side, large);
         }
-        if seen.flip {
-            flip(large, side);
-        }
-        shrink(large, side, small);
+        self.resizer.shrink(large, side, small);
         self.forget_giants();
         Ok(())
-    }
-
-    /// Resizes the crop in `self.pixels` to a row.
-    fn render(&mut self, window: &Window, side: usize, row: &mut [u8]) -> Result<(), Fault> {
-        let fail = |error: &dyn std::fmt::Display| Fault::Resize(error.to_string());
-        let used = &self.pixels[..window.width * window.height * 3];
-        let (width, height) = (window.width as u32, window.height as u32);
-        let source: TypedImageRef<U8x3> =
-            TypedImageRef::from_buffer(width, height, used).map_err(|e| fail(&e))?;
-        // The resizer must see nothing beyond the crop: filters reach over its edges.
-        let Crop { x, y, width, height } = window.inner;
-        let [x, y, width, height] = [x, y, width, height].map(|v| v as u32);
-        let inner =
-            TypedCroppedImage::from_ref(&source, x, y, width, height).map_err(|e| fail(&e))?;
-        let mut target: TypedImage<U8x3> =
-            TypedImage::from_buffer(side as u32, side as u32, row).map_err(|e| fail(&e))?;
-        let options = match window.fraction {
-            None => self.resize,
-            Some([left, top, width, height]) => self.resize.crop(left, top, width, height),
-        };
-        self.resizer.resize_typed(&inner, &mut target, &options).map_err(|e| fail(&e))
     }
 
     fn window(
@@ -380,9 +351,7 @@ impl Decoder {
                 *buffer = Vec::new();
             }
         }
-        if self.resizer.size_of_internal_buffers() > KEPT {
-            self.resizer.reset_internal_buffers();
-        }
+        self.resizer.forget_giants();
     }
 }
 
@@ -400,6 +369,12 @@ struct Window {
 impl Window {
     fn whole(width: usize, height: usize, inner: Crop) -> Self {
         Self { width, height, inner, fraction: None }
+    }
+
+    /// The crop within `inner`: left, top, width, height.
+    fn span(&self) -> [f64; 4] {
+        let Crop { width, height, .. } = self.inner;
+        self.fraction.unwrap_or([0.0, 0.0, width as f64, height as f64])
     }
 }
 
