@@ -264,10 +264,11 @@ impl Lookup {
         }
     }
 
-    /// The symbol at the front of 16 bits, and the length of its code.
+    /// The symbol at the front of 16 bits, and the length of its code, where that is longer than
+    /// `PEEK`.
     #[cold]
     fn long(&self, bits: u32) -> Option<(u32, u32)> {
-        let length = (1..17).find(|&length| bits < self.above[length])?;
+        let length = (PEEK as usize + 1..17).find(|&length| bits < self.above[length])?;
         let place = (bits >> (16 - length)) as i32 + self.offset[length];
         Some((u32::from(*self.symbols.get(place as usize)?), length as u32))
     }

@@ -158,6 +158,7 @@ mod avx2 {
 
     impl Axis {
         /// Plans `side` values over `length` sources from `from` on, of `size`.
+        #[target_feature(enable = "avx2")]
         fn plan(
             &mut self,
             filter: Filter,
@@ -173,7 +174,8 @@ mod avx2 {
             self.round(mirrored);
         }
 
-        #[inline(always)]
+        #[inline]
+        #[target_feature(enable = "avx2")]
         fn weigh(
             &mut self,
             filter: impl Fn(f64) -> f64,
@@ -216,6 +218,8 @@ mod avx2 {
         }
 
         /// Makes whole numbers of the weights, as precise as 16 bits allow.
+        #[inline]
+        #[target_feature(enable = "avx2")]
         fn round(&mut self, mirrored: bool) {
             let most = self.exact.iter().copied().fold(0.0, f64::max);
             let fits = |bits: &i32| (most * f64::from(1 << (bits + 1))).round() < 32768.0;
@@ -260,8 +264,11 @@ mod avx2 {
         ) {
             let [left, top, width, height] = window.span();
             let inner = window.inner;
-            self.across.plan(filter, inner.width, (left, width), side, mirrored);
-            self.down.plan(filter, inner.height, (top, height), side, false);
+            // SAFETY: without AVX2 there is no `Resizer`.
+            unsafe {
+                self.across.plan(filter, inner.width, (left, width), side, mirrored);
+                self.down.plan(filter, inner.height, (top, height), side, false);
+            }
             let Self { across, down, rows } = self;
             let stride = 3 * window.width;
             // The last loads of a row, of either pass, reach beyond it.
@@ -281,7 +288,7 @@ mod avx2 {
                         crop[(down.starts[value] + n).min(last) * stride..][..line].as_chunks().0
                     };
                     let (row, precision) = (row[..line].as_chunks_mut().0, down.precision);
-                    // SAFETY: without AVX2 there is no `Resizer`.
+                    // SAFETY: as above.
                     unsafe {
                         match down.pairs {
                             1 => blend::<2>(weights, source, precision, row),
