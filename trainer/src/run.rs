@@ -851,6 +851,7 @@ mod tests {
     fn begin(config: Config, folder: &Path, world: &World) -> Run {
         let out = folder.join("run");
         fs::create_dir_all(&out).unwrap();
+        fs::write(out.join("config.toml"), config.to_toml()).unwrap();
         let data = open_data(&config, "train").unwrap();
         let feed = Feed::start(&config, &data, Cursor::default(), Device::Cpu, world).unwrap();
         let state = TrainState::in_world(&config, world, (Kind::Float, Device::Cpu), true);
@@ -917,29 +918,64 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_rank_whose_weights_drift_stops_all_and_the_tensor_is_named() {
-        let folder = tempfile::tempdir().unwrap();
-        let config = config(folder.path(), "dist.check_every=2");
+    /// What two ranks of a run make of a story, rank 0's first.
+    fn on_two_ranks<T: Send + 'static>(
+        folder: &Path,
+        more: &str,
+        story: fn(Run, &World) -> T,
+    ) -> [T; 2] {
+        let config = config(folder, more);
         let ranks = Place::threads(2).into_iter().map(|place| {
-            let (config, folder) = (config.clone(), folder.path().to_owned());
+            let (config, folder) = (config.clone(), folder.to_owned());
             std::thread::spawn(move || {
                 let world = World::join(place, Device::Cpu, config.limits(), vec![]).unwrap();
-                let mut run = begin(config, &folder, &world);
-                assert!(run.advance().unwrap().is_some());
-                let name = run.state.d.params.parameters().next().unwrap().0.to_owned();
-                if world.rank() == 1 {
-                    let _ = run.state.d.params.flat().narrow(0, 0, 1).fill_(0.5);
-                }
-                (run.run().unwrap_err(), name, world)
+                let told = story(begin(config, &folder, &world), &world);
+                (told, world)
             })
         });
         let ranks: Vec<_> = ranks.collect();
-        let mut ended: Vec<_> = ranks.into_iter().map(|rank| rank.join().unwrap()).collect();
         // Rank 0, which serves the store, goes last.
-        while let Some((error, name, _world)) = ended.pop() {
+        let mut ended: Vec<_> = ranks.into_iter().map(|rank| rank.join().unwrap()).collect();
+        let mut next = || ended.pop().unwrap().0;
+        let (second, first) = (next(), next());
+        [first, second]
+    }
+
+    #[test]
+    fn a_rank_whose_weights_drift_stops_all_and_the_tensor_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let ranks = on_two_ranks(folder.path(), "dist.check_every=2", |mut run, world| {
+            assert!(run.advance().unwrap().is_some());
+            let name = run.state.d.params.parameters().next().unwrap().0.to_owned();
+            if world.rank() == 1 {
+                let _ = run.state.d.params.flat().narrow(0, 0, 1).fill_(0.5);
+            }
+            (run.run().unwrap_err(), name)
+        });
+        for (error, name) in ranks {
             let drifted = format!("{name} of discriminator");
             assert!(matches!(&error, Error::Drift { tensor } if *tensor == drifted), "{error}");
         }
+    }
+
+    #[test]
+    fn a_fault_on_one_rank_takes_all_back_to_the_checkpoint_and_is_mended() {
+        let folder = tempfile::tempdir().unwrap();
+        let ranks = on_two_ranks(folder.path(), "health.on_fault=rollback", |mut run, world| {
+            assert!(run.advance().unwrap().is_some() && run.advance().unwrap().is_some());
+            assert!(run.settle().unwrap());
+            run.save().unwrap();
+            if world.rank() == 1 {
+                poison(&run);
+            }
+            assert!(run.advance().unwrap().is_some());
+            assert!(run.advance().unwrap().is_none());
+            assert_eq!((run.state.step, run.state.rollbacks), (2, 1));
+            let weights = run.state.d.params.flat().shallow_clone();
+            assert_eq!(run.run().unwrap().steps, 6);
+            Vec::<f32>::try_from(weights).unwrap()
+        });
+        assert!(ranks[0] == ranks[1] && ranks[0].iter().all(|weight| weight.is_finite()));
+        assert_eq!(incidents(folder.path()), [(3, "rollback".to_owned())]);
     }
 }
