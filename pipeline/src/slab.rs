@@ -6,6 +6,10 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+#[cfg(target_os = "linux")]
+use memmap2::Advice;
+use memmap2::{MmapMut, MmapRaw};
+
 use crate::SampleId;
 use crate::error::Error;
 
@@ -34,48 +38,32 @@ pub unsafe trait HostBlock: Send + Sync + std::fmt::Debug {
     }
 }
 
-/// Batch memory from the heap.
+/// Ordinary batch memory, in huge pages where the system has some.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Heap;
 
 #[derive(Debug)]
-struct HeapBlock {
-    pointer: NonNull<u8>,
-    layout: std::alloc::Layout,
-}
+struct HeapBlock(MmapRaw);
 
 impl HostMemory for Heap {
     fn allocate(&self, bytes: usize) -> Result<Box<dyn HostBlock>, Error> {
-        let refuse = |reason: &str| Error::Memory { bytes, reason: reason.into() };
-        let layout = std::alloc::Layout::from_size_align(bytes.max(1), 64)
-            .map_err(|_| refuse("more than the address space"))?;
-        // SAFETY: the layout has at least one byte.
-        let pointer = unsafe { std::alloc::alloc_zeroed(layout) };
-        let pointer = NonNull::new(pointer).ok_or_else(|| refuse("the system has none left"))?;
-        Ok(Box::new(HeapBlock { pointer, layout }))
+        let refuse = |reason: std::io::Error| Error::Memory { bytes, reason: reason.to_string() };
+        // The system zeroes a page when it is first written to, by the thread that does.
+        let map = MmapRaw::from(MmapMut::map_anon(bytes.max(1)).map_err(refuse)?);
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(Advice::HugePage); // a refusal changes only speed
+        Ok(Box::new(HeapBlock(map)))
     }
 }
 
-impl Drop for HeapBlock {
-    fn drop(&mut self) {
-        // SAFETY: `pointer` came from `alloc_zeroed` with this layout and is freed only here.
-        unsafe { std::alloc::dealloc(self.pointer.as_ptr(), self.layout) }
-    }
-}
-
-// SAFETY: the block owns its bytes and nothing in it is tied to a thread.
-unsafe impl Send for HeapBlock {}
-// SAFETY: shared access gives only the address and the length.
-unsafe impl Sync for HeapBlock {}
-
-// SAFETY: the address is fixed, zeroed by the allocator, and unshared until `drop`.
+// SAFETY: the address is fixed, zeroed by the system, and unshared until `drop`.
 unsafe impl HostBlock for HeapBlock {
     fn pointer(&self) -> NonNull<u8> {
-        self.pointer
+        NonNull::new(self.0.as_mut_ptr()).expect("a mapping is not at zero")
     }
 
     fn len(&self) -> usize {
-        self.layout.size()
+        self.0.len()
     }
 }
 
