@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use self::entropy::Entropy;
 use self::libjpeg::Picture;
 use self::resize::Resizer;
-use self::rows::{cmyk_to_rgb, shift_mirrored, turned};
+use self::rows::{cmyk_to_rgb, shift_mirrored, shrink, turned};
 use crate::augment::{Crop, View};
 use crate::error::Fault;
 use crate::jpeg;
@@ -215,14 +215,15 @@ impl Decoder {
             seen.crop
         })?;
         let View { flip, shift: (right, down), .. } = seen;
-        self.resizer.resize(&mut self.pixels, &window, flip, large, side)?;
+        let rows = (&mut *large, &mut *small);
+        self.resizer.resize(&mut self.pixels, &window, flip, side, rows)?;
         if seen.shift != (0, 0) {
             self.spare.clear();
             self.spare.extend_from_slice(large);
             let right = if flip { -right } else { right };
             shift_mirrored(&self.spare, (right, down), side, large);
+            shrink(large, side, small);
         }
-        self.resizer.shrink(large, side, small);
         self.forget_giants();
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! A crop to a row, and a row to its mean. On machines with AVX2 by code of ours, which takes four
-//! rows at a time through both passes and mirrors on the way; elsewhere by `fast_image_resize`.
+//! rows at a time through both passes, mirroring on the way, and on to their mean while they are in
+//! the nearest cache, and writes past the caches; elsewhere by `fast_image_resize`.
 //! Both give the same pixels: separable filters, columns first, in whole numbers of the same
 //! precision.
 
@@ -31,25 +32,26 @@ impl Resizer {
         }
     }
 
-    /// Resizes the crop in `pixels` to `side` by `side` pixels, exchanging left and right where
-    /// `mirrored`. `pixels` may grow.
+    /// Resizes the crop in `pixels` to `large`, `side` by `side` pixels, and that to `small`, its
+    /// mean, exchanging left and right where `mirrored`. `pixels` may grow.
     pub(super) fn resize(
         &mut self,
         pixels: &mut Vec<u8>,
         window: &Window,
         mirrored: bool,
-        row: &mut [u8],
         side: usize,
+        (large, small): (&mut [u8], &mut [u8]),
     ) -> Result<(), Fault> {
         #[cfg(target_arch = "x86_64")]
         if let Some(fast) = &mut self.fast {
-            fast.resize(self.filter, pixels, window, mirrored, (row, side));
+            fast.resize(self.filter, pixels, window, mirrored, side, (large, small));
             return Ok(());
         }
-        self.portable(pixels, window, row, side)?;
+        self.portable(pixels, window, large, side)?;
         if mirrored {
-            flip(row, side);
+            flip(large, side);
         }
+        shrink(large, side, small);
         Ok(())
     }
 
@@ -83,18 +85,6 @@ impl Resizer {
         self.portable.resize_typed(&inner, &mut target, &options).map_err(|e| fail(&e))
     }
 
-    /// The mean of each 1x1, 2x2 or 4x4 square of a row, halves rounded up.
-    pub(super) fn shrink(&self, large: &[u8], side: usize, small: &mut [u8]) {
-        #[cfg(target_arch = "x86_64")]
-        if let Some(fast) = &self.fast
-            && large.len() == 4 * small.len()
-            && side.is_multiple_of(16)
-        {
-            return fast.halve(large, side, small);
-        }
-        shrink(large, side, small);
-    }
-
     /// Gives a rare giant's memory back.
     pub(super) fn forget_giants(&mut self) {
         if self.portable.size_of_internal_buffers() > KEPT {
@@ -108,7 +98,7 @@ mod avx2 {
     #[allow(clippy::wildcard_imports, reason = "intrinsics")]
     use std::arch::x86_64::*;
 
-    use super::{Filter, Window, grow};
+    use super::{Filter, Window, grow, shrink};
 
     /// Rows that go through both passes together.
     const ROWS: usize = 4;
@@ -138,6 +128,8 @@ mod avx2 {
         down: Axis,
         /// What the first pass gives the second.
         rows: Vec<u8>,
+        /// What the second pass makes of it.
+        made: Vec<u8>,
     }
 
     fn bilinear(x: f64) -> f64 {
@@ -246,13 +238,6 @@ mod avx2 {
     }
 
     impl Resizer {
-        /// The mean of each 2 x 2 square, halves rounded up, of rows of a multiple of 16 pixels.
-        #[expect(clippy::unused_self, reason = "it says that AVX2 is there")]
-        pub(super) fn halve(&self, large: &[u8], side: usize, small: &mut [u8]) {
-            // SAFETY: without AVX2 there is no `Resizer`.
-            unsafe { halve(large, side, small) }
-        }
-
         /// Resizes the crop in `pixels`, which may grow.
         pub(super) fn resize(
             &mut self,
@@ -260,7 +245,8 @@ mod avx2 {
             pixels: &mut Vec<u8>,
             window: &Window,
             mirrored: bool,
-            (large, side): (&mut [u8], usize),
+            side: usize,
+            (large, small): (&mut [u8], &mut [u8]),
         ) {
             let [left, top, width, height] = window.span();
             let inner = window.inner;
@@ -269,7 +255,7 @@ mod avx2 {
                 self.across.plan(filter, inner.width, (left, width), side, mirrored);
                 self.down.plan(filter, inner.height, (top, height), side, false);
             }
-            let Self { across, down, rows } = self;
+            let Self { across, down, rows, made } = self;
             let stride = 3 * window.width;
             // The last loads of a row, of either pass, reach beyond it.
             let line = (3 * inner.width).next_multiple_of(LANES);
@@ -279,7 +265,10 @@ mod avx2 {
             let (crop, last) = (&pixels[inner.y * stride + 3 * inner.x..], inner.height - 1);
             let fits = |start: &usize| 3 * (start + 2 * across.pairs) + 16 <= gap;
             assert!(across.starts.iter().all(fits) && rows.len() >= ROWS * gap);
-            for (four, out) in large.chunks_mut(ROWS * 3 * side).enumerate() {
+            grow(made, ROWS * 3 * side);
+            let halved = large.len() == 4 * small.len() && side.is_multiple_of(16);
+            for (four, large) in large.chunks_mut(ROWS * 3 * side).enumerate() {
+                let out = &mut made[..large.len()];
                 for (n, row) in rows.chunks_exact_mut(gap).take(out.len() / (3 * side)).enumerate()
                 {
                     let value = ROWS * four + n;
@@ -306,7 +295,17 @@ mod avx2 {
                         3 => gather::<6>(across, rows, gap, out, side),
                         _ => gather::<0>(across, rows, gap, out, side),
                     }
+                    if halved {
+                        halve(out, side, &mut small[ROWS * 3 * side / 4 * four..]);
+                    }
+                    stream(out, large);
                 }
+            }
+            // Before another thread is told of the row.
+            // SAFETY: there since before AVX2.
+            unsafe { _mm_sfence() };
+            if !halved {
+                shrink(large, side, small);
             }
         }
     }
@@ -428,6 +427,21 @@ mod avx2 {
         out[..room].copy_from_slice(&all[..room]);
     }
 
+    /// Copies past the caches: what reads a batch comes later, and mostly by another way.
+    #[target_feature(enable = "avx2")]
+    fn stream(from: &[u8], to: &mut [u8]) {
+        // SAFETY: any bytes are a vector.
+        let (head, body, _) = unsafe { to.align_to_mut::<__m256i>() };
+        if !head.is_empty() || size_of_val(body) < from.len() {
+            return to.copy_from_slice(from);
+        }
+        for (place, bytes) in body.iter_mut().zip(from.as_chunks::<LANES>().0) {
+            // SAFETY: a vector's place, and an array of as many bytes.
+            unsafe { _mm256_stream_si256(place, _mm256_loadu_si256(bytes.as_ptr().cast())) }
+        }
+    }
+
+    /// The mean of each 2 x 2 square, halves rounded up, of rows of a multiple of 16 pixels.
     #[target_feature(enable = "avx2")]
     fn halve(large: &[u8], side: usize, small: &mut [u8]) {
         // The bytes of four pixels by pairs of red, green and blue, where they begin 16 bytes and,
