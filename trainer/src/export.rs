@@ -307,8 +307,8 @@ mod tests {
             let x = Tensor::randn([3, 3, 32, 32], kinds);
             let features = no_grad(|| e.features(&x, Statistics::Stored));
             let width = [features.size()[1]];
-            let norm =
-                FeatureNorm { mean: Tensor::rand(width, kinds), var: Tensor::rand(width, kinds) };
+            let (mean, var) = (Tensor::rand(width, kinds), Tensor::rand(width, kinds) + 0.5);
+            let norm = FeatureNorm { mean, var };
             let mut tensors = tensors(&params);
             for (name, tensor) in [("n.mean", &norm.mean), ("n.var", &norm.var)] {
                 let tensor = tensor.shallow_clone();
