@@ -4,7 +4,7 @@
 //!
 //! The limit is the very same decode function on preloaded bytes into one buffer a thread: no
 //! queue, no shared memory, no allocation. Pipeline and limit take turns, `--rounds` times each,
-//! and the medians are given. The last line is one JSON object.
+//! and the medians are given, of the rounds' own ratios too. The last line is one JSON object.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ struct Arguments {
     /// Decode threads; all cores unless given.
     #[arg(long)]
     threads: Option<usize>,
-    /// Passes over the data in a round; as many as make 12,000 images unless given, so that the start,
+    /// Passes over the data in a round; as many as make 24,000 images unless given, so that the start,
     /// which counts, is small.
     #[arg(long)]
     epochs: Option<u64>,
@@ -100,19 +100,21 @@ fn main() -> Result<()> {
     let data = Dataset::open_with(&dir, &arguments.split, &options);
     let data = Arc::new(data.context("cannot measure without data")?);
     let config = config(&arguments);
-    let epochs = arguments.epochs.unwrap_or_else(|| 12_000_u64.div_ceil(data.len().max(1) as u64));
+    let epochs = arguments.epochs.unwrap_or_else(|| 24_000_u64.div_ceil(data.len().max(1) as u64));
     ensure!(epochs > 0 && arguments.rounds > 0, "--epochs and --rounds start at 1");
 
     // One pass to warm the page cache; its first batch tells the time to start.
     let first = run(&data, &config, 1, None)?;
     eprintln!("first batch after {:.1} ms", 1e3 * first.first_batch);
-    let (mut rates, mut limits) = (Vec::new(), Vec::new());
+    let (mut rates, mut limits, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     let mut whole = None;
     for round in 0..arguments.rounds {
         let measured = run(&data, &config, epochs, arguments.cap)?;
         rates.push(measured.rate());
         if !arguments.no_limit {
-            limits.push(limit(&data, &config, measured.images)?);
+            let limit = limit(&data, &config, measured.images)?;
+            limits.push(limit);
+            ratios.push(measured.rate() / limit);
         }
         eprintln!(
             "round {round}: {:.0} images/s, limit {:.0} images/s; {}",
@@ -131,8 +133,9 @@ fn main() -> Result<()> {
             "bench": "input",
             "images_per_s": rate,
             "limit_images_per_s": limit,
-            "efficiency": limit.map(|limit| rate.unwrap_or(0.0) / limit),
+            "efficiency": median(ratios),
             "threads": config.threads,
+            "epochs": epochs,
             "images": whole.images,
             "bytes": whole.bytes,
             "seconds": whole.seconds,

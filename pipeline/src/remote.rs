@@ -8,9 +8,9 @@
 use std::future::Future;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, TryStreamExt};
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
@@ -50,9 +50,10 @@ pub struct RemoteOptions {
     /// Most bytes in that folder; beyond, what was not used for longest is removed. Processes that
     /// share the folder may each exceed it by a sixteenth for a while.
     pub cache_bytes: u64,
-    /// Milliseconds without a byte after which a request is given up and made again. A request
-    /// that stalls holds up all later samples, so this has to be shorter than what is read ahead
-    /// lasts; the patience doubles with each failure, up to 30 s, so that a slow server is heard.
+    /// Milliseconds without a byte after which a request is given up and made again, at most: a
+    /// request that stalls holds up all later samples, so where answers have never been silent for
+    /// that long, patience is shorter, as TCP's is (RFC 6298), but 0.25 s at least. It doubles with
+    /// each failure, up to 30 s, so that a server that becomes slow is heard.
     pub stall_ms: u64,
     /// Failures in a row, without a byte between them, after which reading ends with an error. The
     /// waits between them double from 0.1 s to 10 s: 10 are about half a minute where the server
@@ -135,6 +136,7 @@ pub(crate) struct Remote {
     pub(crate) options: RemoteOptions,
     cache: Option<Cache>,
     counters: Counters,
+    silence: Mutex<Silence>,
     runtime: Option<tokio::runtime::Runtime>, // taken in `drop` only
 }
 
@@ -175,6 +177,7 @@ impl Remote {
             options: options.clone(),
             cache,
             counters: Counters::default(),
+            silence: Mutex::default(),
             runtime: Some(runtime),
         }))
     }
@@ -335,10 +338,14 @@ impl Remote {
         let mut failures = 0;
         loop {
             let before = bytes.len();
-            let patience = self.options.stall_ms.saturating_mul(1 << failures.min(5));
-            let patience = Duration::from_millis(patience.min(30_000.max(self.options.stall_ms)));
+            let most = Duration::from_millis(self.options.stall_ms);
+            let patience = self.silence().patience(most) * (1 << failures.min(7));
+            let patience = patience.min(most.max(Duration::from_secs(30)));
             let error = match self.request(bytes, name, range, (&mut seen, patience)).await {
-                Ok(()) => return Ok(()),
+                Ok(silence) => {
+                    self.silence().heard(silence);
+                    return Ok(());
+                }
                 Err(error) => error,
             };
             failures = if bytes.len() > before { 1 } else { failures + 1 };
@@ -371,14 +378,18 @@ impl Remote {
         }
     }
 
-    /// One request, from where `bytes` end.
+    fn silence(&self) -> MutexGuard<'_, Silence> {
+        self.silence.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One request, from where `bytes` end. Gives the longest time that no byte came.
     async fn request(
         &self,
         bytes: &mut Vec<u8>,
         name: &str,
         (first, end): (u64, Option<u64>),
         (seen, patience): (&mut Seen, Duration),
-    ) -> Result<(), Cut> {
+    ) -> Result<Duration, Cut> {
         let start = first + bytes.len() as u64;
         let ask = match end {
             Some(end) => GetRange::Bounded(start..end),
@@ -388,8 +399,10 @@ impl Remote {
         let options = GetOptions { range: Some(ask), ..GetOptions::default() };
         let path = self.prefix.clone().join(name);
         let stalled = |_| Cut::Short("stalled");
+        let mut asked = Instant::now();
         let answer = timeout(patience, self.store.get_opts(&path, options)).await;
         let answer = answer.map_err(stalled)?.map_err(Cut::Store)?;
+        let mut silence = asked.elapsed();
         let found = answer.meta.size;
         if let Some(expected) = seen.length.replace(found).filter(|&expected| expected != found) {
             let problem = format!("{found} bytes, but {expected} were expected: it was replaced");
@@ -401,14 +414,18 @@ impl Remote {
         }
         let end = end.unwrap_or(found);
         let mut body = answer.into_stream();
+        asked = Instant::now();
         while let Some(chunk) = timeout(patience, body.next()).await.map_err(stalled)? {
+            silence = silence.max(asked.elapsed());
+            asked = Instant::now();
             let chunk = chunk.map_err(Cut::Store)?;
             self.counters.bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
             // No more than was asked for, whatever the server sends.
             let missing = usize::try_from(end - first).unwrap_or(usize::MAX) - bytes.len();
             bytes.extend_from_slice(&chunk[..chunk.len().min(missing)]);
         }
-        if first + (bytes.len() as u64) < end { Err(Cut::Short("ended early")) } else { Ok(()) }
+        let whole = first + (bytes.len() as u64) >= end;
+        if whole { Ok(silence) } else { Err(Cut::Short("ended early")) }
     }
 }
 
@@ -418,6 +435,30 @@ impl Drop for Remote {
             // Not a plain drop: the last user may be a task of this very runtime.
             runtime.shutdown_background();
         }
+    }
+}
+
+/// How long answers that came whole were silent: a mean and a mean deviation over the last ones, as TCP
+/// keeps them of its round trips.
+#[derive(Debug, Default)]
+struct Silence {
+    mean: Option<Duration>,
+    deviation: Duration,
+}
+
+impl Silence {
+    /// No patience is shorter: a busy machine may be as late by itself.
+    const LEAST: Duration = Duration::from_millis(250);
+
+    fn heard(&mut self, silence: Duration) {
+        let mean = self.mean.unwrap_or(silence);
+        self.deviation = (3 * self.deviation + mean.abs_diff(silence)) / 4;
+        self.mean = Some((7 * mean + silence) / 8);
+    }
+
+    /// How long to wait for a byte, `most` at most.
+    fn patience(&self, most: Duration) -> Duration {
+        self.mean.map_or(most, |mean| (mean + 4 * self.deviation).max(Self::LEAST).min(most))
     }
 }
 
@@ -523,4 +564,29 @@ fn connect(url: &Url) -> Result<(Box<dyn ObjectStore>, ObjectPath), object_store
         }
     };
     Ok((store, prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_is_learned_from_answers_within_its_bounds() {
+        let ms = Duration::from_millis;
+        let most = ms(1000);
+        let mut silence = Silence::default();
+        assert_eq!(silence.patience(most), most);
+        for _ in 0..40 {
+            silence.heard(ms(20));
+        }
+        assert_eq!(silence.patience(most), Silence::LEAST);
+        // Twice as patient as a server needs whose answers take 100 or 200 ms, and no more than asked.
+        for n in 0..40 {
+            silence.heard(ms(100 + 100 * (n % 2)));
+        }
+        assert!((ms(300)..ms(500)).contains(&silence.patience(most)), "{silence:?}");
+        assert_eq!(silence.patience(ms(200)), ms(200));
+        (0..40).for_each(|_| silence.heard(ms(900)));
+        assert!(silence.patience(most) >= ms(890), "{silence:?}");
+    }
 }

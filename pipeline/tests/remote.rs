@@ -154,6 +154,24 @@ fn a_loader_on_a_dead_network_ends_at_once() {
 }
 
 #[test]
+fn stalls_are_given_up_long_before_the_most_patience_there_is() {
+    let dir = folder(200);
+    let healthy = Server::folder(dir.path(), Faults::default());
+    let port: u16 = healthy.url.rsplit(':').next().unwrap().parse().unwrap();
+    // Opening tells how soon this server answers.
+    let remote = open_url(&healthy.url, &RemoteOptions { stall_ms: 60_000, ..options() });
+    drop(healthy);
+    let origin = server::Origin::Folder(dir.path().into());
+    let faulty = Server::start(origin, Faults { failing: 0.5, ..Faults::default() }, port).unwrap();
+    let begun = Instant::now();
+    let config = LoaderConfig { shuffle: Shuffle::Global, epochs: Some(1), ..config() };
+    let expected = batches(&open(dir.path()), config.clone(), Cursor::default());
+    assert!(batches(&remote, config, Cursor::default()) == expected);
+    assert!(faulty.served.faults() >= 3, "{:?}", faulty.served);
+    assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
+}
+
+#[test]
 fn a_server_that_is_gone_ends_the_run_in_its_batch_with_the_url() {
     let dir = folder(60);
     let server = Server::folder(dir.path(), Faults::default());
