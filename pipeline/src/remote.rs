@@ -348,6 +348,10 @@ impl Remote {
                 }
                 Err(error) => error,
             };
+            if matches!(error, Cut::Short(STALLED)) {
+                // It was at least as long, and where many are, the server is slow and not at fault.
+                self.silence().heard(patience);
+            }
             failures = if bytes.len() > before { 1 } else { failures + 1 };
             let fail = |problem, mend, input| {
                 Stop::Failure(Failure { url: self.url.join(name), problem, mend, input })
@@ -398,7 +402,7 @@ impl Remote {
         self.counters.requests.fetch_add(1, Ordering::Relaxed);
         let options = GetOptions { range: Some(ask), ..GetOptions::default() };
         let path = self.prefix.clone().join(name);
-        let stalled = |_| Cut::Short("stalled");
+        let stalled = |_| Cut::Short(STALLED);
         let mut asked = Instant::now();
         let answer = timeout(patience, self.store.get_opts(&path, options)).await;
         let answer = answer.map_err(stalled)?.map_err(Cut::Store)?;
@@ -438,7 +442,9 @@ impl Drop for Remote {
     }
 }
 
-/// How long answers that came whole were silent: a mean and a mean deviation over the last ones, as TCP
+const STALLED: &str = "stalled";
+
+/// How long answers that came whole or stalled were silent: a mean and a mean deviation over the last ones, as TCP
 /// keeps them of its round trips.
 #[derive(Debug, Default)]
 struct Silence {
@@ -586,7 +592,12 @@ mod tests {
         }
         assert!((ms(300)..ms(500)).contains(&silence.patience(most)), "{silence:?}");
         assert_eq!(silence.patience(ms(200)), ms(200));
-        (0..40).for_each(|_| silence.heard(ms(900)));
-        assert!(silence.patience(most) >= ms(890), "{silence:?}");
+        // Answers that stall one after another are given more time, those of one in fifty are not.
+        (0..40).for_each(|_| silence.heard(silence.patience(most)));
+        assert_eq!(silence.patience(most), most);
+        for _ in 0..50 {
+            silence.heard(ms(20));
+        }
+        assert_eq!(silence.patience(most), Silence::LEAST);
     }
 }
