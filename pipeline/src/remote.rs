@@ -52,7 +52,7 @@ pub struct RemoteOptions {
     pub cache_bytes: u64,
     /// Milliseconds without a byte after which a request is given up and made again, at most: a
     /// request that stalls holds up all later samples, so where answers have never been silent for
-    /// that long, patience is shorter, as TCP's is (RFC 6298), but 0.25 s at least. It doubles with
+    /// that long, patience is shorter, as TCP's is (RFC 6298), but 0.5 s at least. It doubles with
     /// each failure, up to 30 s, so that a server that becomes slow is heard.
     pub stall_ms: u64,
     /// Failures in a row, without a byte between them, after which reading ends with an error. The
@@ -453,8 +453,8 @@ struct Silence {
 }
 
 impl Silence {
-    /// No patience is shorter: a busy machine may be as late by itself.
-    const LEAST: Duration = Duration::from_millis(250);
+    /// No patience is shorter: a lost packet or a busy machine takes as long by itself.
+    const LEAST: Duration = Duration::from_millis(500);
 
     fn heard(&mut self, silence: Duration) {
         let mean = self.mean.unwrap_or(silence);
@@ -586,11 +586,11 @@ mod tests {
             silence.heard(ms(20));
         }
         assert_eq!(silence.patience(most), Silence::LEAST);
-        // Twice as patient as a server needs whose answers take 100 or 200 ms, and no more than asked.
+        // Twice as patient as a server needs whose answers take 200 or 400 ms, and no more than asked.
         for n in 0..40 {
-            silence.heard(ms(100 + 100 * (n % 2)));
+            silence.heard(ms(200 + 200 * (n % 2)));
         }
-        assert!((ms(300)..ms(500)).contains(&silence.patience(most)), "{silence:?}");
+        assert!((ms(500)..ms(900)).contains(&silence.patience(most)), "{silence:?}");
         assert_eq!(silence.patience(ms(200)), ms(200));
         // Answers that stall one after another are given more time, those of one in fifty are not.
         (0..40).for_each(|_| silence.heard(silence.patience(most)));
