@@ -14,11 +14,11 @@ fn the_number_of_threads_changes_nothing() {
     let data = open(dir.path());
     for mode in [Mode::Resnet, Mode::Distorted, Mode::Biggan, Mode::Eval, Mode::Full, Mode::Small] {
         let run = |threads| {
-            let config = LoaderConfig { threads, mode, epochs: Some(2), ..config() };
+            let config = LoaderConfig { threads, mode, epochs: Some(3), ..config() };
             batches(&data, config, Cursor::default())
         };
         let one = run(1);
-        assert_eq!(one.len(), 12);
+        assert_eq!(one.len(), 18);
         for threads in [2, 3, 8] {
             assert_eq!(run(threads), one, "{mode:?}, {threads} threads");
         }
@@ -65,7 +65,7 @@ fn world_sizes_share_the_same_global_batches() {
     let dir = folder(50);
     let data = open(dir.path());
     let run = |rank, world| {
-        let config = LoaderConfig { batch: 8 / world, rank, world, epochs: Some(2), ..config() };
+        let config = LoaderConfig { batch: 8 / world, rank, world, epochs: Some(3), ..config() };
         batches(&data, config, Cursor::default())
     };
     let whole = run(0, 1);

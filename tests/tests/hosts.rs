@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::ranks::{assert_same_losses, lines, moments, said};
+use crate::ranks::{assert_same_losses, lines, moments, phases, said};
 use integration::{ONE_THREAD, borrowed, data, program, text, tiny_run, trainer};
 
 /// Where rank 0 serves the store; the port is of a host nobody else is on.
@@ -157,8 +157,8 @@ fn hosts_cut_off_from_each_other_say_so_and_go_on_when_the_wire_is_back() {
         let folder = tempfile::tempdir().unwrap();
         // A tenth of the times while the ranks still come together.
         let steps = (moment as usize + 9) % 10;
-        let limits = ["dist.silence=2", "dist.join=6"];
-        let running = Running::start(&hosts, folder.path(), &limits);
+        let overrides = [phases(moment), &["dist.silence=2", "dist.join=6"]].concat();
+        let running = Running::start(&hosts, folder.path(), &overrides);
         running.until(steps);
         std::thread::sleep(Duration::from_millis(moment * 37 % 200));
         let pid = running.ranks[1].id();

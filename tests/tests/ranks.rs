@@ -192,10 +192,30 @@ pub(crate) fn moments() -> u64 {
     if long { 50 } else { 2 }
 }
 
+/// Overrides that at every second moment let pictures, probes and checkpoints follow each step, so that they
+/// are most of the time.
+pub(crate) fn phases(moment: u64) -> &'static [&'static str] {
+    match moment % 4 {
+        0 | 3 => &[],
+        _ => &["images.every=1", "eval.every=1", "checkpoint.every=1"],
+    }
+}
+
+/// Fails where ranks were seen at `moments()` moments, but at none beside the steps themselves.
+pub(crate) fn assert_phases(said: &[String]) {
+    if moments() > 2 {
+        for phase in ["compute", "pictures and probes"] {
+            let words = format!("phase {phase}");
+            assert!(said.iter().any(|said| said.contains(&words)), "no rank was seen in {phase}");
+        }
+    }
+}
+
 #[test]
 fn a_killed_rank_is_named_and_the_others_leave_within_five_seconds() {
+    let mut all = Vec::new();
     for moment in 0..moments() {
-        let running = Running::launched(&[], 2 + moment as usize);
+        let running = Running::launched(phases(moment), 2 + moment as usize % 10);
         std::thread::sleep(Duration::from_millis(moment * 37 % 100));
         let dead = moment as usize % 2;
         let pid = running.rank(dead);
@@ -208,13 +228,18 @@ fn a_killed_rank_is_named_and_the_others_leave_within_five_seconds() {
         for words in [&other, &format!("pid {pid}) was killed by signal 9; last seen in step ")] {
             assert!(said.contains(words), "{words} is not in {said}");
         }
+        all.push(said);
     }
+    assert_phases(&all);
 }
 
 #[test]
 fn a_rank_that_falls_silent_is_named() {
+    let mut all = Vec::new();
     for moment in 0..moments() / 2 {
-        let running = Running::launched(&["dist.silence=2"], 3);
+        let overrides = [phases(moment), &["dist.silence=2"]].concat();
+        let running = Running::launched(&overrides, 3);
+        std::thread::sleep(Duration::from_millis(moment * 37 % 100));
         let (stopped, pid) = (moment as usize % 2, running.rank(moment as usize % 2));
         Running::signal(pid, "-STOP");
         let (output, took) = running.wait();
@@ -223,22 +248,27 @@ fn a_rank_that_falls_silent_is_named() {
         assert_eq!(output.status.code(), Some(1), "{said}");
         let words = format!("pid {pid}) died, stopped or was cut off: silent for ");
         assert!(said.contains(&words), "rank {stopped}: {words} is not in {said}");
+        all.push(said);
     }
+    assert_phases(&all);
 }
 
 #[test]
 fn sigterm_to_one_rank_stops_all_on_the_same_step_with_a_checkpoint() {
-    let running = Running::launched(&[], 2);
-    Running::signal(running.rank(1), "-TERM");
-    let out = running.out.clone();
-    let output = running.launcher.wait_with_output().unwrap();
-    assert!(output.status.success(), "{}", said(&output));
-    let step = lines(&out).last().unwrap()["step"].as_u64().unwrap();
-    // Perhaps between the updates of the step that follows.
-    let newest = trainer::checkpoint::newest(&out.join("checkpoints")).unwrap();
-    let name = newest.file_name().unwrap().to_string_lossy().into_owned();
-    assert!(name.starts_with(&format!("step-{step:08}")), "{name}");
-    assert!(said(&output).contains("stopped by a signal"), "{}", said(&output));
+    for moment in 0..moments() {
+        let running = Running::launched(phases(moment), 2 + moment as usize % 3);
+        std::thread::sleep(Duration::from_millis(moment * 37 % 100));
+        Running::signal(running.rank(moment as usize % 2), "-TERM");
+        let out = running.out.clone();
+        let output = running.launcher.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        let step = lines(&out).last().unwrap()["step"].as_u64().unwrap();
+        // Perhaps between the updates of the step that follows.
+        let newest = trainer::checkpoint::newest(&out.join("checkpoints")).unwrap();
+        let name = newest.file_name().unwrap().to_string_lossy().into_owned();
+        assert!(name.starts_with(&format!("step-{step:08}")), "{name}");
+        assert!(said(&output).contains("stopped by a signal"), "{}", said(&output));
+    }
 }
 
 #[test]

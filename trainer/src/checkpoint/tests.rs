@@ -1,0 +1,225 @@
+use super::*;
+use crate::config::Origin;
+use crate::device::Images;
+use crate::random::{Key, Purpose};
+use crate::step::train_step;
+
+fn config() -> Config {
+    let keys = ["g.ch=4", "f.ch=4", "h.width=16", "j.width=16", "e.depth=8", "e.mlp_width=16"];
+    let keys: Vec<_> = keys.map(str::to_owned).into();
+    Config::resolve(&Origin::Preset("demo"), &keys).unwrap()
+}
+
+fn save(folder: &Path, state: &mut TrainState, step: u64, keep: Keep) {
+    let mut writer = Writer::new(folder).unwrap();
+    state.step = step;
+    writer.save(state, 7, keep).unwrap();
+    writer.finish().unwrap();
+}
+
+const ALL: Keep = Keep { last: 99, every: 0, best: None };
+
+/// A batch, another for every number.
+fn images(number: u64) -> Images {
+    let key = Key { seed: number, purpose: Purpose::Evaluate, step: 0, update: 0 };
+    let large = key.normal(0..8, 3 * 32 * 32, Device::Cpu).view([8, 3, 32, 32]).tanh();
+    let small = large.avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None::<i64>);
+    Images { large, small }
+}
+
+#[test]
+fn a_run_that_ends_between_any_updates_goes_on_as_if_it_had_not() {
+    let keys = ["g.ch=4", "f.ch=4", "h.width=16", "j.width=16", "e.depth=8", "e.mlp_width=16"];
+    let keys = keys.into_iter().chain(["train.batch=8", "train.d_steps=3"]);
+    let keys: Vec<_> = keys.map(str::to_owned).collect();
+    let config = Config::resolve(&Origin::Preset("demo"), &keys).unwrap();
+    let steps = |state: &mut TrainState, batches: std::ops::Range<u64>| {
+        let mut batches = batches;
+        let mut next = || batches.next().map(images).ok_or(());
+        let mut last = None;
+        while let Ok(losses) = train_step(&config, state, &mut next) {
+            last = Some([losses.d, losses.g, losses.norms, losses.faults]);
+        }
+        last.map(|all| all.map(|t| Vec::<f32>::try_from(t.reshape([-1])).unwrap()))
+    };
+    // Two steps of four batches.
+    let mut straight = TrainState::new(&config, Device::Cpu, true);
+    let said = steps(&mut straight, 0..8);
+    for end in 4..8 {
+        let folder = tempfile::tempdir().unwrap();
+        let mut state = TrainState::new(&config, Device::Cpu, true);
+        let _ = steps(&mut state, 0..end);
+        save(folder.path(), &mut state, 1, ALL);
+        let (path, mut state) =
+            load_newest(folder.path(), &config, Device::Cpu, 7, &World::alone()).unwrap();
+        assert!(path.ends_with(name_of(1, end as u32 - 4)), "{}", path.display());
+        assert_eq!(steps(&mut state, end..8), said, "ended after {end} updates");
+        assert_eq!(state.step, 2);
+        let all = contents(&state).into_iter().zip(contents(&straight));
+        for ((_, found), (file, expected)) in all {
+            for ((name, a), (_, b)) in found.iter().zip(&expected) {
+                assert!(a.equal(b), "{name} of {file} after {end} updates");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_checkpoint_between_updates_is_newer_than_that_of_its_step_and_is_not_kept_for_good() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    let part = || {
+        let number = |value: f32| Tensor::from(value);
+        let update = Update { norm: number(f32::NAN), fault: number(1.0) };
+        Some(OfD { updates: 1, loss: number(0.5), update })
+    };
+    let mut writer = Writer::new(folder.path()).unwrap();
+    state.step = 1;
+    writer.save(&state, 7, ALL).unwrap();
+    writer.finish().unwrap();
+    assert_eq!(writer.saved().unwrap().unwrap().name, "step-00000001");
+    assert_eq!(writer.saved().unwrap(), None);
+    state.of_d = part();
+    save(folder.path(), &mut state, 1, ALL);
+    let newest = newest(folder.path()).unwrap();
+    assert!(newest.ends_with("step-00000001+1"), "{}", newest.display());
+    let found = load(&newest, &config(), Device::Cpu, 7, &World::alone()).unwrap();
+    let d = found.of_d.unwrap();
+    let numbers = [&d.loss, &d.update.norm, &d.update.fault].map(|t| t.double_value(&[]));
+    assert!(numbers[0] == 0.5 && numbers[1].is_nan() && numbers[2] == 1.0, "{numbers:?}");
+    state.of_d = None;
+    save(folder.path(), &mut state, 2, Keep { last: 1, every: 1, best: Some(1) });
+    let names: Vec<_> = list(folder.path()).unwrap().into_iter().map(|(_, p)| p).collect();
+    assert_eq!(names, [1, 2].map(|step| folder.path().join(name_of(step, 0))));
+}
+
+#[test]
+fn the_second_checkpoint_of_a_writer_holds_the_state_of_its_own_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    let mut writer = Writer::new(folder.path()).unwrap();
+    writer.prepare(&state).unwrap();
+    for step in 1..=3 {
+        state.step = step;
+        let _ = no_grad(|| state.d.params.flat().shallow_clone().g_add_scalar_(1.0));
+        writer.save(&state, 7, ALL).unwrap();
+    }
+    writer.finish().unwrap();
+    let (_, found) =
+        load_newest(folder.path(), &config(), Device::Cpu, 7, &World::alone()).unwrap();
+    assert!(found.step == 3 && found.d.params.flat().equal(state.d.params.flat()));
+}
+
+#[test]
+fn the_newest_the_milestones_and_the_best_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    let keep = Keep { last: 2, every: 4, best: Some(1) };
+    fs::create_dir(folder.path().join(".step-00000009.partial")).unwrap();
+    for step in 1..=7 {
+        save(folder.path(), &mut state, step, keep);
+    }
+    let steps: Vec<_> = list(folder.path()).unwrap().into_iter().map(|(step, _)| step).collect();
+    assert_eq!(steps, [1, 4, 6, 7]);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 4);
+}
+
+#[test]
+fn a_checkpoint_that_does_not_fit_on_the_disk_is_refused_with_figures() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = room_for(folder.path(), 1 << 60).unwrap_err();
+    assert!(error.is_input() && error.to_string().contains("checkpoint.keep"), "{error}");
+    room_for(folder.path(), 1).unwrap();
+}
+
+/// Puts other bytes in a file and its true record into the manifest: wrong, but not damaged.
+fn forge(path: &Path, name: &str, bytes: &[u8]) {
+    fs::write(path.join(name), bytes).unwrap();
+    let mut manifest = read_manifest(path).unwrap();
+    manifest.files.insert(name.to_owned(), record(&path.join(name)).unwrap());
+    fs::write(path.join("manifest.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
+}
+
+/// The file with one tensor's name, shape or kind changed.
+fn altered(bytes: &[u8], change: &str) -> Vec<u8> {
+    let file = SafeTensors::deserialize(bytes).unwrap();
+    let mut views: Vec<_> = file.tensors();
+    let (name, view) = views.pop().unwrap();
+    let (mut shape, mut dtype, mut data) =
+        (view.shape().to_vec(), view.dtype(), view.data().to_vec());
+    let mut renamed = name.clone();
+    match change {
+        "name" => renamed.push('x'),
+        "missing" => return safetensors::serialize(views, None).unwrap(),
+        "shape" => shape.insert(0, 1),
+        "kind" => {
+            dtype = Dtype::F64;
+            data = [&data[..], &data[..]].concat();
+        }
+        _ => unreachable!(),
+    }
+    let view = safetensors::tensor::TensorView::new(dtype, shape, &data).unwrap();
+    views.push((renamed, view));
+    safetensors::serialize(views, None).unwrap()
+}
+
+#[test]
+fn of_fifty_bad_checkpoints_each_is_a_typed_error_and_the_one_before_is_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config();
+    let mut state = TrainState::new(&config, Device::Cpu, true);
+    save(folder.path(), &mut state, 1, ALL);
+    save(folder.path(), &mut state, 2, ALL);
+    let path = folder.path().join(name_of(2, 0));
+    let names: Vec<_> = read_manifest(&path).unwrap().files.into_keys().collect();
+    let good: Vec<_> = names
+        .iter()
+        .chain([&"manifest.json".to_owned()])
+        .map(|name| (path.join(name), fs::read(path.join(name)).unwrap()))
+        .collect();
+    let mut count = 0;
+    let mut check = |what: &str| {
+        count += 1;
+        let error = load(&path, &config, Device::Cpu, 7, &World::alone()).unwrap_err();
+        assert!(matches!(error, Error::Checkpoint { .. }), "{what}: {error}");
+        let (used, state) =
+            load_newest(folder.path(), &config, Device::Cpu, 7, &World::alone()).unwrap();
+        assert_eq!((state.step, used), (1, folder.path().join(name_of(1, 0))), "{what}");
+        for (file, bytes) in &good {
+            fs::write(file, bytes).unwrap();
+        }
+    };
+    let pickle = b"\x80\x02}q\x00X\x01\x00\x00\x00wq\x01K\x01s.";
+    for (name, (file, bytes)) in names.iter().zip(&good) {
+        let mut flipped = bytes.clone();
+        flipped[bytes.len() / 2] ^= 4;
+        fs::write(file, flipped).unwrap();
+        check("a flipped bit");
+        fs::write(file, &bytes[..bytes.len() / 3]).unwrap();
+        check("a cut");
+        fs::remove_file(file).unwrap();
+        check("a missing file");
+        forge(&path, name, &bytes[..bytes.len() - 4]);
+        check("a cut that the manifest knows of");
+        forge(&path, name, pickle);
+        check("a pickle");
+    }
+    for (change, name) in ["name", "missing", "shape", "kind"].into_iter().zip(&names) {
+        forge(&path, name, &altered(&fs::read(path.join(name)).unwrap(), change));
+        check(change);
+    }
+    let manifest = path.join("manifest.json");
+    for text in ["", "{", "[]", "{\"format\": 99}", "null", "\u{fffd}"] {
+        fs::write(&manifest, text).unwrap();
+        check("a manifest that is none");
+    }
+    assert_eq!(count, 50);
+    assert_eq!(
+        load_newest(folder.path(), &config, Device::Cpu, 7, &World::alone()).unwrap().1.step,
+        2
+    );
+    let other = load_newest(folder.path(), &config, Device::Cpu, 8, &World::alone())
+        .unwrap_err()
+        .to_string();
+    assert!(other.contains("data folder"), "{other}");
+}
