@@ -37,6 +37,23 @@ pub(crate) fn assert_same_losses(run: &Path, other: &Path) {
     }
 }
 
+/// Probes of the first weights are equal, and later ones differ by one image at most.
+fn assert_same_probes(one: &Path, other: &Path) {
+    let probes = |run: &Path| -> Vec<Value> {
+        let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let (ours, theirs) = (probes(one), probes(other));
+    assert!(ours.len() == theirs.len() && !ours.is_empty());
+    for (a, b) in ours.iter().zip(&theirs) {
+        assert!(["metric", "step", "weights", "test_images"].iter().all(|key| a[key] == b[key]));
+        let off = (a["top1"].as_f64().unwrap() - b["top1"].as_f64().unwrap()).abs();
+        let images = a["test_images"].as_f64().unwrap();
+        let most = if a["weights"] == "initial" { 0.0 } else { 1.0 / images };
+        assert!(off <= most + 1e-9, "{a} {b}");
+    }
+}
+
 /// Every tensor of two checkpoints agrees to 1e-4 of its norm, or of 1 if that is more.
 fn assert_same_tensors(one: &Path, other: &Path) {
     for name in ["generator", "encoder", "discriminator"] {
@@ -79,6 +96,7 @@ fn one_two_and_four_ranks_train_the_same_model() {
         let many = run(ranks);
         assert_same_losses(&many, &one);
         assert_same_tensors(&many.join(last), &one.join(last));
+        assert_same_probes(&many, &one);
         let (a, b) = (picture(&many), picture(&one));
         let off = a.as_raw().iter().zip(b.as_raw()).map(|(a, b)| a.abs_diff(*b)).max();
         assert!(off <= Some(1), "samples differ by {off:?} of 255");
