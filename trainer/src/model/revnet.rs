@@ -226,14 +226,16 @@ mod tests {
     #[test]
     fn recomputing_gives_the_gradients_and_statistics_of_plain_autograd() {
         for (kind, tolerance) in [(Kind::Double, 1e-10), (Kind::Float, 1e-4)] {
-            // In single precision rounding alone may carry an activation over the kink of its ReLU,
-            // in one input of a hundred or so. A fault would show with every input.
-            let off = (0..3).map(|n| {
+            let mut off = [0, 1, 2].map(|n| {
                 let x = crate::golden::hashed(&format!("x{n}"), &[3, 3, 64, 64]).to_kind(kind);
                 off_by_recomputing(&x.set_requires_grad(true))
             });
-            let least = off.fold(f64::INFINITY, f64::min);
-            assert!(least < tolerance, "{kind:?}: {least}");
+            off.sort_by(f64::total_cmp);
+            // In single precision rounding alone may carry an activation over the kink of its ReLU, with
+            // some inputs on some machines (7e-4 was seen). A fault would show with every input.
+            let [least, _, most] = off;
+            let kink = if kind == Kind::Float { 1e-2 } else { tolerance };
+            assert!(least < tolerance && most < kink, "{kind:?}: {off:?}");
         }
     }
 
