@@ -14,7 +14,7 @@ fn main() {
     let folders = [include.join("torch/csrc/api/include"), include, "shim".into()];
     let files = ["shim/shim.cpp", "shim/runtime.cpp", "shim/export.cpp", "shim/dist.cpp"];
     compiler(&folders).files(files).compile("bigbigan_shim");
-    nccl(&library, &folders);
+    cuda(&library, &folders);
 }
 
 fn compiler(folders: &[PathBuf]) -> cc::Build {
@@ -32,10 +32,10 @@ fn compiler(folders: &[PathBuf]) -> cc::Build {
     build
 }
 
-/// Makes `nccl.so` of the part over NCCL; an empty file where the headers are not beside libtorch, as
-/// Python's packages put them.
-fn nccl(library: &Path, folders: &[PathBuf]) {
-    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it")).join("nccl.so");
+/// Makes `cuda.so` of the parts that name libtorch's CUDA half; an empty file where the headers are not
+/// beside libtorch, as Python's packages put them.
+fn cuda(library: &Path, folders: &[PathBuf]) {
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it")).join("cuda.so");
     let packages = library.join("../../nvidia");
     let headers = ["nccl/include", "cu13/include", "cu13/include/cccl"].map(|f| packages.join(f));
     let needed = [headers[0].join("nccl.h"), headers[1].join("crt/host_config.h")];
@@ -43,13 +43,16 @@ fn nccl(library: &Path, folders: &[PathBuf]) {
         println!("cargo:rerun-if-changed={}", file.display());
     }
     if !headers[2].is_dir() || !needed.iter().all(|file| file.exists()) {
-        println!("cargo:warning=no headers of CUDA and NCCL: ranks cannot meet on CUDA devices");
+        println!(
+            "cargo:warning=no headers of CUDA and NCCL: ranks cannot meet on CUDA devices, no CUDA graphs"
+        );
         std::fs::write(&out, "").expect("OUT_DIR is ours");
         return;
     }
     let mut build = compiler(folders);
     build.define("USE_C10D_NCCL", None).includes(headers).pic(true);
     let mut command: Command = build.get_compiler().to_command();
-    let made = command.args(["-shared", "shim/nccl.cpp", "-o"]).arg(&out).status();
-    assert!(made.is_ok_and(|status| status.success()), "the part over NCCL does not compile");
+    let made =
+        command.args(["-shared", "shim/nccl.cpp", "shim/graph.cpp", "-o"]).arg(&out).status();
+    assert!(made.is_ok_and(|status| status.success()), "the parts over CUDA do not compile");
 }

@@ -44,12 +44,12 @@ fn main() -> anyhow::Result<()> {
         let begun = Instant::now();
         for update in 0..config.train.d_steps {
             let update_begun = Instant::now();
-            let (loss, _) = discriminator_step(&config, &mut state, &images, update);
+            let (loss, _) = discriminator_step(&config, &mut state, again(&images), update);
             wait_for(device, &loss).context("the loss of D")?;
             d.push(update_begun.elapsed().as_secs_f64());
         }
         let update_begun = Instant::now();
-        let ((loss, _), _) = encoder_generator_step(&config, &mut state, &images);
+        let ((loss, _), _) = encoder_generator_step(&config, &mut state, again(&images));
         wait_for(device, &loss).context("the loss of G")?;
         eg.push(update_begun.elapsed().as_secs_f64());
         state.step += 1;
@@ -64,9 +64,9 @@ fn main() -> anyhow::Result<()> {
     // One more step, counted instead of timed.
     let ((), work) = Work::of(|| {
         for update in 0..config.train.d_steps {
-            let _ = discriminator_step(&config, &mut state, &images, update);
+            let _ = discriminator_step(&config, &mut state, again(&images), update);
         }
-        let _ = encoder_generator_step(&config, &mut state, &images);
+        let _ = encoder_generator_step(&config, &mut state, again(&images));
     });
     let gflop = Cost::of(&config, &Counts::of(&config)).step_flop / 1e9;
     let peak = peak::of(device, config.train.precision);
@@ -99,6 +99,10 @@ fn random_images(config: &Config, device: Device) -> Images {
         Tensor::rand(shape, (Kind::Float, device)).permute([0, 3, 1, 2]) * 2.0 - 1.0
     };
     Images { large: draw(config.e.res), small: draw(config.g.res) }
+}
+
+fn again(images: &Images) -> Images {
+    images.rows(0, images.len())
 }
 
 fn wait_for(device: Device, loss: &Tensor) -> anyhow::Result<()> {

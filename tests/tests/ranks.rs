@@ -254,7 +254,7 @@ fn a_killed_rank_is_named_and_the_others_leave_within_five_seconds() {
 #[test]
 fn a_rank_that_falls_silent_is_named() {
     let mut all = Vec::new();
-    for moment in 0..moments() / 2 {
+    for moment in 0..moments() {
         let overrides = [phases(moment), &["dist.silence=2"]].concat();
         let running = Running::launched(&overrides, 3);
         std::thread::sleep(Duration::from_millis(moment * 37 % 100));

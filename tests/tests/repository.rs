@@ -55,6 +55,8 @@ fn imports_go_one_way() {
             "error",
             "stop",
             "shim",
+            "cuda",
+            "graph",
             "measure",
             "dist",
             "random",

@@ -1,5 +1,4 @@
-// c10d over NCCL: a shared object of its own, for it names libtorch's CUDA half, which a run on the CPU
-// does not load. It is part of the program's file and is loaded from there (src/dist/nccl.rs).
+// c10d over NCCL. Part of the shared object that names libtorch's CUDA half (src/cuda.rs).
 
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>

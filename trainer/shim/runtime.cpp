@@ -20,10 +20,11 @@
 extern "C" {
 
 // One fused Adam update of `parameters`, all tensors flat and of one kind. `steps` (float, scalar) counts
-// the updates done. Where `fault` (float, scalar; null for never) is not 0, nothing changes.
+// the updates done. The rate is `factor` (scalar; double on the CPU, float on CUDA) times `rate`. Where
+// `fault` (float, scalar; null for never) is not 0, nothing changes.
 char *bb_adam(const at::Tensor *parameters, const at::Tensor *gradient, const at::Tensor *m,
-              const at::Tensor *v, const at::Tensor *steps, double rate, double beta1, double beta2, double eps,
-              const at::Tensor *fault);
+              const at::Tensor *v, const at::Tensor *steps, const at::Tensor *factor, double rate,
+              double beta1, double beta2, double eps, const at::Tensor *fault);
 
 // Whether this thread's operators on CPU and CUDA tensors compute in bfloat16 where that is safe.
 char *bb_autocast(int enabled);
@@ -51,13 +52,13 @@ char *bb_device_name(int index, char *name, int room);
 }
 
 char *bb_adam(const at::Tensor *parameters, const at::Tensor *gradient, const at::Tensor *m,
-              const at::Tensor *v, const at::Tensor *steps, double rate, double beta1, double beta2, double eps,
-              const at::Tensor *fault) {
+              const at::Tensor *v, const at::Tensor *steps, const at::Tensor *factor, double rate,
+              double beta1, double beta2, double eps, const at::Tensor *fault) {
   return guarded([&] {
     const at::NoGradGuard no_grad;
     const auto found = fault ? std::optional<at::Tensor>(*fault) : std::nullopt;
     steps->add_(1);
-    at::_fused_adam_({*parameters}, {*gradient}, {*m}, {*v}, {}, {*steps}, rate, beta1, beta2,
+    at::_fused_adam_({*parameters}, {*gradient}, {*m}, {*v}, {}, {*steps}, *factor * rate, beta1, beta2,
                      /*weight_decay=*/0, eps, /*amsgrad=*/false, /*maximize=*/false,
                      /*grad_scale=*/std::nullopt, found);
     if (found)

@@ -163,6 +163,7 @@ pub struct TrainConfig {
     pub max_minutes: f64,
     pub device: String,
     pub precision: Precision,
+    pub graphs: bool,
 }
 
 /// In what precision G, E and D run forward and backward. Weights, moments, averages, spectral norms,
@@ -422,9 +423,13 @@ impl Config {
     /// Images of a batch that each of `ranks` processes takes.
     ///
     /// # Errors
-    /// [`Error::Config`] if they do not divide.
+    /// [`Error::Config`] if they do not divide, or have graphs.
     pub fn rows(&self, ranks: usize) -> Result<usize> {
         let (batch, micro, ranks) = (self.train.batch, self.micro_batch(), ranks as i64);
+        if self.train.graphs && ranks > 1 {
+            let problem = "train.graphs = true is for a process alone; say false for several ranks";
+            return Err(Error::Config { problems: vec![problem.to_owned()] });
+        }
         if micro % ranks == 0 {
             return Ok((batch / ranks) as usize);
         }

@@ -1,7 +1,6 @@
 //! Between the input pipeline and libtorch: which device, and u8 batches as normalised tensors.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
 
@@ -10,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::dist::Place;
 use crate::error::{Error, Result};
-use crate::shim::{load_cuda, outcome};
+use crate::shim::{Callback, load_cuda, outcome, through};
 
 /// One batch on the device, the same views at two sides.
 #[derive(Debug)]
@@ -71,7 +70,7 @@ unsafe extern "C" {
     fn bb_lane_drop(lane: *mut c_void);
     fn bb_lane_run(
         lane: *mut c_void,
-        body: extern "C" fn(*mut c_void),
+        body: Callback,
         context: *mut c_void,
         event: *mut *mut c_void,
     ) -> *mut c_char;
@@ -110,32 +109,12 @@ impl Lane {
     /// # Panics
     /// As `body`.
     pub fn run<T>(&self, body: impl FnOnce() -> T) -> Result<(T, Reached)> {
-        struct Call<F, T> {
-            body: Option<F>,
-            value: Option<std::thread::Result<T>>,
-        }
-        extern "C" fn call<F: FnOnce() -> T, T>(context: *mut c_void) {
-            // SAFETY: the context is the `Call` below, which nobody else uses meanwhile.
-            let call = unsafe { &mut *context.cast::<Call<F, T>>() };
-            if let Some(body) = call.body.take() {
-                call.value = Some(catch_unwind(AssertUnwindSafe(body)));
-            }
-        }
-        fn entry<F: FnOnce() -> T, T>(_: &Call<F, T>) -> extern "C" fn(*mut c_void) {
-            call::<F, T>
-        }
-        let mut context = Call { body: Some(body), value: None };
-        let (function, mut event) = (entry(&context), null_mut());
-        // SAFETY: the lane is alive, and so is the context while the function runs.
-        let error =
-            unsafe { bb_lane_run(self.0, function, (&raw mut context).cast(), &raw mut event) };
-        outcome(error).map_err(torch)?;
-        let mark = Reached(event);
-        match context.value {
-            Some(Ok(value)) => Ok((value, mark)),
-            Some(Err(panic)) => resume_unwind(panic),
-            None => unreachable!("the shim calls the function once"),
-        }
+        let mut event = null_mut();
+        let value = through(body, |function, context| {
+            // SAFETY: the lane is alive, and so is the context while the function runs.
+            unsafe { bb_lane_run(self.0, function, context, &raw mut event) }
+        });
+        Ok((value.map_err(torch)?, Reached(event)))
     }
 }
 

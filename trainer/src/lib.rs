@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod config;
+mod cuda;
 pub mod device;
 pub mod dist;
 pub mod doctor;
@@ -12,6 +13,7 @@ pub mod feed;
 pub mod fit;
 #[cfg(test)]
 mod golden;
+pub mod graph;
 pub mod health;
 pub mod inspect;
 pub mod log;

@@ -4,7 +4,7 @@ use std::ffi::{c_char, c_void};
 use std::ptr::null;
 
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::shim::outcome;
 
@@ -15,6 +15,7 @@ unsafe extern "C" {
         m: *const c_void,
         v: *const c_void,
         steps: *const c_void,
+        factor: *const c_void,
         rate: f64,
         beta1: f64,
         beta2: f64,
@@ -75,10 +76,11 @@ impl Adam {
     /// # Panics
     /// If the tensors do not fit together.
     pub fn step(&mut self, parameters: &Tensor, gradient: &Tensor) {
-        self.step_unless(None, parameters, gradient, 1.0);
+        let factor = Pace::number(1.0, parameters.device());
+        self.step_unless(None, parameters, gradient, &factor);
     }
 
-    /// As [`Adam::step`], at `factor` times the rate. Where `fault` (a float scalar) is not 0, nothing
+    /// As [`Adam::step`], at `factor` (of [`Pace`]) times the rate. Where `fault` (a float scalar) is not 0, nothing
     /// changes.
     ///
     /// # Panics
@@ -88,7 +90,7 @@ impl Adam {
         fault: Option<&Tensor>,
         parameters: &Tensor,
         gradient: &Tensor,
-        factor: f64,
+        factor: &Tensor,
     ) {
         let AdamConfig { rate, beta1, beta2, eps } = self.config;
         let fault = fault.map_or(null(), |t| t.as_ptr().cast());
@@ -100,7 +102,8 @@ impl Adam {
                 self.m.as_ptr().cast(),
                 self.v.as_ptr().cast(),
                 self.steps.as_ptr().cast(),
-                rate * factor,
+                factor.as_ptr().cast(),
+                rate,
                 beta1,
                 beta2,
                 eps,
@@ -131,11 +134,36 @@ impl AverageConfig {
         let t = t as f64;
         if self.ramp { self.decay.min((1.0 + t) / (10.0 + t)) } else { self.decay }
     }
+}
 
-    /// average ← decay · average + (1 − decay) · parameters.
-    pub fn update(&self, average: &mut Tensor, parameters: &Tensor, updates: u64) {
+/// The numbers of one step's updates, on the device: an update that is recorded there reads them anew each
+/// time.
+#[derive(Debug)]
+pub struct Pace {
+    /// Factor of every rate, a scalar.
+    pub factor: Tensor,
+    /// What the weights count for in the averages, 1 − decay, a scalar.
+    pub weight: Tensor,
+}
+
+impl Pace {
+    /// For parameters of these kinds.
+    #[must_use]
+    pub fn new(factor: f64, decay: f64, (kind, device): (Kind, Device)) -> Self {
+        let weight = Tensor::from(1.0 - decay).to_kind(kind).to_device(device);
+        Self { factor: Self::number(factor, device), weight }
+    }
+
+    /// In the kind in which libtorch's Adam reads a rate.
+    fn number(value: f64, device: Device) -> Tensor {
+        let kind = if device.is_cuda() { Kind::Float } else { Kind::Double };
+        Tensor::from(value).to_kind(kind).to_device(device)
+    }
+
+    /// average ← average + weight · (parameters − average).
+    pub fn average(&self, average: &mut Tensor, parameters: &Tensor) {
         no_grad(|| {
-            let _ = average.lerp_(parameters, 1.0 - self.decay_at(updates));
+            let _ = average.lerp_tensor_(parameters, &self.weight);
         });
     }
 }
@@ -204,7 +232,8 @@ mod tests {
         let mut adam = Adam::new(config, &p);
         let mut step = |fault: f32, gradient: [f32; 2]| {
             let fault = Tensor::from(fault);
-            adam.step_unless(Some(&fault), &p, &Tensor::from_slice(&gradient), 1.0);
+            let factor = Pace::number(1.0, Device::Cpu);
+            adam.step_unless(Some(&fault), &p, &Tensor::from_slice(&gradient), &factor);
             ([p.copy(), adam.m.copy(), adam.v.copy()], adam.steps())
         };
         let before = step(0.0, [0.5, -0.5]);
@@ -221,7 +250,8 @@ mod tests {
             if t == 1000 {
                 assert!((average.double_value(&[0]) - 0.0951671).abs() < 1e-7);
             }
-            config.update(&mut average, &one, t);
+            let pace = Pace::new(1.0, config.decay_at(t), (Kind::Double, Device::Cpu));
+            pace.average(&mut average, &one);
         }
         assert!((average.double_value(&[0]) - 0.6321390).abs() < 1e-7);
     }

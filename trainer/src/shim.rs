@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
 
 unsafe extern "C" {
@@ -45,6 +46,39 @@ pub(crate) fn with_bf16<T>(enabled: bool, body: impl FnOnce() -> T) -> T {
 pub(crate) fn allow_tf32(enabled: bool) {
     // SAFETY: no precondition.
     outcome(unsafe { bb_tf32(c_int::from(enabled)) }).expect("a switch of the process");
+}
+
+/// A function of the shim's that it is given to call, with the context that it is given beside it.
+pub(crate) type Callback = extern "C" fn(*mut c_void);
+
+/// Hands `body` to `call`, a function of the shim that calls it once, and gives what it returned. A panic
+/// in it does not cross the shim: it goes on from here.
+pub(crate) fn through<T>(
+    body: impl FnOnce() -> T,
+    call: impl FnOnce(Callback, *mut c_void) -> *mut c_char,
+) -> Result<T, String> {
+    struct Call<F, T> {
+        body: Option<F>,
+        value: Option<std::thread::Result<T>>,
+    }
+    extern "C" fn run<F: FnOnce() -> T, T>(context: *mut c_void) {
+        // SAFETY: the context is the `Call` below, which nobody else uses meanwhile.
+        let call = unsafe { &mut *context.cast::<Call<F, T>>() };
+        if let Some(body) = call.body.take() {
+            call.value = Some(catch_unwind(AssertUnwindSafe(body)));
+        }
+    }
+    fn entry<F: FnOnce() -> T, T>(_: &Call<F, T>) -> Callback {
+        run::<F, T>
+    }
+    let mut context = Call { body: Some(body), value: None };
+    let function = entry(&context);
+    let ended = outcome(call(function, (&raw mut context).cast()));
+    match context.value {
+        Some(Err(panic)) => resume_unwind(panic),
+        Some(Ok(value)) => ended.map(|()| value),
+        None => Err(ended.err().unwrap_or_else(|| "the function was not called".to_owned())),
+    }
 }
 
 /// An error text of the shim, or `Ok` where there is none.

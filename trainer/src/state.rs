@@ -5,6 +5,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::config::Config;
 use crate::dist::World;
+use crate::graph::Graph;
 use crate::model::{Discriminator, Encoder, Generator};
 use crate::nn::{Fill, Kinds, Params, Scope};
 use crate::optim::Adam;
@@ -34,10 +35,16 @@ impl<N> Player<N> {
         Self { net, params, adam }
     }
 
-    /// One Adam update by the flat gradient of `loss`, at `factor` times the rate, after which the
+    /// One Adam update by the flat gradient of `loss`, at `factor` (of [`crate::optim::Pace`]) times the rate, after which the
     /// spectral norms advance once. With `skip`, a gradient or loss that is not finite changes no
     /// weight and no moment.
-    pub fn update(&mut self, gradient: &Tensor, loss: &Tensor, factor: f64, skip: bool) -> Update {
+    pub fn update(
+        &mut self,
+        gradient: &Tensor,
+        loss: &Tensor,
+        factor: &Tensor,
+        skip: bool,
+    ) -> Update {
         let norm = gradient.norm();
         let refused = not_finite(&(&norm + loss));
         let fault = skip.then_some(&refused);
@@ -59,6 +66,36 @@ pub struct Update {
     pub norm: Tensor,
     /// 1 where the loss, the gradient or a weight is not finite, else 0.
     pub fault: Tensor,
+}
+
+impl Update {
+    /// The same numbers in a place of their own.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        Self { norm: self.norm.copy(), fault: self.fault.copy() }
+    }
+}
+
+/// An update's loss and what the update says of itself.
+pub type Done = (Tensor, Update);
+
+/// An update that is made again and again from inputs in one place ([`crate::step`]).
+#[derive(Debug)]
+pub struct Replayed {
+    /// The place.
+    pub inputs: [Tensor; 6],
+    /// Updates made.
+    pub updates: u64,
+    /// The recorded update, once there is one, and what it leaves behind each time.
+    pub graph: Option<(Graph, Vec<Done>)>,
+}
+
+impl Replayed {
+    /// None made yet.
+    #[must_use]
+    pub fn over(inputs: [Tensor; 6]) -> Self {
+        Self { inputs, updates: 0, graph: None }
+    }
 }
 
 /// The updates of D of a step that is not done: a run may end between the updates of a step.
@@ -88,7 +125,7 @@ impl<N> Averaged<N> {
     }
 }
 
-/// All that a step changes; a checkpoint holds exactly this.
+/// All that a step changes; a checkpoint holds exactly this, but for the replays.
 #[derive(Debug)]
 pub struct TrainState {
     /// The generator.
@@ -101,6 +138,8 @@ pub struct TrainState {
     pub step: u64,
     /// What the updates of D say of themselves that belong to the step under way.
     pub of_d: Option<OfD>,
+    /// With `train.graphs`, the updates of D and the joint ones of G and E, over the tensors above.
+    pub replays: [Option<Replayed>; 2],
     /// Where the next image comes from.
     pub cursor: Cursor,
     /// Times that training went back to a checkpoint because of a fault. Draws depend on it, or the
@@ -144,6 +183,7 @@ impl TrainState {
             Discriminator::new(s, config.discriminator(), config.latent)
         });
         let (step, of_d, cursor, rollbacks) = (0, None, Cursor::default(), 0);
-        Self { g: Averaged::new(g), e, d, step, of_d, cursor, rollbacks }
+        let replays = Default::default();
+        Self { g: Averaged::new(g), e, d, step, of_d, replays, cursor, rollbacks }
     }
 }

@@ -6,17 +6,19 @@
 //! # Source
 //! Paper §2 and App. A.
 
-use tch::{Tensor, no_grad};
+use tch::{Device, Tensor, no_grad};
 
 use crate::config::{Config, OnFault, Precision};
 use crate::device::Images;
 use crate::dist::World;
+use crate::graph::Graph;
 use crate::loss;
 use crate::model::{Encoder, Pair};
 use crate::nn::{Statistics, Weights};
+use crate::optim::Pace;
 use crate::random::{Key, Purpose};
 use crate::shim::{allow_tf32, with_bf16};
-use crate::state::{Averaged, OfD, TrainState, Update};
+use crate::state::{Averaged, Done, OfD, Replayed, TrainState, Update};
 
 /// What a step says of itself; still on the device.
 #[derive(Debug)]
@@ -65,6 +67,81 @@ impl Draws {
     }
 }
 
+/// All that an update reads besides the state's tensors, on the device.
+#[derive(Debug)]
+struct Inputs {
+    images: Images,
+    draws: Draws,
+    pace: Pace,
+}
+
+impl Inputs {
+    /// For update number `update` of the coming step.
+    fn new(config: &Config, state: &TrainState, images: Images, update: u32) -> Self {
+        let decay = config.average().decay_at(state.step);
+        let kinds = state.d.params.kinds();
+        let pace = Pace::new(config.rate_factor(state.step), decay, kinds);
+        Self { images, draws: Draws::new(config, state, update), pace }
+    }
+
+    fn tensors(&self) -> [&Tensor; 6] {
+        let Self { images, draws, pace } = self;
+        let Images { large, small } = images;
+        [large, small, &draws.prior, &draws.noise, &pace.factor, &pace.weight]
+    }
+
+    /// These tensors as inputs, in the order of [`Inputs::tensors`].
+    fn of(tensors: &[Tensor; 6]) -> Self {
+        let [large, small, prior, noise, factor, weight] =
+            tensors.each_ref().map(Tensor::shallow_clone);
+        let (images, draws) = (Images { large, small }, Draws { prior, noise });
+        Self { images, draws, pace: Pace { factor, weight } }
+    }
+}
+
+/// Updates of a kind before it is recorded: libraries set themselves up and choose algorithms in the first.
+const PLAIN_UPDATES: u64 = 2;
+
+/// Makes an update by `body`. With `train.graphs`, its inputs are put in one place, number `which` of
+/// `state.replays`, and on a CUDA device it is made by a graph from the third time on.
+fn update_by(
+    which: usize,
+    config: &Config,
+    state: &mut TrainState,
+    inputs: Inputs,
+    body: fn(&Config, &mut TrainState, &Inputs) -> Vec<Done>,
+) -> Vec<Done> {
+    if !config.train.graphs {
+        return body(config, state, &inputs);
+    }
+    let new = || Replayed::over(inputs.tensors().map(Tensor::copy));
+    let mut replayed = state.replays[which].take().unwrap_or_else(new);
+    for (place, value) in replayed.inputs.iter().zip(inputs.tensors()) {
+        place.shallow_clone().copy_(value);
+    }
+    let inputs = Inputs::of(&replayed.inputs);
+    if let (Device::Cuda(index), PLAIN_UPDATES) = (inputs.pace.factor.device(), replayed.updates) {
+        let others = std::mem::take(&mut state.replays);
+        let beside = others.iter().flatten().find_map(|other| other.graph.as_ref());
+        let body = || body(config, state, &inputs);
+        let made = Graph::record(index, beside.map(|(graph, _)| graph), body);
+        let refuse = |reason| panic!("CUDA records no update ({reason}); say train.graphs=false");
+        replayed.graph = Some(made.unwrap_or_else(refuse));
+        state.replays = others;
+    }
+    replayed.updates += 1;
+    let done = match &replayed.graph {
+        Some((graph, done)) => {
+            graph.replay().expect("what was recorded can be started");
+            // The next one writes to the same place.
+            done.iter().map(|(loss, update)| (loss.copy(), update.copy())).collect()
+        }
+        None => body(config, state, &inputs),
+    };
+    state.replays[which] = Some(replayed);
+    done
+}
+
 /// Sets the process's switches as steps in `precision` need them: before the first.
 pub fn prepare(precision: Precision) {
     allow_tf32(precision == Precision::Tf32);
@@ -77,7 +154,7 @@ pub fn prepare(precision: Precision) {
 /// Whatever `next` reports; the state is then as after the last update, and the next call goes on there.
 ///
 /// # Panics
-/// If the configuration is not a checked one.
+/// If the configuration is not a checked one; with `train.graphs`, if CUDA does not record an update.
 pub fn train_step<E>(
     config: &Config,
     state: &mut TrainState,
@@ -86,13 +163,13 @@ pub fn train_step<E>(
     while state.of_d.as_ref().map_or(0, |d| d.updates) < config.train.d_steps {
         let images = next()?;
         let updates = state.of_d.as_ref().map_or(0, |d| d.updates);
-        let (loss, mut update) = discriminator_step(config, state, &images, updates);
+        let (loss, mut update) = discriminator_step(config, state, images, updates);
         if let Some(earlier) = &state.of_d {
             update.fault = update.fault.maximum(&earlier.update.fault);
         }
         state.of_d = Some(OfD { updates: updates + 1, loss, update });
     }
-    let (g, e) = encoder_generator_step(config, state, &next()?);
+    let (g, e) = encoder_generator_step(config, state, next()?);
     state.step += 1;
     let d = state.of_d.take().expect("a checked config has d_steps > 0");
     let d = (d.loss, d.update);
@@ -104,22 +181,22 @@ pub fn train_step<E>(
 
 /// One update of D, number `update` of the step. G and E are only read (their batch statistics
 /// move). Returns L_D.
+///
+/// # Panics
+/// As [`train_step`].
 pub fn discriminator_step(
     config: &Config,
     state: &mut TrainState,
-    images: &Images,
+    images: Images,
     update: u32,
 ) -> Done {
-    let draws = Draws::new(config, state, update);
-    update_discriminator(config, state, images, &draws)
+    let inputs = Inputs::new(config, state, images, update);
+    let done = update_by(0, config, state, inputs, update_discriminator);
+    done.into_iter().next().expect("an update of D")
 }
 
-fn update_discriminator(
-    config: &Config,
-    state: &mut TrainState,
-    images: &Images,
-    draws: &Draws,
-) -> Done {
+fn update_discriminator(config: &Config, state: &mut TrainState, inputs: &Inputs) -> Vec<Done> {
+    let Inputs { images, draws, pace } = inputs;
     let statistics = skips(config).then(|| Saved::of(state));
     state.d.params.use_weights(Weights::Train);
     let mut sum = Sum::default();
@@ -134,12 +211,11 @@ fn update_discriminator(
     }
     sum_over_ranks(state.d.params.world(), &sum.gradients, &mut sum.losses);
     let loss = sum.losses.swap_remove(0);
-    let factor = config.rate_factor(state.step);
-    let update = state.d.update(&sum.gradients[0], &loss, factor, skips(config));
+    let update = state.d.update(&sum.gradients[0], &loss, &pace.factor, skips(config));
     if let Some(statistics) = statistics {
         statistics.restore_where(&update.fault);
     }
-    (loss, update)
+    vec![(loss, update)]
 }
 
 /// (x, E(x)) above (G(z), z), as one batch of 2N: D has no batch norm, so one pass over both gives
@@ -153,26 +229,24 @@ fn joint_pairs(state: &TrainState, images: &Images, draws: &Draws) -> Pair {
     Pair { image: Tensor::cat(&[&images.small, &generated], 0), latent }
 }
 
-/// An update's loss and what the update says of itself.
-type Done = (Tensor, Update);
-
 /// One joint update of G and E, then of their averages. D is only read. Returns G's and E's part of
 /// L_EG.
+///
+/// # Panics
+/// As [`train_step`].
 pub fn encoder_generator_step(
     config: &Config,
     state: &mut TrainState,
-    images: &Images,
+    images: Images,
 ) -> (Done, Option<Done>) {
-    let draws = Draws::new(config, state, config.train.d_steps);
-    update_encoder_generator(config, state, images, &draws)
+    let inputs = Inputs::new(config, state, images, config.train.d_steps);
+    let mut done = update_by(1, config, state, inputs, update_encoder_generator).into_iter();
+    (done.next().expect("an update of G"), done.next())
 }
 
-fn update_encoder_generator(
-    config: &Config,
-    state: &mut TrainState,
-    images: &Images,
-    draws: &Draws,
-) -> (Done, Option<Done>) {
+/// Of G, and of E where there is one.
+fn update_encoder_generator(config: &Config, state: &mut TrainState, inputs: &Inputs) -> Vec<Done> {
+    let Inputs { images, draws, pace } = inputs;
     let statistics = skips(config).then(|| Saved::of(state));
     state.d.params.use_weights(Weights::Freeze);
     state.g.live.params.use_weights(Weights::Train);
@@ -200,17 +274,16 @@ fn update_encoder_generator(
     // One fault stops both: they share a backward pass.
     let (losses, gradients) = (sum.losses, sum.gradients);
     let loss = losses.iter().fold(Tensor::from(0f32), |sum, loss| sum + loss);
-    let mut updates = vec![advance(config, state.step, &mut state.g, &gradients[0], &loss)];
+    let mut updates = vec![advance(config, pace, &mut state.g, &gradients[0], &loss)];
     if let Some(e) = &mut state.e {
-        updates.push(advance(config, state.step, e, &gradients[1], &loss));
+        updates.push(advance(config, pace, e, &gradients[1], &loss));
     }
     if let Some(statistics) = statistics {
         for update in &updates {
             statistics.restore_where(&update.fault);
         }
     }
-    let mut done = losses.into_iter().zip(updates);
-    (done.next().expect("a batch has at least one micro-batch"), done.next())
+    losses.into_iter().zip(updates).collect()
 }
 
 fn generator_loss(state: &TrainState, draws: &Draws) -> Tensor {
@@ -234,13 +307,13 @@ fn encoder_loss(
 
 fn advance<N>(
     config: &Config,
-    step: u64,
+    pace: &Pace,
     player: &mut Averaged<N>,
     gradient: &Tensor,
     loss: &Tensor,
 ) -> Update {
-    let update = player.live.update(gradient, loss, config.rate_factor(step), skips(config));
-    config.average().update(&mut player.average, player.live.params.flat(), step);
+    let update = player.live.update(gradient, loss, &pace.factor, skips(config));
+    pace.average(&mut player.average, player.live.params.flat());
     update
 }
 
@@ -403,7 +476,7 @@ mod tests {
         let config = tiny(&[]);
         let mut state = new(&config);
         let before = weights(&state);
-        let _ = discriminator_step(&config, &mut state, &images(1), 0);
+        let _ = discriminator_step(&config, &mut state, images(1), 0);
         let after_d = weights(&state);
         assert_eq!(before[..2], after_d[..2]);
         assert_ne!(before[2], after_d[2]);
@@ -411,7 +484,7 @@ mod tests {
             state.d.params.norms().map(|(_, norm)| norm.u.copy()).collect::<Vec<_>>()
         };
         let d_vectors = u(&state);
-        let _ = encoder_generator_step(&config, &mut state, &images(2));
+        let _ = encoder_generator_step(&config, &mut state, images(2));
         let after_eg = weights(&state);
         assert_ne!(after_d[0], after_eg[0]);
         assert_ne!(after_d[1], after_eg[1]);
@@ -423,7 +496,7 @@ mod tests {
     fn the_image_and_latent_parts_learn_through_the_joint_term_alone() {
         let config = tiny(&["loss.sx=false", "loss.sz=false"]);
         let mut state = new(&config);
-        let _ = discriminator_step(&config, &mut state, &images(1), 0);
+        let _ = discriminator_step(&config, &mut state, images(1), 0);
         // β₁ = 0, so Adam's first moment is the gradient.
         let mut parts = std::collections::BTreeMap::new();
         for (name, gradient) in state.d.params.unflatten(&state.d.adam.m) {
@@ -479,10 +552,11 @@ mod tests {
         assert_eq!(fault(&config, &mut state, &images(1)), Some("e"));
         // A latent: not from the prior's generator, which gives none.
         let state = &mut new(&config);
-        let draws = Draws::new(&config, state, 2);
-        poison(&draws.prior);
-        let ((_, of_g), _) = update_encoder_generator(&config, state, &images(1), &draws);
-        assert_eq!(of_g.fault.double_value(&[]), 1.0);
+        let inputs = Inputs::new(&config, state, images(1), 2);
+        poison(&inputs.draws.prior);
+        for (_, update) in update_encoder_generator(&config, state, &inputs) {
+            assert_eq!(update.fault.double_value(&[]), 1.0);
+        }
     }
 
     #[test]
@@ -567,10 +641,59 @@ mod tests {
             (state.d.params.gradient(&loss), loss.detach())
         };
         let ((g1, l1), (g2, l2)) = (half(0), half(2));
-        let (loss, _) = discriminator_step(&config, &mut state, &images, 0);
+        let (loss, _) = discriminator_step(&config, &mut state, images, 0);
         let close = |a: Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]) < 1e-5;
         assert!(close((l1 + l2) / 2.0, &loss));
         assert!(close((g1 + g2) / 2.0, &state.d.adam.m));
+    }
+
+    /// What a graph needs: it keeps every number that an update takes from the host but through its inputs.
+    #[test]
+    fn an_update_depends_on_its_inputs_and_the_state_s_tensors_alone() {
+        let schedule = ["opt.warmup_images=20", "opt.decay=linear", "train.steps=9"];
+        let config = tiny(&schedule);
+        let run = |elsewhere: bool| {
+            let mut state = new(&config);
+            for step in 0..3 {
+                let updates = [update_discriminator, update_encoder_generator];
+                for (update, body) in updates.into_iter().enumerate() {
+                    let inputs = Inputs::new(&config, &state, images(step), update as u32);
+                    if elsewhere {
+                        (state.step, state.rollbacks) = (7, 1);
+                    }
+                    let _ = body(&config, &mut state, &inputs);
+                    (state.step, state.rollbacks) = (step, 0);
+                }
+                state.step += 1;
+            }
+            (weights(&state), state.g.average)
+        };
+        assert_eq!(run(false), run(true));
+    }
+
+    #[test]
+    fn updates_over_inputs_in_one_place_are_those_over_inputs_of_their_own() {
+        let schedule = ["opt.warmup_images=20", "opt.decay=linear", "train.steps=9"];
+        for more in [&[][..], &["health.on_fault=skip", "train.micro_batch=2"]] {
+            let run = |graphs: bool| {
+                let graphs = format!("train.graphs={graphs}");
+                let config = tiny(&[&schedule[..], more, &[&graphs]].concat());
+                let mut state = new(&config);
+                let mut said = vec![];
+                for seed in 0..4 {
+                    let of_step = [images(3 * seed), images(3 * seed + 1), images(3 * seed + 2)];
+                    let mut rest = of_step.iter().map(|images| images.rows(0, 4));
+                    let next = || rest.next().ok_or(());
+                    let losses = train_step(&config, &mut state, next).unwrap();
+                    let all = [&losses.d, &losses.g, losses.e.as_ref().unwrap(), &losses.norms];
+                    said.extend(all.map(Tensor::copy));
+                    // What the caller holds stays as it was.
+                    assert_eq!(of_step[0].large, images(3 * seed).large);
+                }
+                (weights(&state), state.g.average, said)
+            };
+            assert_eq!(run(true), run(false));
+        }
     }
 
     #[test]
@@ -664,13 +787,16 @@ mod tests {
                 let images = Images { large, small };
                 let prior = draw("prior", update, &[4, 60]);
                 let draws = Draws { prior, noise: draw("noise", update, &[4, 60]) * 2.0 };
+                let pace = Inputs::new(&config, &state, images.rows(0, 4), update).pace;
+                let inputs = Inputs { images, draws, pace };
                 if update < 2 {
-                    let (loss, _) = update_discriminator(&config, &mut state, &images, &draws);
+                    let done = update_discriminator(&config, &mut state, &inputs);
+                    let (loss, _) = done.into_iter().next().unwrap();
                     losses.insert(format!("d{update}"), loss);
                 } else {
-                    let (g, e) = update_encoder_generator(&config, &mut state, &images, &draws);
-                    losses.insert("g".to_owned(), g.0);
-                    losses.insert("e".to_owned(), e.unwrap().0);
+                    let done = update_encoder_generator(&config, &mut state, &inputs);
+                    let names = ["g", "e"].map(str::to_owned).into_iter();
+                    losses.extend(names.zip(done.into_iter().map(|(loss, _)| loss)));
                 }
             }
             for (name, loss) in &losses {

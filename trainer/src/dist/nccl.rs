@@ -1,17 +1,8 @@
-//! The shim's part over NCCL, loaded when ranks meet on CUDA devices.
+//! The entry of the shim's part over NCCL.
 
-use std::ffi::{CString, c_char, c_int, c_void};
-use std::fs::File;
-use std::io::Write;
-use std::os::fd::AsRawFd;
-use std::sync::OnceLock;
+use std::ffi::{c_char, c_int, c_void};
 
-use rustix::fs::{MemfdFlags, memfd_create};
-
-use crate::shim;
-
-/// The shared object that the build script made of `shim/nccl.cpp`; empty where it found no headers.
-static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/nccl.so"));
+use crate::cuda::entry;
 
 /// `bb_nccl_open`: store, prefix, rank, size, device, timeout in ms, where the group's handle goes.
 pub(super) type Open = unsafe extern "C" fn(
@@ -24,34 +15,11 @@ pub(super) type Open = unsafe extern "C" fn(
     *mut *mut c_void,
 ) -> *mut c_char;
 
-/// Its entry. Loads libtorch's CUDA half, then the object.
+/// The function. Loads libtorch's CUDA half, then the shim's parts over it.
 pub(super) fn open() -> Result<Open, String> {
-    static ENTRY: OnceLock<Result<Open, String>> = OnceLock::new();
-    ENTRY.get_or_init(load).clone()
-}
-
-fn load() -> Result<Open, String> {
-    if OBJECT.is_empty() {
-        let mend = "run `make setup`, which installs them beside libtorch, and build again";
-        return Err(format!("this program was built without the headers of CUDA and NCCL; {mend}"));
-    }
-    shim::load_cuda()?;
-    let memory = || -> std::io::Result<File> {
-        let mut file = File::from(memfd_create("nccl", MemfdFlags::CLOEXEC)?);
-        file.write_all(OBJECT)?;
-        Ok(file)
-    };
-    let file = memory().map_err(|e| format!("no memory file for NCCL's part: {e}"))?;
-    let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).expect("no zero in it");
-    let object = shim::load_library(&path)
-        .map_err(|reason| format!("the part over NCCL does not load ({reason})"))?;
-    // SAFETY: an open library and the name of a function in it.
-    let entry = unsafe { libc::dlsym(object.as_ptr(), c"bb_nccl_open".as_ptr()) };
-    if entry.is_null() {
-        return Err("the part over NCCL has no entry".to_owned());
-    }
+    let address = entry(c"bb_nccl_open")?;
     // SAFETY: the object declares the function so, and is never unloaded.
-    Ok(unsafe { std::mem::transmute::<*mut c_void, Open>(entry) })
+    Ok(unsafe { std::mem::transmute::<*mut c_void, Open>(address.as_ptr()) })
 }
 
 #[cfg(test)]

@@ -352,7 +352,8 @@ impl Head {
             let own = |t: &Tensor| t.narrow(0, i * self.classes, self.classes);
             adam.step(&own(&self.weight), &own(&gradient));
         }
-        self.averaging.update(&mut self.average, &self.weight, step);
+        let weight = 1.0 - self.averaging.decay_at(step);
+        let _ = no_grad(|| self.average.lerp_(&self.weight, weight));
     }
 
     /// Shares of rows whose class is among the `k` best, in percent, for weights (classes, width + 1).

@@ -1,0 +1,45 @@
+//! The shim's parts that name libtorch's CUDA half: a shared object of its own, since a run on the CPU does
+//! not load that half. It is part of the program's file and is loaded from there, when first asked for.
+
+use std::ffi::{CStr, CString, c_void};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::ptr::NonNull;
+use std::sync::OnceLock;
+
+use rustix::fs::{MemfdFlags, memfd_create};
+
+use crate::shim::{load_cuda, load_library};
+
+/// What the build script made; empty where it found no headers.
+static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/cuda.so"));
+
+/// The address of a function of the object, which is never unloaded.
+///
+/// # Errors
+/// Why libtorch's CUDA half or the object does not load, in words.
+pub(crate) fn entry(name: &CStr) -> Result<NonNull<c_void>, String> {
+    static HANDLE: OnceLock<Result<usize, String>> = OnceLock::new();
+    let handle = HANDLE.get_or_init(|| load().map(|handle| handle.as_ptr() as usize)).clone()?;
+    // SAFETY: an open library and the name of a function in it.
+    let address = unsafe { libc::dlsym(handle as *mut c_void, name.as_ptr()) };
+    NonNull::new(address)
+        .ok_or_else(|| format!("the parts over CUDA have no {}", name.to_string_lossy()))
+}
+
+fn load() -> Result<NonNull<c_void>, String> {
+    if OBJECT.is_empty() {
+        let mend = "run `make setup`, which installs them beside libtorch, and build again";
+        return Err(format!("this program was built without the headers of CUDA and NCCL; {mend}"));
+    }
+    load_cuda()?;
+    let memory = || -> std::io::Result<File> {
+        let mut file = File::from(memfd_create("cuda", MemfdFlags::CLOEXEC)?);
+        file.write_all(OBJECT)?;
+        Ok(file)
+    };
+    let file = memory().map_err(|e| format!("no memory file for the parts over CUDA: {e}"))?;
+    let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).expect("no zero in it");
+    load_library(&path).map_err(|reason| format!("the parts over CUDA do not load ({reason})"))
+}
