@@ -1,5 +1,8 @@
 //! The run: a folder, a loader, a state, and the loop over steps with its chores.
 
+mod evaluate;
+mod ranks;
+
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,9 +17,7 @@ use crate::config::{CheckpointConfig, Config, HealthConfig, OnFault};
 use crate::device;
 use crate::dist::{Place, World};
 use crate::error::{Error, Result};
-use crate::eval::features::Feature;
-use crate::eval::linear::{self, Protocol, Selection};
-use crate::eval::{Model, pictures};
+use crate::eval::linear;
 use crate::feed::Feed;
 use crate::inspect::{self, Cost, Counts};
 use crate::log::{Lines, Progress, StatsLine};
@@ -24,9 +25,11 @@ use crate::measure;
 use crate::monitor::Monitor;
 use crate::peak;
 use crate::report;
-use crate::state::{OfD, TrainState, Update};
+use crate::state::TrainState;
 use crate::step::{Losses, NETWORKS, prepare, train_step};
 use crate::stop::Stop;
+pub use evaluate::reconstructions;
+use ranks::{meet, share, verify};
 
 /// What a run did, for its last words.
 #[derive(Debug, Clone)]
@@ -161,73 +164,6 @@ fn load(
 fn lines(world: &World, out: &Path, name: &str, step: u64) -> Result<Lines> {
     let path = if world.leads() { out.join(name) } else { PathBuf::from("/dev/null") };
     Lines::open(&path, step)
-}
-
-/// Joins the other ranks, if there are any, and makes sure that they run the same.
-fn meet(config: &Config, place: Place, device: Device, data: &Dataset) -> Result<World> {
-    config.rows(place.size)?;
-    // The data folder may have another name on another machine.
-    let mut facts = config.flat();
-    facts.retain(|(key, _)| key != "data.dir");
-    facts.push(("the data index's fingerprint".to_owned(), format!("{:016x}", data.fingerprint())));
-    World::join(place, device, config.limits(), facts)
-}
-
-/// Gives every rank what rank 0 has, bit by bit.
-fn share(world: &World, mut state: TrainState) -> Result<TrainState> {
-    if world.size() == 1 {
-        return Ok(state);
-    }
-    world.enter("share the state");
-    let of_e = state.e.as_ref().map_or(0, |e| e.live.adam.steps());
-    let updates = state.of_d.as_ref().map_or(0, |d| u64::from(d.updates));
-    let numbers = [
-        updates,
-        state.step,
-        state.cursor.epoch,
-        state.cursor.batch,
-        state.rollbacks,
-        state.d.adam.steps(),
-        state.g.live.adam.steps(),
-        of_e,
-    ];
-    let numbers = world.shared(numbers.map(|n| n as i64));
-    let [updates, step, epoch, batch, rollbacks, d, g, e] = numbers.map(|n| n as u64);
-    (state.step, state.rollbacks, state.cursor) = (step, rollbacks, Cursor { epoch, batch });
-    if updates > 0 {
-        let known = state.of_d.take();
-        let own = known.map_or([0.0; 3], |d| {
-            [&d.loss, &d.update.norm, &d.update.fault].map(|value| value.double_value(&[]))
-        });
-        let device = state.d.params.kinds().1;
-        let [loss, norm, fault] = world.sums(own).map(|v| Tensor::from(v as f32).to_device(device));
-        let update = Update { norm, fault };
-        state.of_d = Some(OfD { updates: updates as u32, loss, update });
-    }
-    state.d.adam.set_steps(d);
-    state.g.live.adam.set_steps(g);
-    for (_, tensors) in checkpoint::contents(&state) {
-        tensors.iter().for_each(|(_, tensor)| world.broadcast(tensor));
-    }
-    state.d.params.rescale();
-    state.g.live.params.rescale();
-    if let Some(encoder) = &mut state.e {
-        encoder.live.adam.set_steps(e);
-        encoder.live.params.rescale();
-    }
-    world.check()?;
-    verify(world, &state)?;
-    Ok(state)
-}
-
-/// Makes sure that all ranks hold the same state, to the bit.
-fn verify(world: &World, state: &TrainState) -> Result<()> {
-    let name =
-        |file: &str, name: String| format!("{} of {}", name, file.replace(".safetensors", ""));
-    let all = checkpoint::contents(state).into_iter().flat_map(|(file, tensors)| {
-        tensors.into_iter().map(move |(tensor, values)| (name(&file, tensor), values))
-    });
-    world.verify(&all.collect::<Vec<_>>())
 }
 
 /// The resolved configuration of a run.
@@ -606,22 +542,6 @@ impl Run {
         world.lead("pictures and probes", work).map(|_| ())
     }
 
-    fn evaluate_now(&mut self, draw: bool, measure: bool) -> Result<()> {
-        if !draw && !measure {
-            return Ok(());
-        }
-        let model = Model::averaged(&self.config, &self.state, Some(&self.data), &self.stop)?;
-        if draw {
-            self.pictures(&model, &format!("-{:08}", self.state.step))?;
-        }
-        // Models are chosen on trainval where there is one (paper App. A).
-        let split = if self.has_split("trainval") { "trainval" } else { &self.config.eval.split };
-        if measure && let Some(task) = self.probing(split)? {
-            self.probe(&task, &model)?;
-        }
-        Ok(())
-    }
-
     fn due(&self, every: u64) -> bool {
         every > 0 && self.state.step.is_multiple_of(every)
     }
@@ -643,90 +563,6 @@ impl Run {
     fn write_out(&mut self) -> Result<()> {
         let writer = self.checkpoints.as_mut();
         self.world.lead("save", || writer.map_or(Ok(()), Writer::finish)).map(|_| ())
-    }
-
-    /// The last pictures and, where asked for, the probe.
-    fn evaluate(&mut self) -> Result<Option<(linear::Line, linear::Line)>> {
-        let model = Model::averaged(&self.config, &self.state, Some(&self.data), &self.stop)?;
-        self.pictures(&model, "")?;
-        let mut probe = None;
-        if let Some(task) = self.probing(&self.config.eval.split)? {
-            self.progress.say("probing the encoder's features with a linear classifier …");
-            let trained = self.probe(&task, &model)?;
-            let (device, stop) = (model.device(), &self.stop);
-            let untrained = Model::untrained(&self.config, device, &self.data, stop)?;
-            probe = Some((trained, self.probe(&task, &untrained)?));
-        }
-        let path = self.out.join(EVALUATED);
-        fs::write(&path, self.state.step.to_string()).map_err(Error::io("write", &path))?;
-        Ok(probe)
-    }
-
-    /// What the run's own probes do, tested on `split`; `None`, with the reason said, where none can
-    /// be made.
-    fn probing(&self, split: &str) -> Result<Option<linear::Task>> {
-        let c = &self.config;
-        if c.eval.probe_images == 0 || !c.loss.encode() {
-            return Ok(None);
-        }
-        let Some(test) = self.split(split)? else {
-            self.progress.say(&format!("no split {split:?} in the data: no probe"));
-            return Ok(None);
-        };
-        if self.data.label(0).is_none() || test.label(0).is_none() {
-            self.progress.say("the images have no labels: no probe");
-            return Ok(None);
-        }
-        Ok(Some(linear::Task {
-            features: vec![Feature::AvePool, Feature::BnCrelu],
-            protocol: Protocol { steps: c.eval.probe_steps, ..Protocol::table1(c.train.seed) },
-            train: self.data.clone(),
-            images: c.eval.probe_images,
-            fresh_crops: false,
-            selection: Selection::None,
-            test,
-        }))
-    }
-
-    /// Writes the probes' lines; returns that of BN+CReLU.
-    fn probe(&mut self, task: &linear::Task, model: &Model) -> Result<linear::Line> {
-        let mut lines = task.run(model)?;
-        for line in &mut lines {
-            line.subject.step = self.state.step; // of the initial weights too: resuming drops by step
-            self.metrics.write(line)?;
-        }
-        Ok(lines.pop().expect("a line for each feature"))
-    }
-
-    fn pictures(&mut self, model: &Model, suffix: &str) -> Result<()> {
-        let (c, step) = (&self.config, self.state.step);
-        let columns = c.images.columns as u32;
-        let samples = model.generate(&model.latents(0, c.images.columns * c.images.rows));
-        let mut all = vec![("samples", pictures::grid(&samples, columns))];
-        if c.loss.encode() {
-            let split = self.split(&c.eval.split)?.unwrap_or_else(|| {
-                let missing = &c.eval.split;
-                self.progress.say(&format!(
-                    "no split {missing:?} in the data: reconstructions show training images"
-                ));
-                self.data.clone()
-            });
-            all.push(("reconstructions", reconstructions(model, &split, false)?));
-        }
-        let Some(Watched { monitor, .. }) = &mut self.watched else { return Ok(()) };
-        for (name, picture) in all {
-            monitor.picture(step, name, suffix, &picture)?;
-        }
-        monitor.live(&self.state, suffix)
-    }
-
-    /// A split, if the data folder has it.
-    fn split(&self, name: &str) -> Result<Option<Arc<Dataset>>> {
-        self.has_split(name).then(|| open_data(&self.config, name)).transpose()
-    }
-
-    fn has_split(&self, name: &str) -> bool {
-        self.data.index().splits().iter().any(|split| split.name == name)
     }
 
     fn mark(&self) -> Mark {
@@ -773,30 +609,6 @@ impl Run {
             health,
         }))
     }
-}
-
-/// Tiles x | G(μ(x)) of the first images of a split, in the grid of `images`; with `sampled` also G(ẑ)
-/// of a draw ẑ from the code.
-///
-/// # Errors
-/// [`Error::Data`], or [`Error::Config`] without an encoder.
-pub fn reconstructions(
-    model: &Model,
-    split: &Arc<Dataset>,
-    sampled: bool,
-) -> Result<image::RgbImage> {
-    let c = model.config().images;
-    let columns = (c.columns / 2).max(1);
-    let mut tiles = vec![];
-    for images in model.images(split, model.config().eval.mode, columns * c.rows)? {
-        let images = images?;
-        let mut tile = pictures::pairs(&images.small, &model.reconstruct(&images)?);
-        if sampled {
-            tile = pictures::pairs(&tile, &model.reconstruct_sampled(&images)?);
-        }
-        tiles.push(tile);
-    }
-    Ok(pictures::grid(&Tensor::cat(&tiles, 0), columns as u32))
 }
 
 pub(crate) fn lock(out: &Path) -> Result<File> {

@@ -1,0 +1,77 @@
+//! A run of several ranks: how they meet, and the state that all of them hold.
+
+use pipeline::{Cursor, Dataset};
+use tch::{Device, Tensor};
+
+use crate::checkpoint;
+use crate::config::Config;
+use crate::dist::{Place, World};
+use crate::error::Result;
+use crate::state::{OfD, TrainState, Update};
+
+/// Joins the other ranks, if there are any, and makes sure that they run the same.
+pub(super) fn meet(config: &Config, place: Place, device: Device, data: &Dataset) -> Result<World> {
+    config.rows(place.size)?;
+    // The data folder may have another name on another machine.
+    let mut facts = config.flat();
+    facts.retain(|(key, _)| key != "data.dir");
+    facts.push(("the data index's fingerprint".to_owned(), format!("{:016x}", data.fingerprint())));
+    World::join(place, device, config.limits(), facts)
+}
+
+/// Gives every rank what rank 0 has, bit by bit.
+pub(super) fn share(world: &World, mut state: TrainState) -> Result<TrainState> {
+    if world.size() == 1 {
+        return Ok(state);
+    }
+    world.enter("share the state");
+    let of_e = state.e.as_ref().map_or(0, |e| e.live.adam.steps());
+    let updates = state.of_d.as_ref().map_or(0, |d| u64::from(d.updates));
+    let numbers = [
+        updates,
+        state.step,
+        state.cursor.epoch,
+        state.cursor.batch,
+        state.rollbacks,
+        state.d.adam.steps(),
+        state.g.live.adam.steps(),
+        of_e,
+    ];
+    let numbers = world.shared(numbers.map(|n| n as i64));
+    let [updates, step, epoch, batch, rollbacks, d, g, e] = numbers.map(|n| n as u64);
+    (state.step, state.rollbacks, state.cursor) = (step, rollbacks, Cursor { epoch, batch });
+    if updates > 0 {
+        let known = state.of_d.take();
+        let own = known.map_or([0.0; 3], |d| {
+            [&d.loss, &d.update.norm, &d.update.fault].map(|value| value.double_value(&[]))
+        });
+        let device = state.d.params.kinds().1;
+        let [loss, norm, fault] = world.sums(own).map(|v| Tensor::from(v as f32).to_device(device));
+        let update = Update { norm, fault };
+        state.of_d = Some(OfD { updates: updates as u32, loss, update });
+    }
+    state.d.adam.set_steps(d);
+    state.g.live.adam.set_steps(g);
+    for (_, tensors) in checkpoint::contents(&state) {
+        tensors.iter().for_each(|(_, tensor)| world.broadcast(tensor));
+    }
+    state.d.params.rescale();
+    state.g.live.params.rescale();
+    if let Some(encoder) = &mut state.e {
+        encoder.live.adam.set_steps(e);
+        encoder.live.params.rescale();
+    }
+    world.check()?;
+    verify(world, &state)?;
+    Ok(state)
+}
+
+/// Makes sure that all ranks hold the same state, to the bit.
+pub(super) fn verify(world: &World, state: &TrainState) -> Result<()> {
+    let name =
+        |file: &str, name: String| format!("{} of {}", name, file.replace(".safetensors", ""));
+    let all = checkpoint::contents(state).into_iter().flat_map(|(file, tensors)| {
+        tensors.into_iter().map(move |(tensor, values)| (name(&file, tensor), values))
+    });
+    world.verify(&all.collect::<Vec<_>>())
+}
