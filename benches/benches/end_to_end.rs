@@ -112,7 +112,7 @@ fn train(
     steps: u64,
     begun: Instant,
 ) -> Result<Real> {
-    prepare(config.train.precision);
+    prepare(config, device)?;
     let stop = Stop::default();
     let mut feed = Feed::start(config, data, Cursor::default(), device, &World::alone())?;
     feed.prime(&stop)?;

@@ -35,7 +35,7 @@ fn main() -> anyhow::Result<()> {
     anyhow::ensure!(args.steps > 0, "--steps 0 times nothing");
     let config = args.subject.config(vec!["train.micro_batch=0".to_owned()])?;
     let device = device::parse(&args.subject.device)?;
-    prepare(config.train.precision);
+    prepare(&config, device)?;
     let mut state = TrainState::new(&config, device, true);
     let images = random_images(&config, device);
     let warm_up = (args.steps / 10).max(1);

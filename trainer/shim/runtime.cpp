@@ -32,6 +32,10 @@ char *bb_autocast(int enabled);
 // Whether matrix products and convolutions on CUDA may round their inputs to TF32.
 char *bb_tf32(int enabled);
 
+// Whether operators give the same bits again on the same machine, or an error where they cannot. On CUDA
+// CUBLAS_WORKSPACE_CONFIG must have been set before.
+char *bb_deterministic(int enabled);
+
 // A stream of CUDA device `index` beside the current one. (Through c10's device-independent interface:
 // nothing of CUDA is linked.)
 char *bb_lane_new(int index, void **lane);
@@ -81,6 +85,14 @@ char *bb_tf32(int enabled) {
   return guarded([&] {
     at::globalContext().setAllowTF32CuBLAS(enabled != 0);
     at::globalContext().setAllowTF32CuDNN(enabled != 0);
+  });
+}
+
+char *bb_deterministic(int enabled) {
+  return guarded([&] {
+    at::globalContext().setDeterministicAlgorithms(enabled != 0, /*warn_only=*/false);
+    at::globalContext().setDeterministicFillUninitializedMemory(false); // nothing reads it
+    at::globalContext().setDeterministicCuDNN(enabled != 0);
   });
 }
 

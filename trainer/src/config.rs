@@ -164,6 +164,7 @@ pub struct TrainConfig {
     pub device: String,
     pub precision: Precision,
     pub graphs: bool,
+    pub deterministic: bool,
 }
 
 /// In what precision G, E and D run forward and backward. Weights, moments, averages, spectral norms,

@@ -8,6 +8,7 @@ use std::ptr::NonNull;
 unsafe extern "C" {
     fn bb_autocast(enabled: c_int) -> *mut c_char;
     fn bb_tf32(enabled: c_int) -> *mut c_char;
+    fn bb_deterministic(enabled: c_int) -> *mut c_char;
 }
 
 thread_local! {
@@ -46,6 +47,12 @@ pub(crate) fn with_bf16<T>(enabled: bool, body: impl FnOnce() -> T) -> T {
 pub(crate) fn allow_tf32(enabled: bool) {
     // SAFETY: no precondition.
     outcome(unsafe { bb_tf32(c_int::from(enabled)) }).expect("a switch of the process");
+}
+
+/// Whether operators give the same bits again, or fail where they cannot, in the whole process.
+pub(crate) fn want_determinism(enabled: bool) {
+    // SAFETY: no precondition.
+    outcome(unsafe { bb_deterministic(c_int::from(enabled)) }).expect("a switch of the process");
 }
 
 /// A function of the shim's that it is given to call, with the context that it is given beside it.
@@ -113,4 +120,26 @@ pub(crate) fn load_library(name: &CStr) -> std::result::Result<NonNull<c_void>, 
         };
         reason.map_or("unknown".into(), |text| text.to_string_lossy().into_owned())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Tensor;
+
+    use super::want_determinism;
+
+    #[test]
+    fn what_may_give_other_bits_is_refused_while_determinism_is_wanted() {
+        // Which of two values lands in the same place is open.
+        let put = || {
+            let (places, values) =
+                (Tensor::from_slice(&[0i64, 0]), Tensor::from_slice(&[1f32, 2.0]));
+            Tensor::zeros([1], tch::kind::FLOAT_CPU).f_put_(&places, &values, false).is_ok()
+        };
+        let seen = [false, true, false].map(|wanted| {
+            want_determinism(wanted);
+            put()
+        });
+        assert_eq!(seen, [true, false, true]);
+    }
 }

@@ -11,13 +11,14 @@ use tch::{Device, Tensor, no_grad};
 use crate::config::{Config, OnFault, Precision};
 use crate::device::Images;
 use crate::dist::World;
+use crate::error::Error;
 use crate::graph::Graph;
 use crate::loss;
 use crate::model::{Encoder, Pair};
 use crate::nn::{Statistics, Weights};
 use crate::optim::Pace;
 use crate::random::{Key, Purpose};
-use crate::shim::{allow_tf32, with_bf16};
+use crate::shim::{allow_tf32, want_determinism, with_bf16};
 use crate::state::{Averaged, Done, OfD, Replayed, TrainState, Update};
 
 /// What a step says of itself; still on the device.
@@ -142,9 +143,20 @@ fn update_by(
     done
 }
 
-/// Sets the process's switches as steps in `precision` need them: before the first.
-pub fn prepare(precision: Precision) {
-    allow_tf32(precision == Precision::Tf32);
+/// Sets the process's switches as steps need them: before the first.
+///
+/// # Errors
+/// [`Error::Config`] where `train.deterministic` lacks what cuBLAS wants for it.
+pub fn prepare(config: &Config, device: Device) -> Result<(), Error> {
+    const CUBLAS: &str = "CUBLAS_WORKSPACE_CONFIG";
+    let wanted = config.train.deterministic;
+    if wanted && device.is_cuda() && std::env::var_os(CUBLAS).is_none() {
+        let problem = format!("train.deterministic on CUDA: set the variable {CUBLAS}=:4096:8");
+        return Err(Error::Config { problems: vec![problem] });
+    }
+    want_determinism(wanted);
+    allow_tf32(config.train.precision == Precision::Tf32);
+    Ok(())
 }
 
 /// One whole step. `next` gives a fresh batch for every update: this rank's part of `train.batch`

@@ -297,8 +297,8 @@ impl Run {
     }
 
     fn run(mut self) -> Result<Summary> {
-        prepare(self.config.train.precision);
         let (device, threads) = (self.feed.device, tch::get_num_threads());
+        prepare(&self.config, device)?;
         let ranks = match self.world.size() {
             1 => String::new(),
             size => format!(", {size} ranks"),
