@@ -733,6 +733,20 @@ mod tests {
     }
 
     #[test]
+    fn ranks_share_a_pass_evenly_and_have_no_graphs() {
+        let of = |overrides: &[&str]| {
+            let all: Vec<_> = overrides.iter().map(|s| (*s).to_owned()).collect();
+            Config::resolve(&Origin::Preset("demo"), &all).unwrap()
+        };
+        let config = of(&["train.batch=12"]);
+        assert_eq!(config.rows(4).unwrap(), 3);
+        assert!(config.rows(5).unwrap_err().to_string().contains("5 ranks do not divide"));
+        let graphs = of(&["train.batch=12", "train.graphs=true"]);
+        assert_eq!(graphs.rows(1).unwrap(), 12);
+        assert!(graphs.rows(4).unwrap_err().to_string().contains("train.graphs"));
+    }
+
+    #[test]
     fn a_mistyped_name_is_refused_with_the_nearest_one() {
         assert!(problem(&["train.bacth=3"]).contains("did you mean \"batch\"?"));
         let error = Config::resolve(&Origin::Preset("dmo"), &[]).unwrap_err().to_string();

@@ -28,7 +28,8 @@ pub struct Graph {
 impl Graph {
     /// Records what `body` starts on CUDA device `index`. Nothing of it runs yet: what it returns, and
     /// what it writes to, has its values after each [`Graph::replay`]. Every address is recorded, and so
-    /// is every number that `body` takes from the host. A graph recorded `beside` another works in the
+    /// is every number that `body` takes from the host: tensors of before that it reads or writes must live as
+    /// long as the graph. A graph recorded `beside` another works in the
     /// same memory: its results are to be read before the other is replayed.
     ///
     /// # Errors
