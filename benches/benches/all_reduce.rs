@@ -15,9 +15,8 @@ use serde_json::json;
 use tch::{Device, Kind, Tensor};
 use trainer::config::{Config, Origin};
 use trainer::dist::c10d::{Group, Reduce, Store};
-use trainer::dist::{self, Place, World};
-use trainer::inspect::Counts;
-use trainer::step::sum_over_ranks;
+use trainer::dist::{self, Pending, Place, World};
+use trainer::scale::{Exchange, Sums};
 
 const RANKS: usize = 2;
 
@@ -58,29 +57,32 @@ fn rank(args: &Args, config: &Config, report: &Path) -> anyhow::Result<()> {
     let place = Place::from_env()?;
     let group = bare(&place)?;
     let world = World::join(place, Device::Cpu, config.limits(), vec![])?;
-    let counts = Counts::of(config);
-    let mut updates = vec![vec![counts.d]; config.train.d_steps as usize];
-    updates.push(if config.loss.encode() { vec![counts.g, counts.e] } else { vec![counts.g] });
-    let values = updates.iter().flatten().sum::<usize>();
+    // One update after the other, of each the values of every bucket.
+    let mut of = vec![];
+    for Sums { updates, buckets, .. } in Exchange::of(config).gradients {
+        of.extend(vec![buckets.iter().map(|n| *n as i64).collect::<Vec<_>>(); updates as usize]);
+    }
+    let values = of.iter().flatten().sum::<i64>();
     let cpu = (Kind::Float, Device::Cpu);
     // Both ways sum the same memory. Zeros: a sum of sums must not overflow.
-    let flat = Tensor::zeros([values as i64], cpu);
-    let sizes: Vec<_> = updates.iter().flatten().map(|size| *size as i64).collect();
-    let mut parts = flat.split_with_sizes(sizes, 0).into_iter();
+    let flat = Tensor::zeros([values], cpu);
+    let mut parts = flat.split_with_sizes(of.concat(), 0).into_iter();
     let updates: Vec<Vec<_>> =
-        updates.iter().map(|update| parts.by_ref().take(update.len()).collect()).collect();
+        of.iter().map(|update| parts.by_ref().take(update.len()).collect()).collect();
     let (mut own, mut gloo) = (vec![], vec![]);
     for round in 0..=args.rounds {
         own.push(timed(&world, || {
-            for gradients in &updates {
-                let mut losses =
-                    (0..gradients.len()).map(|_| Tensor::zeros([0; 0], cpu)).collect::<Vec<_>>();
-                sum_over_ranks(&world, gradients, &mut losses);
+            for buckets in &updates {
+                let losses = Tensor::zeros([2], cpu);
+                let all = buckets.iter().chain([&losses]);
+                let under_way: Vec<_> = all.map(|tensor| world.sum_later(tensor)).collect();
+                under_way.into_iter().for_each(Pending::wait);
             }
             world.check().map_err(anyhow::Error::from)
         })?);
         gloo.push(timed(&world, || {
-            group.all_reduce(&flat, Reduce::Sum).map_err(anyhow::Error::msg)
+            let work = group.all_reduce(&flat, Reduce::Sum).map_err(anyhow::Error::msg)?;
+            work.wait().map_err(anyhow::Error::msg)
         })?);
         if round == 0 {
             (own, gloo) = (vec![], vec![]);

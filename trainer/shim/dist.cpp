@@ -15,6 +15,10 @@
 
 using std::chrono::milliseconds;
 
+struct bb_pending {
+  c10::intrusive_ptr<c10d::Work> work;
+};
+
 extern "C" {
 
 // Serves a store on `port` (0 for any), or connects to the one there, waiting at most `timeout` for it.
@@ -33,8 +37,12 @@ char *bb_store_add(bb_store *store, const char *key, int64_t amount, int64_t *su
 char *bb_gloo_open(bb_store *store, const char *prefix, int rank, int size, const char *address,
                    int64_t timeout, bb_group **out);
 void bb_group_close(bb_group *group);
-// In place, over all ranks: sum (op 0) or maximum (op 1).
-char *bb_group_all_reduce(bb_group *group, const at::Tensor *tensor, int op);
+// Begins, in place, over all ranks: sum (op 0) or maximum (op 1). Gives a handle.
+char *bb_group_all_reduce(bb_group *group, const at::Tensor *tensor, int op, bb_pending **out);
+// Waits for the end; on a CUDA device, has its stream wait.
+char *bb_pending_wait(bb_pending *pending);
+// Of one that is over or whose group is never closed.
+void bb_pending_close(bb_pending *pending);
 // In place, from rank `root` to all.
 char *bb_group_broadcast(bb_group *group, const at::Tensor *tensor, int root);
 }
@@ -94,14 +102,20 @@ char *bb_gloo_open(bb_store *store, const char *prefix, int rank, int size, cons
 
 void bb_group_close(bb_group *group) { delete group; }
 
-char *bb_group_all_reduce(bb_group *group, const at::Tensor *tensor, int op) {
+char *bb_group_all_reduce(bb_group *group, const at::Tensor *tensor, int op, bb_pending **out) {
   return guarded([&] {
     std::vector<at::Tensor> tensors{*tensor};
     c10d::AllreduceOptions options;
     options.reduceOp = op == 0 ? c10d::ReduceOp::SUM : c10d::ReduceOp::MAX;
-    group->backend->allreduce(tensors, options)->wait();
+    *out = new bb_pending{group->backend->allreduce(tensors, options)};
   });
 }
+
+char *bb_pending_wait(bb_pending *pending) {
+  return guarded([&] { pending->work->wait(); });
+}
+
+void bb_pending_close(bb_pending *pending) { delete pending; }
 
 char *bb_group_broadcast(bb_group *group, const at::Tensor *tensor, int root) {
   return guarded([&] {

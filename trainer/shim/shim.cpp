@@ -40,6 +40,13 @@ typedef void (*bb_drop)(void *context);
 char *bb_attach(Variable *output, Variable *const *inputs, size_t count, void *context,
                 bb_backward backward, bb_drop drop);
 
+// Is given the gradient of a tensor. Returns 0, or 1 if it failed.
+typedef int (*bb_arrived)(void *context, const Variable *gradient);
+
+// Has every backward pass that comes by `leaf` call `arrived`. Takes `context` over and drops it when the
+// tensor goes, also on failure.
+char *bb_watch(const Variable *leaf, void *context, bb_arrived arrived, bb_drop drop);
+
 // Counts the bytes of CPU tensors that this thread allocates and frees from now on. Gives a handle.
 char *bb_memory_start(void **meter);
 // Ends that count and gives its peak.
@@ -67,9 +74,8 @@ struct bb_layer {
 // `iterations` times v <- W'u / |W'u|, u <- Wv / |Wv|; then sigma <- |Wv| and scaled <- W / sigma, for all
 // layers together. Norms are kept above `eps`.
 char *bb_spectral_advance(const bb_layer *layers, size_t count, int64_t iterations, double eps);
-// The gradients of the weights, given those of the scaled weights: (g - <g, W/sigma> u v') / sigma.
-// `gradients` are replaced.
-char *bb_spectral_pull_back(const bb_layer *layers, size_t count, Variable *const *gradients);
+// Makes gradients of the scaled weights those of the weights: (g - <g, W/sigma> u v') / sigma. In place.
+char *bb_spectral_pull_back(const bb_layer *layers, size_t count, const Variable *const *gradients);
 
 // Backward through a batch norm whose statistics count as constants. Writes three owned tensors to `out`:
 // the gradients of x, of the gain and of the shift. `gain` may be null.
@@ -234,23 +240,32 @@ char *bb_spectral_advance(const bb_layer *layers, size_t count, int64_t iteratio
   });
 }
 
-char *bb_spectral_pull_back(const bb_layer *layers, size_t count, Variable *const *gradients) {
+char *bb_spectral_pull_back(const bb_layer *layers, size_t count, const Variable *const *gradients) {
   return guarded([&] {
     if (count == 0)
       return;
     const at::NoGradGuard no_grad;
     std::vector<at::Tensor> along, us, sigmas, out;
     for (size_t i = 0; i < count; ++i) {
-      along.push_back(gradients[i]->reshape(-1).dot(layers[i].scaled->view(-1)));
+      along.push_back(gradients[i]->view(-1).dot(layers[i].scaled->view(-1)));
       us.push_back(*layers[i].u);
       sigmas.push_back(*layers[i].sigma);
     }
     const auto columns = at::_foreach_mul(us, along);
     for (size_t i = 0; i < count; ++i)
-      out.push_back(gradients[i]->flatten(1).addr(columns[i], *layers[i].v, 1, -1));
+      out.push_back(gradients[i]->flatten(1).addr_(columns[i], *layers[i].v, 1, -1));
     at::_foreach_div_(out, sigmas);
-    for (size_t i = 0; i < count; ++i)
-      *gradients[i] = out[i].view(gradients[i]->sizes());
+  });
+}
+
+char *bb_watch(const Variable *leaf, void *context, bb_arrived arrived, bb_drop drop) {
+  return guarded([&] {
+    const std::shared_ptr<void> owned(context, drop);
+    leaf->register_hook([owned, arrived](const at::TensorBase &base) {
+      const Variable gradient(base);
+      if (gradient.defined() && arrived(owned.get(), &gradient))
+        throw std::runtime_error("a gradient could not be given to the other ranks");
+    });
   });
 }
 

@@ -171,7 +171,7 @@ pub fn table(counts: &Counts, cost: &Cost) -> String {
 pub(crate) struct Nets {
     pub(crate) g: (Generator, Params),
     pub(crate) e: Option<(Encoder, Params)>,
-    d: (Discriminator, Params),
+    pub(crate) d: (Discriminator, Params),
 }
 
 impl Nets {

@@ -1,6 +1,7 @@
 //! What each of several ranks would do in a step, worked out in one process.
 
 use std::iter::once;
+use std::ops::RangeInclusive;
 
 use comfy_table::{Table, presets::UTF8_HORIZONTAL_ONLY};
 use pipeline::{Cursor, Dataset};
@@ -10,14 +11,37 @@ use crate::config::Config;
 use crate::dist::{Traffic, World};
 use crate::error::{Error, Result};
 use crate::feed::part;
-use crate::inspect::{Cost, Counts, Nets, grouped};
+use crate::inspect::{Cost, Nets, grouped};
 use crate::nn::{Fill, Params, Statistics, Weights};
+
+/// The gradients of a network on their way to all ranks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sums {
+    /// "D", "G" or "E".
+    pub network: &'static str,
+    /// How often a step sums them.
+    pub updates: u32,
+    /// Values of each bucket, in order.
+    pub buckets: Vec<usize>,
+}
+
+impl Sums {
+    fn of(network: &'static str, updates: u32, params: &Params) -> Self {
+        let buckets = params.sums().into_iter().map(|(_, length)| length as usize).collect();
+        Self { network, updates, buckets }
+    }
+
+    fn traffic(&self) -> Traffic {
+        let buckets = (self.buckets.len(), self.buckets.iter().sum());
+        times(self.updates.into(), sums(buckets))
+    }
+}
 
 /// What every rank of a step sums with the others; the same whatever their number, if it is above 1.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Exchange {
-    /// Of each network its flat gradients: D's once an update, G's and E's once.
-    pub gradients: Vec<(&'static str, Traffic)>,
+    /// D's, G's and, where there is one, E's.
+    pub gradients: Vec<Sums>,
     /// Sums of batch norms, forward and backward.
     pub statistics: Traffic,
     /// Losses.
@@ -28,27 +52,26 @@ impl Exchange {
     /// Runs G and E forward and backward on the CPU, on one image, with weights that are allocated but never
     /// filled, and counts what their batch norms sum.
     #[must_use]
-    pub fn of(config: &Config, counts: &Counts) -> Self {
-        let updates = u64::from(config.train.d_steps);
+    pub fn of(config: &Config) -> Self {
+        let updates = config.train.d_steps;
         let passes = (config.train.batch / config.micro_batch()) as u64;
-        let (of_d, of_players) = statistics(config);
-        let times =
-            |n: u64, t: Traffic| Traffic { collectives: n * t.collectives, bytes: n * t.bytes };
-        let sums = |values: usize| Traffic { collectives: 1, bytes: 4 * values as u64 };
-        let encode = config.loss.encode();
-        let gradients = [("D", updates, counts.d), ("G", 1, counts.g), ("E", 1, counts.e)];
-        let gradients = gradients.into_iter().filter(|(name, ..)| encode || *name != "E");
+        let world = World::rehearsal(2);
+        let nets = Nets::build_in(&world, config, Fill::Unset);
+        let (of_d, of_players) = statistics(config, &world, &nets);
+        let mut gradients = vec![Sums::of("D", updates, &nets.d.1), Sums::of("G", 1, &nets.g.1)];
+        gradients.extend(nets.e.iter().map(|(_, params)| Sums::of("E", 1, params)));
+        let of_losses = sums((1, gradients.len() - 1));
         Self {
-            gradients: gradients.map(|(name, n, values)| (name, times(n, sums(values)))).collect(),
-            statistics: times(passes, add(times(updates, of_d), of_players)),
-            losses: add(times(updates, sums(1)), sums(1 + usize::from(encode))),
+            gradients,
+            statistics: times(passes, add(times(updates.into(), of_d), of_players)),
+            losses: add(times(updates.into(), sums((1, 1))), of_losses),
         }
     }
 
     /// All of it.
     #[must_use]
     pub fn total(&self) -> Traffic {
-        let gradients = self.gradients.iter().map(|(_, traffic)| *traffic);
+        let gradients = self.gradients.iter().map(Sums::traffic);
         gradients.chain([self.statistics, self.losses]).fold(Traffic::default(), add)
     }
 
@@ -57,16 +80,16 @@ impl Exchange {
     pub fn describe(&self) -> String {
         let line = |what: &str, t: Traffic| {
             let each = grouped((t.bytes / t.collectives.max(1)) as usize);
-            format!("{what}: {} sum(s) a step, {each} bytes each\n", t.collectives)
+            format!("{what}: {} sum(s) a step, {each} bytes on average\n", t.collectives)
         };
-        let gradients =
-            self.gradients.iter().map(|(name, t)| line(&format!("gradient of {name}"), *t));
+        let of = |sums: &Sums| line(&format!("gradient of {}", sums.network), sums.traffic());
+        let gradients = self.gradients.iter().map(of);
         let total = self.total();
         format!(
             "several ranks exchange, each of them:\n{}{}{}in all {} sums of {:.1} MB a step",
             gradients.collect::<String>(),
-            line("batch norms, on average", self.statistics),
-            line("losses, on average", self.losses),
+            line("batch norms", self.statistics),
+            line("losses", self.losses),
             grouped(total.collectives as usize),
             total.bytes as f64 / 1e6,
         )
@@ -77,10 +100,18 @@ fn add(a: Traffic, b: Traffic) -> Traffic {
     Traffic { collectives: a.collectives + b.collectives, bytes: a.bytes + b.bytes }
 }
 
+fn times(n: u64, t: Traffic) -> Traffic {
+    Traffic { collectives: n * t.collectives, bytes: n * t.bytes }
+}
+
+/// So many sums of so many single-precision values together.
+fn sums((collectives, values): (usize, usize)) -> Traffic {
+    Traffic { collectives: collectives as u64, bytes: 4 * values as u64 }
+}
+
 /// What batch norms sum in one pass of an update of D, and in one of the joint update.
-fn statistics(config: &Config) -> (Traffic, Traffic) {
-    let world = World::rehearsal(2);
-    let Nets { g: (g, of_g), e, .. } = Nets::build_in(&world, config, Fill::Unset);
+fn statistics(config: &Config, world: &World, nets: &Nets) -> (Traffic, Traffic) {
+    let Nets { g: (g, of_g), e, .. } = nets;
     let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));
     let (z, x) = (zeros(&[1, config.latent.dim]), zeros(&[1, 3, config.e.res, config.e.res]));
     let generate = || g.forward(&z, Statistics::Batch);
@@ -94,13 +125,13 @@ fn statistics(config: &Config) -> (Traffic, Traffic) {
     };
     let before = world.traffic();
     let _ = no_grad(generate);
-    if let Some((e, _)) = &e {
+    if let Some((e, _)) = e {
         let _ = no_grad(|| e.forward(&x, Statistics::Batch));
     }
     let of_d = since(before);
     let before = world.traffic();
-    learn(&of_g, &generate);
-    if let Some((e, of_e)) = &e {
+    learn(of_g, &generate);
+    if let Some((e, of_e)) = e {
         learn(of_e, &|| e.forward(&x, Statistics::Batch).code.sample(&z));
     }
     (of_d, since(before))
@@ -158,7 +189,7 @@ pub struct Prediction {
 
 impl Prediction {
     /// For each of `ranks`: work divides among them; a sum of b bytes takes 2 (n − 1)/n · b / bandwidth, as a ring
-    /// does, and 2 ⌈log₂ n⌉ messages, as a tree does. Nothing overlaps.
+    /// does, and 2 ⌈log₂ n⌉ messages, as a tree does.
     #[must_use]
     pub fn of(config: &Config, cost: &Cost, exchange: &Exchange, ranks: usize, at: Speeds) -> Self {
         let n = ranks as f64;
@@ -167,7 +198,7 @@ impl Prediction {
             2.0 * (n - 1.0) / n * t.bytes as f64 / at.bandwidth + hops * at.latency
         };
         let compute = config.train.batch as f64 / n * cost.step_flop / at.flop;
-        let gradients = exchange.gradients.iter().map(|(_, traffic)| *traffic);
+        let gradients = exchange.gradients.iter().map(Sums::traffic);
         Self {
             compute,
             gradients: gradients.chain(once(exchange.losses)).map(time).sum(),
@@ -175,10 +206,12 @@ impl Prediction {
         }
     }
 
-    /// The whole step.
+    /// The whole step, from all gradients' way hidden behind the rank's own work to none of it. (They go while
+    /// backward passes are under way; how much of it that hides is not modelled.)
     #[must_use]
-    pub fn step(&self) -> f64 {
-        self.compute + self.gradients + self.statistics
+    pub fn step(&self) -> RangeInclusive<f64> {
+        let hidden = self.compute.max(self.gradients) + self.statistics;
+        hidden..=self.compute + self.gradients + self.statistics
     }
 }
 
@@ -231,10 +264,14 @@ pub fn table(
         let mut row = vec![n.to_string(), images.to_string(), gigabytes];
         if let Some(speeds) = speeds {
             let p = Prediction::of(config, cost, exchange, n, speeds);
-            let seconds = [p.compute, p.gradients, p.statistics, p.step()];
+            let seconds = [p.compute, p.gradients, p.statistics];
             row.extend(seconds.map(|seconds| format!("{seconds:.3}")));
-            row.push(format!("{:.0}", config.train.batch as f64 / p.step()));
-            row.push(format!("{:.0} %", 100.0 * p.compute / p.step()));
+            let (least, most) = p.step().into_inner();
+            row.push(format!("{least:.3} to {most:.3}"));
+            let images = config.train.batch as f64;
+            row.push(format!("{:.0} to {:.0}", images / most, images / least));
+            let share = 100.0 * p.compute;
+            row.push(format!("{:.0} to {:.0} %", share / most, share / least));
         }
         table.add_row(row);
     }
@@ -249,6 +286,7 @@ mod tests {
     use crate::config::Origin;
     use crate::device::Images;
     use crate::dist::Place;
+    use crate::inspect::Counts;
     use crate::state::TrainState;
     use crate::step::train_step;
 
@@ -291,7 +329,7 @@ mod tests {
             &["train.batch=4", "g.recompute=true", "e.recompute=true"],
         ] {
             let config = tiny(overrides);
-            let exchange = Exchange::of(&config, &Counts::of(&config));
+            let exchange = Exchange::of(&config);
             assert_eq!(exchange.total(), measured(&config), "{overrides:?}");
             assert!(exchange.statistics.collectives > 0);
         }
@@ -311,7 +349,7 @@ mod tests {
     fn a_prediction_is_what_its_formula_gives_by_hand() {
         let config = tiny(&["train.batch=8"]);
         let counts = Counts::of(&config);
-        let (cost, exchange) = (Cost::of(&config, &counts), Exchange::of(&config, &counts));
+        let (cost, exchange) = (Cost::of(&config, &counts), Exchange::of(&config));
         let speeds = Speeds { flop: 1e9, bandwidth: 1e6, latency: 1e-3 };
         let of = |ranks| Prediction::of(&config, &cost, &exchange, ranks, speeds);
         let alone = of(1);
@@ -320,5 +358,8 @@ mod tests {
         assert!((alone.compute / eight.compute - 8.0).abs() < 1e-9);
         let by_hand = 1.75 * total.bytes as f64 / 1e6 + 6e-3 * total.collectives as f64;
         assert!((eight.gradients + eight.statistics - by_hand).abs() < 1e-9 * by_hand);
+        let (least, most) = eight.step().into_inner();
+        assert!((most - eight.compute - by_hand).abs() < 1e-9 * by_hand);
+        assert!((most - least - eight.compute.min(eight.gradients)).abs() < 1e-9 * by_hand);
     }
 }

@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::graph::Graph;
 use crate::loss;
 use crate::model::{Encoder, Pair};
-use crate::nn::{Statistics, Weights};
+use crate::nn::{Gradients, Params, Statistics, Weights};
 use crate::optim::Pace;
 use crate::random::{Key, Purpose};
 use crate::shim::{allow_tf32, want_determinism, with_bf16};
@@ -211,19 +211,20 @@ fn update_discriminator(config: &Config, state: &mut TrainState, inputs: &Inputs
     let Inputs { images, draws, pace } = inputs;
     let statistics = skips(config).then(|| Saved::of(state));
     state.d.params.use_weights(Weights::Train);
-    let mut sum = Sum::default();
+    let mut sum = Sum::of([&state.d.params]);
     for (first, rows) in micro_batches(config, state, images) {
+        let last = first + rows == images.len();
         let (images, draws) = (images.rows(first, rows), draws.rows(first, rows));
         let part = with_bf16(bf16(config), || {
             let pairs = no_grad(|| joint_pairs(state, &images, &draws));
             let scores = state.d.net.scores(&pairs);
             loss::discriminator(&scores.rows(0, rows), &scores.rows(rows, rows))
         }) * share(config, rows);
-        sum.add(&[part.detach()], &[state.d.params.gradient(&part)]);
+        sum.add(&[part], last);
     }
-    sum_over_ranks(state.d.params.world(), &sum.gradients, &mut sum.losses);
-    let loss = sum.losses.swap_remove(0);
-    let update = state.d.update(&sum.gradients[0], &loss, &pace.factor, skips(config));
+    let (mut losses, gradients) = sum.over_ranks(state.d.params.world());
+    let loss = losses.swap_remove(0);
+    let update = state.d.update(&gradients[0], &loss, &pace.factor, skips(config));
     if let Some(statistics) = statistics {
         statistics.restore_where(&update.fault);
     }
@@ -265,26 +266,21 @@ fn update_encoder_generator(config: &Config, state: &mut TrainState, inputs: &In
     if let Some(e) = &state.e {
         e.live.params.use_weights(Weights::Train);
     }
-    let mut sum = Sum::default();
+    let players = state.e.iter().map(|e| &e.live.params);
+    let mut sum = Sum::of([&state.g.live.params].into_iter().chain(players));
     for (first, rows) in micro_batches(config, state, images) {
+        let last = first + rows == images.len();
         let (images, draws) = (images.rows(first, rows), draws.rows(first, rows));
         let (loss_g, loss_e) = with_bf16(bf16(config), || {
             let of_e = |e| encoder_loss(state, e, &images, &draws) * share(config, rows);
             let loss_g = generator_loss(state, &draws) * share(config, rows);
             (loss_g, state.e.as_ref().map(of_e))
         });
-        let g = &state.g.live.params;
-        match (&state.e, loss_e) {
-            (Some(e), Some(loss_e)) => {
-                let (grad_g, grad_e) = g.gradient_with(&e.live.params, &(&loss_g + &loss_e));
-                sum.add(&[loss_g.detach(), loss_e.detach()], &[grad_g, grad_e]);
-            }
-            _ => sum.add(&[loss_g.detach()], &[g.gradient(&loss_g)]),
-        }
+        let losses: Vec<_> = [loss_g].into_iter().chain(loss_e).collect();
+        sum.add(&losses, last);
     }
-    sum_over_ranks(state.g.live.params.world(), &sum.gradients, &mut sum.losses);
+    let (losses, gradients) = sum.over_ranks(state.g.live.params.world());
     // One fault stops both: they share a backward pass.
-    let (losses, gradients) = (sum.losses, sum.gradients);
     let loss = losses.iter().fold(Tensor::from(0f32), |sum, loss| sum + loss);
     let mut updates = vec![advance(config, pace, &mut state.g, &gradients[0], &loss)];
     if let Some(e) = &mut state.e {
@@ -375,40 +371,43 @@ fn share(config: &Config, rows: i64) -> f64 {
     rows as f64 / config.train.batch as f64
 }
 
-/// Sums over micro-batches.
-#[derive(Debug, Default)]
-struct Sum {
+/// Sums over an update's micro-batches and ranks.
+#[derive(Debug)]
+struct Sum<'a> {
     losses: Vec<Tensor>,
-    gradients: Vec<Tensor>,
+    gradients: Gradients<'a>,
 }
 
-impl Sum {
-    fn add(&mut self, losses: &[Tensor], gradients: &[Tensor]) {
-        let into = |sums: &mut Vec<Tensor>, parts: &[Tensor]| {
-            if sums.is_empty() {
-                sums.extend(parts.iter().map(Tensor::shallow_clone));
-            } else {
-                sums.iter_mut().zip(parts).for_each(|(sum, part)| *sum += part);
-            }
+impl<'a> Sum<'a> {
+    /// Of the networks that are updated together.
+    fn of(networks: impl IntoIterator<Item = &'a Params>) -> Self {
+        Self { losses: vec![], gradients: Gradients::of(networks) }
+    }
+
+    /// A micro-batch's losses, and the gradients of their sum.
+    fn add(&mut self, losses: &[Tensor], last: bool) {
+        let whole = losses.iter().map(Tensor::shallow_clone).reduce(|sum, loss| sum + loss);
+        self.gradients.add(&whole.expect("an update has a loss"), last);
+        let losses = losses.iter().map(Tensor::detach);
+        self.losses = match &self.losses[..] {
+            [] => losses.collect(),
+            sums => sums.iter().zip(losses).map(|(sum, loss)| sum + loss).collect(),
         };
-        into(&mut self.losses, losses);
-        into(&mut self.gradients, gradients);
     }
-}
 
-/// Sums an update's gradients, each flat and contiguous, and its losses, scalars, over all ranks, in place.
-pub fn sum_over_ranks(world: &World, gradients: &[Tensor], losses: &mut Vec<Tensor>) {
-    if world.size() == 1 {
-        return;
+    /// The losses, scalars, and of each network the flat gradient.
+    fn over_ranks(self, world: &World) -> (Vec<Tensor>, Vec<Tensor>) {
+        if world.size() == 1 {
+            return (self.losses, self.gradients.finish());
+        }
+        world.enter("all-reduce");
+        let losses = Tensor::stack(&self.losses, 0);
+        let under_way = world.sum_later(&losses);
+        let gradients = self.gradients.finish();
+        under_way.wait();
+        world.enter("compute");
+        (losses.unbind(0), gradients)
     }
-    world.enter("all-reduce");
-    for gradient in gradients {
-        world.sum(gradient);
-    }
-    let sums = Tensor::stack(losses, 0);
-    world.sum(&sums);
-    *losses = sums.unbind(0);
-    world.enter("compute");
 }
 
 #[cfg(test)]
@@ -421,7 +420,7 @@ mod tests {
     use crate::loss;
     use crate::measure::Work;
     use crate::model::Scores;
-    use crate::nn::{Params, SpectralNorm};
+    use crate::nn::SpectralNorm;
     use crate::optim::Adam;
 
     fn tiny(overrides: &[&str]) -> Config {
@@ -476,11 +475,14 @@ mod tests {
         let dropped = loss::encoder(&Scores { sx: None, ..real })
             + loss::generator(&Scores { sz: None, ..fake });
 
-        let one = state.g.live.params.gradient_with(&e.live.params, &whole);
-        let two = state.g.live.params.gradient_with(&e.live.params, &dropped);
-        assert_eq!(one, two);
-        assert!(one.0.abs().max().double_value(&[]) > 0.0);
-        assert!(one.1.abs().max().double_value(&[]) > 0.0);
+        let gradients = |loss| {
+            let mut gradients = Gradients::of([&state.g.live.params, &e.live.params]);
+            gradients.add(loss, true);
+            gradients.finish()
+        };
+        let one = gradients(&whole);
+        assert_eq!(one, gradients(&dropped));
+        assert!(one.iter().all(|g| g.abs().max().double_value(&[]) > 0.0));
     }
 
     #[test]
@@ -753,7 +755,7 @@ mod tests {
             Work::of(|| train_step(&config, &mut state, || Ok::<_, ()>(images(1))).unwrap());
         let pulled = |params: &Params| {
             let layers = params.norms().map(|(_, norm)| norm.scaled.copy()).collect::<Vec<_>>();
-            Work::of(|| params.pull_back_norms(layers)).1.operators
+            Work::of(|| params.pull_back_norms(&layers)).1.operators
         };
         let shared =
             |params: &mut Params| Work::of(|| params.advance_norms()).1.operators + pulled(params);
@@ -862,8 +864,10 @@ mod tests {
 
     #[test]
     fn ranks_compute_in_double_precision_what_one_process_does() {
-        for (micro, size) in [("train.micro_batch=0", 2), ("train.micro_batch=4", 4)] {
-            let config = tiny(&["train.batch=8", micro]);
+        let again =
+            ["train.micro_batch=4", "g.recompute=true", "f.recompute=true", "e.recompute=true"];
+        for (more, size) in [(&["train.micro_batch=0"][..], 2), (&again[..1], 4), (&again, 2)] {
+            let config = tiny(&[&["train.batch=8"], more].concat());
             let (losses, weights) = ten_steps(&config, &World::alone());
             let ranks = Place::threads(size).into_iter().map(|place| {
                 let config = config.clone();

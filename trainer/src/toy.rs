@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::loss;
 use crate::model::{Code, Scores};
-use crate::nn::{Fill, Linear, Mlp, MlpConfig, Params, Scope, Weights};
+use crate::nn::{Fill, Gradients, Linear, Mlp, MlpConfig, Params, Scope, Weights};
 use crate::optim::{Adam, AdamConfig};
 use crate::random::{Key, Purpose};
 
@@ -117,9 +117,11 @@ fn the_generator_finds_every_mode_and_the_encoder_inverts_it() {
                 let real = d.scores(&x, &encode(&e, &x, step, update));
                 let fake = d.scores(&g.forward(&z), &z);
                 let loss = loss::encoder(&real) + loss::generator(&fake);
-                let (grad_g, grad_e) = g_params.gradient_with(&e_params, &loss);
-                of_g.step(g_params.flat(), &grad_g);
-                of_e.step(e_params.flat(), &grad_e);
+                let mut gradients = Gradients::of([&g_params, &e_params]);
+                gradients.add(&loss, true);
+                let gradients = gradients.finish();
+                of_g.step(g_params.flat(), &gradients[0]);
+                of_e.step(e_params.flat(), &gradients[1]);
             }
         }
     }

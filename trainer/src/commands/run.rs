@@ -141,7 +141,7 @@ fn dry_run(args: &Args, config: &Config) -> Result<()> {
         );
     }
     if !ranks.is_empty() {
-        fake_world(args, config, (&counts, &cost), data.as_deref(), &ranks)?;
+        fake_world(args, config, &cost, data.as_deref(), &ranks)?;
     }
     Ok(())
 }
@@ -149,11 +149,11 @@ fn dry_run(args: &Args, config: &Config) -> Result<()> {
 fn fake_world(
     args: &Args,
     config: &Config,
-    (counts, cost): (&Counts, &Cost),
+    cost: &Cost,
     data: Option<&Dataset>,
     ranks: &[usize],
 ) -> Result<()> {
-    let exchange = Exchange::of(config, counts);
+    let exchange = Exchange::of(config);
     for &ranks in ranks {
         println!("\n{}", scale::describe(config, ranks)?);
         if let Some(data) = data {

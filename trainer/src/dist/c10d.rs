@@ -48,7 +48,14 @@ unsafe extern "C" {
         out: *mut *mut c_void,
     ) -> *mut c_char;
     fn bb_group_close(group: *mut c_void);
-    fn bb_group_all_reduce(group: *mut c_void, tensor: *const c_void, op: c_int) -> *mut c_char;
+    fn bb_group_all_reduce(
+        group: *mut c_void,
+        tensor: *const c_void,
+        op: c_int,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+    fn bb_pending_wait(pending: *mut c_void) -> *mut c_char;
+    fn bb_pending_close(pending: *mut c_void);
     fn bb_group_broadcast(group: *mut c_void, tensor: *const c_void, root: c_int) -> *mut c_char;
 }
 
@@ -222,13 +229,19 @@ impl Group {
         Ok(Self(group))
     }
 
-    /// Makes a contiguous tensor the sum or maximum over all ranks, in place, and waits for it.
+    /// Begins to make a contiguous tensor the sum or maximum over all ranks, in place: nobody is to read or
+    /// write it until that was waited for.
     ///
     /// # Errors
     /// See [`Group::gloo`].
-    pub fn all_reduce(&self, tensor: &Tensor, how: Reduce) -> Outcome<()> {
-        // SAFETY: the group is open; the tensor lives until the shim has waited for the work.
-        outcome(unsafe { bb_group_all_reduce(self.0, tensor.as_ptr().cast(), how as c_int) })
+    pub fn all_reduce(&self, tensor: &Tensor, how: Reduce) -> Outcome<Work> {
+        let mut work = null_mut();
+        // SAFETY: the group is open; c10d holds the tensor until the work is done. The shim writes a handle
+        // that we own.
+        outcome(unsafe {
+            bb_group_all_reduce(self.0, tensor.as_ptr().cast(), how as c_int, &raw mut work)
+        })?;
+        Ok(Work(work))
     }
 
     /// Makes a contiguous tensor what it is on rank `root`, and waits for it.
@@ -238,6 +251,31 @@ impl Group {
     pub fn broadcast(&self, tensor: &Tensor, root: usize) -> Outcome<()> {
         // SAFETY: as above.
         outcome(unsafe { bb_group_broadcast(self.0, tensor.as_ptr().cast(), root as c_int) })
+    }
+}
+
+/// A collective under way.
+#[derive(Debug)]
+pub struct Work(*mut c_void);
+
+// SAFETY: the handle belongs to the object alone, and c10d's work may be waited for from any thread.
+unsafe impl Send for Work {}
+
+impl Work {
+    /// Waits for its end. On a CUDA device it is the device's stream that waits.
+    ///
+    /// # Errors
+    /// See [`Group::gloo`].
+    pub fn wait(self) -> Outcome<()> {
+        // SAFETY: open, as it is closed only when dropped.
+        outcome(unsafe { bb_pending_wait(self.0) })
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        // SAFETY: open, and closed once.
+        unsafe { bb_pending_close(self.0) }
     }
 }
 

@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
-use c10d::{Group, Reduce, Store};
+use c10d::{Group, Reduce, Store, Work};
 pub use launch::launch;
 pub use place::Place;
 use watch::{Pulse, VERDICT, Verdict, Watch, leave};
@@ -202,7 +202,18 @@ impl World {
 
     /// Sums a contiguous tensor over all ranks, in place.
     pub fn sum(&self, tensor: &Tensor) {
-        self.collective(tensor, |group| group.all_reduce(tensor, Reduce::Sum));
+        self.collective(tensor, |group| group.all_reduce(tensor, Reduce::Sum)?.wait());
+    }
+
+    /// Begins to sum a contiguous tensor over all ranks, in place: it is to be left alone until
+    /// [`Pending::wait`] returns.
+    pub fn sum_later(&self, tensor: &Tensor) -> Pending {
+        let mut work = None;
+        self.collective(tensor, |group| {
+            work = Some(group.all_reduce(tensor, Reduce::Sum)?);
+            Ok(())
+        });
+        Pending { world: self.clone(), work }
     }
 
     /// Makes a contiguous tensor what it is on rank 0.
@@ -222,7 +233,7 @@ impl World {
     #[must_use]
     pub fn largest(&self, value: i64) -> i64 {
         let tensor = Tensor::from_slice(&[value]);
-        self.collective(&tensor, |group| group.all_reduce(&tensor, Reduce::Max));
+        self.collective(&tensor, |group| group.all_reduce(&tensor, Reduce::Max)?.wait());
         tensor.int64_value(&[0])
     }
 
@@ -310,7 +321,7 @@ impl World {
         // The largest sum and, negated, the smallest.
         let both: Vec<_> = sums.iter().copied().chain(sums.iter().map(|sum| -sum)).collect();
         let both = Tensor::from_slice(&both);
-        self.collective(&both, |group| group.all_reduce(&both, Reduce::Max));
+        self.collective(&both, |group| group.all_reduce(&both, Reduce::Max)?.wait());
         self.check()?;
         let both = Vec::<i64>::try_from(&both)?;
         let (largest, smallest) = both.split_at(sums.len());
@@ -338,6 +349,32 @@ impl World {
                 link.post(&format!("{name}: {e}"), code, self.rank());
                 leave(code, &e.to_string())
             }
+        }
+    }
+}
+
+/// A sum over ranks that is under way.
+#[derive(Debug)]
+#[must_use = "the tensor may be read after `wait` alone"]
+pub struct Pending {
+    world: World,
+    work: Option<Work>,
+}
+
+impl Pending {
+    /// Waits for its end, or for a failure, as of any collective.
+    pub fn wait(mut self) {
+        if let (Some(work), Some(link)) = (self.work.take(), &self.world.0.link) {
+            link.pulse.collective(|| work.wait());
+        }
+    }
+}
+
+impl Drop for Pending {
+    /// One that nobody waited for, as a step ended early, leaves the ranks at different places.
+    fn drop(&mut self) {
+        if let (Some(_), Some(link)) = (self.work.take(), &self.world.0.link) {
+            link.pulse.fail("a sum over ranks was begun and not waited for".to_owned());
         }
     }
 }
@@ -487,4 +524,56 @@ fn checksum(tensor: &Tensor) -> i64 {
 
 fn join(reason: String) -> Error {
     Error::Join { reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    fn ones() -> Tensor {
+        Tensor::ones([3], (Kind::Float, Device::Cpu))
+    }
+
+    /// Runs two ranks, until both are done.
+    fn two(body: impl Fn(&World) + Send + Sync + 'static) {
+        let second = Duration::from_secs(60);
+        let limits = Limits { join: second, timeout: second, silence: second };
+        let (body, both) = (Arc::new(body), Arc::new(Barrier::new(2)));
+        let ranks = Place::threads(2).into_iter().map(|place| {
+            let (body, both) = (body.clone(), both.clone());
+            thread::spawn(move || {
+                let world = World::join(place, Device::Cpu, limits, vec![]).unwrap();
+                body(&world);
+                both.wait();
+            })
+        });
+        ranks.collect::<Vec<_>>().into_iter().for_each(|rank| rank.join().unwrap());
+    }
+
+    #[test]
+    fn sums_under_way_end_each_with_its_own() {
+        two(|world| {
+            let all: Vec<_> = (0..20).map(|i| ones() * i).collect();
+            let under_way: Vec<_> = all.iter().map(|t| world.sum_later(t)).collect();
+            let beside = ones();
+            world.sum(&beside);
+            under_way.into_iter().rev().for_each(Pending::wait);
+            assert_eq!(beside, ones() * 2);
+            for (i, t) in all.iter().enumerate() {
+                assert_eq!(t, &(ones() * (2 * i as i64)));
+            }
+        });
+    }
+
+    #[test]
+    fn after_a_sum_that_nobody_waited_for_no_collective_is_trusted() {
+        two(|world| {
+            drop(world.sum_later(&ones()));
+            let later = ones();
+            world.sum(&later);
+            assert_eq!(later, ones());
+        });
+    }
 }

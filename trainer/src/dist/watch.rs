@@ -28,9 +28,9 @@ pub(super) struct Beat {
     beat: u64,
     step: u64,
     phase: String,
-    /// Collectives begun.
+    /// Collectives begun and waited for.
     calls: u64,
-    /// Whether the last of them has not ended.
+    /// Whether the last of these calls has not ended.
     waiting: bool,
     finished: bool,
     host: String,
@@ -149,7 +149,7 @@ impl Pulse {
         serde_json::from_slice::<Beat>(&text).is_ok_and(|beat| beat.finished)
     }
 
-    /// Runs a collective.
+    /// Runs a collective, begins one, or waits for one's end.
     pub(super) fn collective(&self, run: impl FnOnce() -> Result<(), String>) {
         if self.failure.get().is_some() {
             return;
@@ -162,8 +162,13 @@ impl Pulse {
         let outcome = run();
         self.now().waiting = None;
         if let Err(reason) = outcome {
-            let _ = self.failure.set(reason);
+            self.fail(reason);
         }
+    }
+
+    /// No collective can be trusted from here on. The first reason counts.
+    pub(super) fn fail(&self, reason: String) {
+        let _ = self.failure.set(reason);
     }
 
     pub(super) fn failure(&self) -> Option<&str> {

@@ -4,6 +4,7 @@
 mod attention;
 mod batch_norm;
 mod conv;
+mod gradients;
 mod linear;
 mod mlp;
 mod params;
@@ -13,6 +14,7 @@ mod spectral_norm;
 pub use attention::Attention;
 pub use batch_norm::{BatchNorm, ConditionalBatchNorm, Statistics};
 pub use conv::{Conv, ConvShape};
+pub use gradients::Gradients;
 pub use linear::Linear;
 pub use mlp::{Mlp, MlpConfig};
 pub use params::{Fill, Init, Kinds, Params, Scope, Weights};

@@ -1,9 +1,11 @@
 use std::cell::RefCell;
+use std::sync::Arc;
 
 use rand_distr::{Distribution, StandardNormal};
 use tch::{Device, Kind, Tensor, no_grad};
 
-use super::{SpectralNorm, SpectralNorms};
+use super::gradients::Outbox;
+use super::{Gradients, SpectralNorm, SpectralNorms};
 use crate::dist::World;
 use crate::measure::shape_only;
 use crate::random::{Key, Purpose};
@@ -70,6 +72,7 @@ pub struct Params {
     flat_scaled: Tensor,
     kinds: Kinds,
     world: World,
+    outbox: Option<Arc<Outbox>>,
 }
 
 /// Which form of the weights a pass reads.
@@ -108,8 +111,13 @@ impl Params {
         let empty = || Tensor::empty([0], kinds);
         let (flat, flat_scaled) = (empty(), empty());
         let world = world.clone();
-        let mut params = Self { parameters, norms, buffers, flat, flat_scaled, kinds, world };
+        let outbox = None;
+        let mut params =
+            Self { parameters, norms, buffers, flat, flat_scaled, kinds, world, outbox };
         params.lay_flat(fill);
+        if params.world.size() > 1 {
+            params.outbox = Some(Outbox::new(&params.world, &params.weights()));
+        }
         (net, params)
     }
 
@@ -166,43 +174,52 @@ impl Params {
         }
     }
 
-    /// The gradient of the scalar `loss` with respect to all parameters, flat, (total). Parameters
-    /// that the loss does not reach get zeros. Singular vectors count as constants.
+    /// The gradient of the scalar `loss` with respect to all parameters, of this rank alone: see
+    /// [`Gradients::finish`].
     pub fn gradient(&self, loss: &Tensor) -> Tensor {
-        self.gradients(loss, &[]).0
+        let mut gradients = Gradients::of([self]);
+        gradients.add(loss, false);
+        gradients.finish().remove(0)
     }
 
-    /// As [`Params::gradient`], for two networks through one backward pass.
-    pub fn gradient_with(&self, other: &Params, loss: &Tensor) -> (Tensor, Tensor) {
-        let (own, rest) = self.gradients(loss, &other.weights());
-        (own, other.pull_back(rest))
-    }
-
-    fn weights(&self) -> Vec<Tensor> {
+    /// What layers read, in order of creation.
+    pub(super) fn weights(&self) -> Vec<Tensor> {
         self.parameters.iter().map(|p| p.weight.shallow_clone()).collect()
     }
 
-    fn gradients(&self, loss: &Tensor, others: &[Tensor]) -> (Tensor, Vec<Tensor>) {
-        let mut inputs = self.weights();
-        let own = inputs.len();
-        inputs.extend(others.iter().map(Tensor::shallow_clone));
-        let mut grads = Tensor::run_backward(&[loss], &inputs, false, false);
-        let rest = grads.split_off(own);
-        (self.pull_back(grads), rest)
+    /// The next gradients, one for each parameter, flat; zeros for what is undefined.
+    pub(super) fn or_zeros(&self, gradients: &mut impl Iterator<Item = Tensor>) -> Vec<Tensor> {
+        let flat = |(p, g): (&Parameter, Tensor)| {
+            let g = if g.defined() { g } else { p.raw.zeros_like() };
+            g.reshape([-1])
+        };
+        self.parameters.iter().zip(gradients).map(flat).collect()
     }
 
-    fn pull_back(&self, grads: Vec<Tensor>) -> Tensor {
-        let zeros = |(p, g): (&Parameter, Tensor)| if g.defined() { g } else { p.raw.zeros_like() };
-        let mut grads: Vec<_> = self.parameters.iter().zip(grads).map(zeros).collect();
-        // Normalised parameters and their norms are in the same order.
-        let normed: Vec<_> =
-            (0..grads.len()).filter(|i| self.parameters[*i].norm.is_some()).collect();
-        let scaled = normed.iter().map(|i| grads[*i].shallow_clone()).collect();
-        for (i, g) in normed.into_iter().zip(self.norms.pull_back(scaled)) {
-            grads[i] = g;
+    /// Makes a flat gradient with respect to what layers read one with respect to the parameters, in place.
+    pub(super) fn pull_back(&self, gradient: &Tensor) {
+        let mut at = 0;
+        let mut scaled = vec![];
+        for p in &self.parameters {
+            let length = p.raw.numel() as i64;
+            if p.norm.is_some() {
+                scaled.push(gradient.narrow(0, at, length).view_as(&p.raw));
+            }
+            at += length;
         }
-        let flat: Vec<_> = grads.into_iter().map(|g| g.reshape([-1])).collect();
-        Tensor::cat(&flat, 0)
+        self.norms.pull_back(&scaled);
+    }
+
+    /// Where gradients wait for the other ranks, if there are any.
+    pub(super) fn outbox(&self) -> Option<&Arc<Outbox>> {
+        self.outbox.as_ref()
+    }
+
+    /// Parts of the flat gradient, (start, length), each summed over ranks by itself, in this order; none for
+    /// a network of one rank.
+    #[must_use]
+    pub fn sums(&self) -> Vec<(i64, i64)> {
+        self.outbox().map_or(vec![], |outbox| outbox.places())
     }
 
     /// All parameters, raw, as one tensor (total). Whoever writes to it calls
@@ -270,8 +287,8 @@ impl Params {
     }
 
     #[cfg(test)]
-    pub(crate) fn pull_back_norms(&self, gradients: Vec<Tensor>) -> Vec<Tensor> {
-        self.norms.pull_back(gradients)
+    pub(crate) fn pull_back_norms(&self, gradients: &[Tensor]) {
+        self.norms.pull_back(gradients);
     }
 
     fn normed(&self) -> impl Iterator<Item = &Parameter> {

@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -6,6 +7,15 @@ use tch::{Tensor, no_grad, with_grad};
 
 use super::Statistics;
 use crate::shim::{in_bf16, outcome, with_bf16};
+
+thread_local! {
+    static AGAIN: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is inside the backward function of a block ([`attach`]).
+pub(super) fn recomputing() -> bool {
+    AGAIN.get()
+}
 
 /// Computes the gradients of a block's inputs from the gradient of its output.
 type Backward = Box<dyn Fn(&Tensor) -> Vec<Tensor>>;
@@ -114,6 +124,7 @@ extern "C" fn run_backward(
     gradient: *mut c_void,
     out: *mut *mut c_void,
 ) -> c_int {
+    let outer = AGAIN.replace(true);
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         // SAFETY: `context` is the box made in `attach`, still owned by the node that calls.
         let context = unsafe { &*context.cast::<Context>() };
@@ -129,6 +140,7 @@ extern "C" fn run_backward(
             }
         }
     }));
+    AGAIN.set(outer);
     c_int::from(outcome.is_err())
 }
 

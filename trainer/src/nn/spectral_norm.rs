@@ -24,7 +24,7 @@ unsafe extern "C" {
     fn bb_spectral_pull_back(
         layers: *const Layer,
         count: usize,
-        gradients: *const *mut c_void,
+        gradients: *const *const c_void,
     ) -> *mut c_char;
 }
 
@@ -91,21 +91,19 @@ impl SpectralNorms {
         outcome(error).expect("weights and vectors fit together");
     }
 
-    /// Gradients with respect to the weights, given those with respect to W/σ, in the order of `add`.
-    /// u and v are constants: (g − ⟨g, W/σ⟩ u vᵀ) / σ.
+    /// Makes gradients with respect to W/σ, in the order of `add`, those with respect to the weights, in
+    /// place. u and v are constants: (g − ⟨g, W/σ⟩ u vᵀ) / σ.
     ///
     /// # Panics
-    /// If there is not one gradient a layer, of the weight's shape.
-    #[must_use]
-    pub fn pull_back(&self, mut gradients: Vec<Tensor>) -> Vec<Tensor> {
+    /// If there is not one gradient a layer, contiguous and of the weight's shape.
+    pub fn pull_back(&self, gradients: &[Tensor]) {
         assert_eq!(gradients.len(), self.layers.len(), "one gradient a layer");
-        let pointers: Vec<_> = gradients.iter_mut().map(|g| g.as_mut_ptr().cast()).collect();
+        let pointers: Vec<_> = gradients.iter().map(|g| g.as_ptr().cast()).collect();
         let layers = self.handles();
         // SAFETY: all handles are of live tensors, one gradient a layer.
         let error =
             unsafe { bb_spectral_pull_back(layers.as_ptr(), layers.len(), pointers.as_ptr()) };
         outcome(error).expect("gradients have the weights' shapes");
-        gradients
     }
 
     /// The layers, in the order of `add`.
@@ -181,7 +179,8 @@ mod tests {
         let w = example();
         let mut one = norms(&[&w], &[1.0, 0.0]);
         one.advance(50);
-        let gradient = one.pull_back(vec![w.ones_like()]).remove(0);
+        let gradient = w.ones_like();
+        one.pull_back(&[gradient.shallow_clone()]);
         let expected = [0.104954, 0.072259, 0.006594, -0.067314];
         for (i, e) in expected.iter().enumerate() {
             let got = gradient.double_value(&[i as i64 / 2, i as i64 % 2]);
@@ -205,7 +204,8 @@ mod tests {
         let mut one = norms(&[&w], &[0.5, 0.5, 0.5, 0.5]);
         one.advance(1);
         let direction = w.sin();
-        let pulled = one.pull_back(vec![direction.copy()]).remove(0);
+        let pulled = direction.copy();
+        one.pull_back(&[pulled.shallow_clone()]);
 
         let layer = &one.layers()[0];
         let leaf = w.copy().set_requires_grad(true);
@@ -245,7 +245,8 @@ mod tests {
         for update in 0..count {
             ours.advance(1); // right after the update before, or at the start
             let scaled = ours.layers()[0].scaled.copy();
-            let step = ours.pull_back(vec![(&scaled - &target) * 2.0]).remove(0);
+            let step = (&scaled - &target) * 2.0;
+            ours.pull_back(&[step.shallow_clone()]);
 
             oracle.weight = oracle.weight.set_requires_grad(true);
             let theirs = oracle.forward();
