@@ -67,7 +67,13 @@ impl<'a> Gradients<'a> {
                 Some(outbox) => outbox.close(own, &mut self.under_way),
                 None => {
                     let own = Tensor::cat(&own, 0);
-                    sum.map_or_else(|| own.shallow_clone(), |sum| sum + &own)
+                    match sum {
+                        Some(mut sum) => {
+                            sum += own;
+                            sum
+                        }
+                        None => own,
+                    }
                 }
             });
         }

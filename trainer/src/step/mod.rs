@@ -1,0 +1,414 @@
+//! One training step: `d_steps` updates of D, then one joint update of G and E.
+//!
+//! Gradients flow as the paper says: D's update sees x̂ = G(z) and ẑ = E(x) as constants; E learns
+//! through s_z(ẑ) and s_xz(x, ẑ), G through s_x(x̂) and s_xz(x̂, z), with D's weights constant.
+//!
+//! # Source
+//! Paper §2 and App. A.
+
+use tch::{Device, Tensor, no_grad};
+
+use crate::config::{Config, OnFault, Precision};
+use crate::device::Images;
+use crate::dist::World;
+use crate::error::Error;
+use crate::graph::Graph;
+use crate::loss;
+use crate::model::{Encoder, Pair};
+use crate::nn::{Gradients, Params, Statistics, Weights};
+use crate::optim::Pace;
+use crate::random::{Key, Purpose};
+use crate::shim::{allow_tf32, want_determinism, with_bf16};
+use crate::state::{Averaged, Done, OfD, Replayed, TrainState, Update};
+
+/// What a step says of itself; still on the device.
+#[derive(Debug)]
+pub struct Losses {
+    /// L_D of the last update of D.
+    pub d: Tensor,
+    /// G's part of L_EG.
+    pub g: Tensor,
+    /// E's part of L_EG; absent without an encoder.
+    pub e: Option<Tensor>,
+    /// ‖gradient‖₂ of the last updates, for each of [`NETWORKS`] there is, (2 or 3).
+    pub norms: Tensor,
+    /// 1 where an update of the step met a loss, gradient or weight that is not finite, else 0; in
+    /// the same order.
+    pub faults: Tensor,
+}
+
+/// The networks as [`Losses`] orders them.
+pub const NETWORKS: [&str; 3] = ["d", "g", "e"];
+
+/// Latents and encoder noise of one update, each (rows, Z), for rows of the global batch.
+#[derive(Debug)]
+struct Draws {
+    prior: Tensor,
+    noise: Tensor,
+}
+
+impl Draws {
+    /// For update number `update` of the coming step, this rank's rows of the batch.
+    fn new(config: &Config, state: &TrainState, update: u32) -> Self {
+        let (kind, device) = state.d.params.kinds();
+        // After a rollback the step numbers come again, and the draws must not.
+        let seed = config.train.seed ^ (state.rollbacks << 48);
+        let key = |purpose| Key { seed, purpose, step: state.step, update };
+        let (z, batch) = (config.latent, config.train.batch);
+        let world = state.d.params.world();
+        // As the sampler deals images out.
+        let rows = || (world.rank() as i64..batch).step_by(world.size());
+        let prior = key(Purpose::Prior).latents(z.prior, rows(), z.dim, device);
+        let noise = key(Purpose::Posterior).normal(rows(), z.dim, device);
+        Self { prior: prior.to_kind(kind), noise: noise.to_kind(kind) }
+    }
+
+    fn rows(&self, first: i64, rows: i64) -> Self {
+        Self { prior: self.prior.narrow(0, first, rows), noise: self.noise.narrow(0, first, rows) }
+    }
+}
+
+/// All that an update reads besides the state's tensors, on the device.
+#[derive(Debug)]
+struct Inputs {
+    images: Images,
+    draws: Draws,
+    pace: Pace,
+}
+
+impl Inputs {
+    /// For update number `update` of the coming step.
+    fn new(config: &Config, state: &TrainState, images: Images, update: u32) -> Self {
+        let decay = config.average().decay_at(state.step);
+        let kinds = state.d.params.kinds();
+        let pace = Pace::new(config.rate_factor(state.step), decay, kinds);
+        Self { images, draws: Draws::new(config, state, update), pace }
+    }
+
+    fn tensors(&self) -> [&Tensor; 6] {
+        let Self { images, draws, pace } = self;
+        let Images { large, small } = images;
+        [large, small, &draws.prior, &draws.noise, &pace.factor, &pace.weight]
+    }
+
+    /// These tensors as inputs, in the order of [`Inputs::tensors`].
+    fn of(tensors: &[Tensor; 6]) -> Self {
+        let [large, small, prior, noise, factor, weight] =
+            tensors.each_ref().map(Tensor::shallow_clone);
+        let (images, draws) = (Images { large, small }, Draws { prior, noise });
+        Self { images, draws, pace: Pace { factor, weight } }
+    }
+}
+
+/// Updates of a kind before it is recorded: libraries set themselves up and choose algorithms in the first.
+const PLAIN_UPDATES: u64 = 2;
+
+/// Makes an update by `body`. With `train.graphs`, its inputs are put in one place, number `which` of
+/// `state.replays`, and on a CUDA device it is made by a graph from the third time on.
+fn update_by(
+    which: usize,
+    config: &Config,
+    state: &mut TrainState,
+    inputs: Inputs,
+    body: fn(&Config, &mut TrainState, &Inputs) -> Vec<Done>,
+) -> Vec<Done> {
+    if !config.train.graphs {
+        return body(config, state, &inputs);
+    }
+    let new = || Replayed::over(inputs.tensors().map(Tensor::copy));
+    let mut replayed = state.replays[which].take().unwrap_or_else(new);
+    for (place, value) in replayed.inputs.iter().zip(inputs.tensors()) {
+        place.shallow_clone().copy_(value);
+    }
+    let inputs = Inputs::of(&replayed.inputs);
+    if let (Device::Cuda(index), PLAIN_UPDATES) = (inputs.pace.factor.device(), replayed.updates) {
+        let others = std::mem::take(&mut state.replays);
+        let beside = others.iter().flatten().find_map(|other| other.graph.as_ref());
+        let body = || body(config, state, &inputs);
+        let made = Graph::record(index, beside.map(|(graph, _)| graph), body);
+        let refuse = |reason| panic!("CUDA records no update ({reason}); say train.graphs=false");
+        replayed.graph = Some(made.unwrap_or_else(refuse));
+        state.replays = others;
+    }
+    replayed.updates += 1;
+    let done = match &replayed.graph {
+        Some((graph, done)) => {
+            graph.replay().expect("what was recorded can be started");
+            // The next one writes to the same place.
+            done.iter().map(|(loss, update)| (loss.copy(), update.copy())).collect()
+        }
+        None => body(config, state, &inputs),
+    };
+    state.replays[which] = Some(replayed);
+    done
+}
+
+/// Sets the process's switches as steps need them: before the first.
+///
+/// # Errors
+/// [`Error::Config`] where `train.deterministic` lacks what cuBLAS wants for it.
+pub fn prepare(config: &Config, device: Device) -> Result<(), Error> {
+    const CUBLAS: &str = "CUBLAS_WORKSPACE_CONFIG";
+    let wanted = config.train.deterministic;
+    if wanted && device.is_cuda() && std::env::var_os(CUBLAS).is_none() {
+        let problem = format!("train.deterministic on CUDA: set the variable {CUBLAS}=:4096:8");
+        return Err(Error::Config { problems: vec![problem] });
+    }
+    want_determinism(wanted);
+    allow_tf32(config.train.precision == Precision::Tf32);
+    Ok(())
+}
+
+/// One whole step. `next` gives a fresh batch for every update: this rank's part of `train.batch`
+/// images. Losses, gradients and batch statistics are of the whole batch.
+///
+/// # Errors
+/// Whatever `next` reports; the state is then as after the last update, and the next call goes on there.
+///
+/// # Panics
+/// If the configuration is not a checked one; with `train.graphs`, if CUDA does not record an update.
+pub fn train_step<E>(
+    config: &Config,
+    state: &mut TrainState,
+    mut next: impl FnMut() -> Result<Images, E>,
+) -> Result<Losses, E> {
+    while state.of_d.as_ref().map_or(0, |d| d.updates) < config.train.d_steps {
+        let images = next()?;
+        let updates = state.of_d.as_ref().map_or(0, |d| d.updates);
+        let (loss, mut update) = discriminator_step(config, state, images, updates);
+        if let Some(earlier) = &state.of_d {
+            update.fault = update.fault.maximum(&earlier.update.fault);
+        }
+        state.of_d = Some(OfD { updates: updates + 1, loss, update });
+    }
+    let (g, e) = encoder_generator_step(config, state, next()?);
+    state.step += 1;
+    let d = state.of_d.take().expect("a checked config has d_steps > 0");
+    let d = (d.loss, d.update);
+    let updates = [&d, &g].into_iter().chain(&e);
+    let (norms, faults): (Vec<_>, Vec<_>) = updates.map(|(_, u)| (&u.norm, &u.fault)).unzip();
+    let (norms, faults) = (Tensor::stack(&norms, 0), Tensor::stack(&faults, 0));
+    Ok(Losses { d: d.0, g: g.0, e: e.map(|e| e.0), norms, faults })
+}
+
+/// One update of D, number `update` of the step. G and E are only read (their batch statistics
+/// move). Returns L_D.
+///
+/// # Panics
+/// As [`train_step`].
+pub fn discriminator_step(
+    config: &Config,
+    state: &mut TrainState,
+    images: Images,
+    update: u32,
+) -> Done {
+    let inputs = Inputs::new(config, state, images, update);
+    let done = update_by(0, config, state, inputs, update_discriminator);
+    done.into_iter().next().expect("an update of D")
+}
+
+fn update_discriminator(config: &Config, state: &mut TrainState, inputs: &Inputs) -> Vec<Done> {
+    let Inputs { images, draws, pace } = inputs;
+    let statistics = skips(config).then(|| Saved::of(state));
+    state.d.params.use_weights(Weights::Train);
+    let mut sum = Sum::of([&state.d.params]);
+    for (first, rows) in micro_batches(config, state, images) {
+        let last = first + rows == images.len();
+        let (images, draws) = (images.rows(first, rows), draws.rows(first, rows));
+        let part = with_bf16(bf16(config), || {
+            let pairs = no_grad(|| joint_pairs(state, &images, &draws));
+            let scores = state.d.net.scores(&pairs);
+            loss::discriminator(&scores.rows(0, rows), &scores.rows(rows, rows))
+        }) * share(config, rows);
+        sum.add(&[part], last);
+    }
+    let (mut losses, gradients) = sum.over_ranks(state.d.params.world());
+    let loss = losses.swap_remove(0);
+    let update = state.d.update(&gradients[0], &loss, &pace.factor, skips(config));
+    if let Some(statistics) = statistics {
+        statistics.restore_where(&update.fault);
+    }
+    vec![(loss, update)]
+}
+
+/// (x, E(x)) above (G(z), z), as one batch of 2N: D has no batch norm, so one pass over both gives
+/// the same scores as two.
+fn joint_pairs(state: &TrainState, images: &Images, draws: &Draws) -> Pair {
+    let generated = state.g.live.net.forward(&draws.prior, Statistics::Batch);
+    let latent = state.e.as_ref().map(|e| {
+        let code = e.live.net.forward(&images.large, Statistics::Batch).code;
+        Tensor::cat(&[&code.sample(&draws.noise), &draws.prior], 0)
+    });
+    Pair { image: Tensor::cat(&[&images.small, &generated], 0), latent }
+}
+
+/// One joint update of G and E, then of their averages. D is only read. Returns G's and E's part of
+/// L_EG.
+///
+/// # Panics
+/// As [`train_step`].
+pub fn encoder_generator_step(
+    config: &Config,
+    state: &mut TrainState,
+    images: Images,
+) -> (Done, Option<Done>) {
+    let inputs = Inputs::new(config, state, images, config.train.d_steps);
+    let mut done = update_by(1, config, state, inputs, update_encoder_generator).into_iter();
+    (done.next().expect("an update of G"), done.next())
+}
+
+/// Of G, and of E where there is one.
+fn update_encoder_generator(config: &Config, state: &mut TrainState, inputs: &Inputs) -> Vec<Done> {
+    let Inputs { images, draws, pace } = inputs;
+    let statistics = skips(config).then(|| Saved::of(state));
+    state.d.params.use_weights(Weights::Freeze);
+    state.g.live.params.use_weights(Weights::Train);
+    if let Some(e) = &state.e {
+        e.live.params.use_weights(Weights::Train);
+    }
+    let of_e = state.e.iter().map(|e| &e.live.params);
+    let mut sum = Sum::of([&state.g.live.params].into_iter().chain(of_e));
+    for (first, rows) in micro_batches(config, state, images) {
+        let last = first + rows == images.len();
+        let (images, draws) = (images.rows(first, rows), draws.rows(first, rows));
+        let (loss_g, loss_e) = with_bf16(bf16(config), || {
+            let of_e = |e| encoder_loss(state, e, &images, &draws) * share(config, rows);
+            let loss_g = generator_loss(state, &draws) * share(config, rows);
+            (loss_g, state.e.as_ref().map(of_e))
+        });
+        let losses: Vec<_> = [loss_g].into_iter().chain(loss_e).collect();
+        sum.add(&losses, last);
+    }
+    let (losses, gradients) = sum.over_ranks(state.g.live.params.world());
+    // One fault stops both: they share a backward pass.
+    let loss = losses.iter().fold(Tensor::from(0f32), |sum, loss| sum + loss);
+    let mut updates = vec![advance(config, pace, &mut state.g, &gradients[0], &loss)];
+    if let Some(e) = &mut state.e {
+        updates.push(advance(config, pace, e, &gradients[1], &loss));
+    }
+    if let Some(statistics) = statistics {
+        for update in &updates {
+            statistics.restore_where(&update.fault);
+        }
+    }
+    losses.into_iter().zip(updates).collect()
+}
+
+fn generator_loss(state: &TrainState, draws: &Draws) -> Tensor {
+    let generated = state.g.live.net.forward(&draws.prior, Statistics::Batch);
+    let pair = Pair { image: generated, latent: state.e.as_ref().map(|_| draws.prior.detach()) };
+    loss::generator(&state.d.net.scores(&pair))
+}
+
+/// f = F(x) does not depend on E, so it is computed without a graph and nothing runs backward
+/// through F on the real side.
+fn encoder_loss(
+    state: &TrainState,
+    e: &Averaged<Encoder>,
+    images: &Images,
+    draws: &Draws,
+) -> Tensor {
+    let f = no_grad(|| state.d.net.image_features(&images.small));
+    let code = e.live.net.forward(&images.large, Statistics::Batch).code;
+    loss::encoder(&state.d.net.scores_of(&f, Some(&code.sample(&draws.noise))))
+}
+
+fn advance<N>(
+    config: &Config,
+    pace: &Pace,
+    player: &mut Averaged<N>,
+    gradient: &Tensor,
+    loss: &Tensor,
+) -> Update {
+    let update = player.live.update(gradient, loss, &pace.factor, skips(config));
+    pace.average(&mut player.average, player.live.params.flat());
+    update
+}
+
+fn bf16(config: &Config) -> bool {
+    config.train.precision == Precision::Bf16
+}
+
+fn skips(config: &Config) -> bool {
+    config.health.on_fault == OnFault::Skip
+}
+
+/// The batch statistics of G and E before an update: a forward pass has moved them before it is known
+/// that the update is to be skipped.
+struct Saved(Vec<(Tensor, Tensor)>);
+
+impl Saved {
+    fn of(state: &TrainState) -> Self {
+        let e = state.e.iter().flat_map(|e| e.live.params.buffers());
+        let all = state.g.live.params.buffers().into_iter().chain(e);
+        Self(all.map(|(_, buffer)| (buffer.copy(), buffer)).collect())
+    }
+
+    fn restore_where(&self, fault: &Tensor) {
+        let fault = fault.gt(0.0);
+        no_grad(|| {
+            for (saved, buffer) in &self.0 {
+                let mut buffer = buffer.shallow_clone();
+                buffer.copy_(&saved.where_self(&fault, &buffer));
+            }
+        });
+    }
+}
+
+/// First row and number of rows of every micro-batch, of those that are this rank's.
+fn micro_batches(
+    config: &Config,
+    state: &TrainState,
+    images: &Images,
+) -> impl Iterator<Item = (i64, i64)> + use<> {
+    let ranks = state.d.params.world().size() as i64;
+    let (batch, micro) = (images.len(), config.micro_batch() / ranks);
+    (0..batch).step_by(micro as usize).map(move |first| (first, micro.min(batch - first)))
+}
+
+/// What a micro-batch's mean counts for in the batch's mean.
+fn share(config: &Config, rows: i64) -> f64 {
+    rows as f64 / config.train.batch as f64
+}
+
+/// Sums over an update's micro-batches and ranks.
+#[derive(Debug)]
+struct Sum<'a> {
+    losses: Vec<Tensor>,
+    gradients: Gradients<'a>,
+}
+
+impl<'a> Sum<'a> {
+    /// Of the networks that are updated together.
+    fn of(networks: impl IntoIterator<Item = &'a Params>) -> Self {
+        Self { losses: vec![], gradients: Gradients::of(networks) }
+    }
+
+    /// A micro-batch's losses, and the gradients of their sum.
+    fn add(&mut self, losses: &[Tensor], last: bool) {
+        let whole = losses.iter().map(Tensor::shallow_clone).reduce(|sum, loss| sum + loss);
+        self.gradients.add(&whole.expect("an update has a loss"), last);
+        let losses = losses.iter().map(Tensor::detach);
+        self.losses = match &self.losses[..] {
+            [] => losses.collect(),
+            sums => sums.iter().zip(losses).map(|(sum, loss)| sum + loss).collect(),
+        };
+    }
+
+    /// The losses, scalars, and of each network the flat gradient.
+    fn over_ranks(self, world: &World) -> (Vec<Tensor>, Vec<Tensor>) {
+        if world.size() == 1 {
+            return (self.losses, self.gradients.finish());
+        }
+        world.enter("all-reduce");
+        let losses = Tensor::stack(&self.losses, 0);
+        let under_way = world.sum_later(&losses);
+        let gradients = self.gradients.finish();
+        under_way.wait();
+        world.enter("compute");
+        (losses.unbind(0), gradients)
+    }
+}
+
+#[cfg(test)]
+mod tests;
