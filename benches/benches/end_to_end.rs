@@ -18,9 +18,9 @@ use clap::Parser;
 use pipeline::{Cursor, Dataset};
 use serde::Serialize;
 use serde_json::{Value, json};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 use trainer::config::Config;
-use trainer::device;
+use trainer::device::{self, Coming};
 use trainer::dist::World;
 use trainer::feed::Feed;
 use trainer::run::open_data;
@@ -117,13 +117,13 @@ fn train(
     let mut feed = Feed::start(config, data, Cursor::default(), device, &World::alone())?;
     feed.prime(&stop)?;
     let mut state = TrainState::new(config, device, true);
-    let mut unread: Option<Tensor> = None;
+    let mut unread: Option<Coming> = None;
     let mut step = |feed: &mut Feed| -> Result<()> {
         let losses = train_step(config, &mut state, || feed.next(&stop))?;
         // Read one step late, as the run does.
-        let faults = unread.replace(losses.faults);
-        let faults = faults.map_or(0.0, |faults| faults.sum(None::<tch::Kind>).double_value(&[]));
-        ensure!(faults == 0.0, "a loss, gradient or weight is not finite");
+        let faults = unread.replace(Coming::of(&losses.faults)?).map(Coming::read);
+        let sum = |faults: Tensor| faults.sum(None::<Kind>).double_value(&[]);
+        ensure!(faults.map_or(0.0, sum) == 0.0, "a loss, gradient or weight is not finite");
         Ok(())
     };
     step(&mut feed)?;

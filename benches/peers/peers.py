@@ -156,6 +156,7 @@ def spdl(shards, threads):
 
 def ffcv(shards, threads, quality=90):
     """FFCV makes one size only, here 256, from its own file of re-encoded JPEGs."""
+    import io
     import os
     import tarfile
     import tempfile
@@ -173,19 +174,20 @@ def ffcv(shards, threads, quality=90):
             self.members = []
             for path in shards:
                 with tarfile.open(path) as shard:
-                    names = [m.name for m in shard if m.name.endswith(".jpg")]
-                    self.members += [(path, name) for name in names]
+                    images = [m for m in shard if m.name.endswith(".jpg")]
+                    self.members += [(path, m.offset_data, m.size) for m in images]
 
         def __len__(self):
             return len(self.members)
 
         def __getitem__(self, number):
-            path, name = self.members[number]
-            with tarfile.open(path) as shard:
-                return Image.open(shard.extractfile(name)).convert("RGB"), 0
+            path, offset, size = self.members[number]
+            with open(path, "rb") as shard:
+                shard.seek(offset)
+                return Image.open(io.BytesIO(shard.read(size))).convert("RGB"), 0
 
-    folder = tempfile.mkdtemp()
-    path = os.path.join(folder, "data.beton")
+    folder = tempfile.TemporaryDirectory()
+    path = os.path.join(folder.name, "data.beton")
     image = RGBImageField(write_mode="jpg", jpeg_quality=quality)
     DatasetWriter(path, {"image": image, "label": IntField()}, num_workers=threads).from_indexed_dataset(
         Files()
@@ -219,6 +221,8 @@ def main():
     shards = sorted(glob.glob(f"{arguments.shards}/train-*.tar"))
     if not shards:
         parser.error(f"{arguments.shards} holds no train-*.tar")
+    if len(shards) < arguments.threads:
+        parser.error(f"{len(shards)} shards leave some of {arguments.threads} workers of WebDataset without any")
     batches = PEERS[arguments.name](shards, arguments.threads)
     for _ in itertools.islice(batches, WARM_UP // BATCH):
         pass

@@ -147,7 +147,7 @@ pub enum Error {
     TooManyBad {
         /// Bad samples met so far.
         bad: u64,
-        /// Samples drawn so far.
+        /// Samples of the epoch.
         drawn: u64,
         /// The allowed share.
         max_share: f64,

@@ -35,12 +35,15 @@ impl Folder {
         }
     }
 
-    /// One of its files, mapped or fetched; none where it has no such file.
-    pub(crate) fn file(&self, name: &str) -> Result<Option<Shard>, Error> {
+    /// One of its files, mapped or fetched; none where it has no such file. `optional` as in
+    /// [`Remote::file`].
+    pub(crate) fn file(&self, name: &str, optional: bool) -> Result<Option<Shard>, Error> {
         let path = self.path().join(name);
         match self {
             Self::Local(_) => path.exists().then(|| Shard::map(&path)).transpose(),
-            Self::Remote(remote) => Ok(remote.file(name)?.map(|bytes| Shard::fetched(path, bytes))),
+            Self::Remote(remote) => {
+                Ok(remote.file(name, optional)?.map(|bytes| Shard::fetched(path, bytes)))
+            }
         }
     }
 

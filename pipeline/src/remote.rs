@@ -211,15 +211,25 @@ impl Remote {
         runtime.spawn(task)
     }
 
-    /// A whole file; none where there is no such file. Waits for it.
-    pub(crate) fn file(self: &Arc<Self>, name: &str) -> Result<Option<Vec<u8>>, Error> {
+    /// A whole file; none where there is no such file. Waits for it. An `optional` file that the server
+    /// refuses is none too: so S3 answers for what is missing, where the bucket may not be listed.
+    pub(crate) fn file(
+        self: &Arc<Self>,
+        name: &str,
+        optional: bool,
+    ) -> Result<Option<Vec<u8>>, Error> {
         let (remote, name) = (Arc::clone(self), name.to_string());
         let read = async move {
             let mut bytes = Vec::new();
             match remote.read_into(&mut bytes, &name, (0, None), None).await {
                 Ok(()) => Ok(Some(bytes)),
                 Err(Stop::Missing) => Ok(None),
-                Err(Stop::Failure(failure)) => Err(failure),
+                Err(Stop::Refused(failure)) if optional => {
+                    let (url, problem) = (failure.url.display(), failure.problem);
+                    tracing::warn!("{url}: {problem}; going on as if it were not there");
+                    Ok(None)
+                }
+                Err(Stop::Refused(failure) | Stop::Failure(failure)) => Err(failure),
             }
         };
         self.wait(read)
@@ -316,7 +326,7 @@ impl Remote {
         let mut bytes = Vec::with_capacity(capacity);
         match self.read_into(&mut bytes, name, (range.start, Some(range.end)), Some(length)).await {
             Ok(()) => Ok(bytes),
-            Err(Stop::Failure(failure)) => Err(failure),
+            Err(Stop::Refused(failure) | Stop::Failure(failure)) => Err(failure),
             Err(Stop::Missing) => Err(Failure {
                 url: self.url.join(name),
                 problem: "the index names this shard, but it is not there".into(),
@@ -353,15 +363,18 @@ impl Remote {
                 self.silence().heard(patience);
             }
             failures = if bytes.len() > before { 1 } else { failures + 1 };
-            let fail = |problem, mend, input| {
-                Stop::Failure(Failure { url: self.url.join(name), problem, mend, input })
-            };
+            let failure =
+                |problem, mend, input| Failure { url: self.url.join(name), problem, mend, input };
+            let fail = |problem, mend, input| Stop::Failure(failure(problem, mend, input));
             match error {
                 Cut::Store(object_store::Error::NotFound { .. }) => return Err(Stop::Missing),
                 Cut::Changed(problem) => {
                     return Err(fail(problem, "copy the whole data folder again", true));
                 }
                 Cut::Store(error) => match refusal(&error) {
+                    Some(mend) if matches!(error, object_store::Error::PermissionDenied { .. }) => {
+                        return Err(Stop::Refused(failure(error.to_string(), mend, true)));
+                    }
                     Some(mend) => return Err(fail(error.to_string(), mend, true)),
                     None if failures > self.options.retries => {
                         let problem =
@@ -488,6 +501,8 @@ enum Cut {
 #[derive(Debug)]
 enum Stop {
     Missing,
+    /// For want of permission.
+    Refused(Failure),
     Failure(Failure),
 }
 

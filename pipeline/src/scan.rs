@@ -124,7 +124,7 @@ fn scan(dir: &Path, splits: &BTreeMap<&'static str, Vec<String>>) -> Result<Vec<
     let mut index = IndexWriter::new();
     for (split, names) in splits {
         index.begin_split(split)?;
-        let mut labelled = None;
+        let (mut labelled, mut found) = (None, false);
         for name in names {
             let shard = Shard::map(&dir.join(name))?;
             for sample in samples(&shard)? {
@@ -135,10 +135,16 @@ fn scan(dir: &Path, splits: &BTreeMap<&'static str, Vec<String>>) -> Result<Vec<
                     );
                     return Err(Error::format(shard.path(), sample.entry.offset, what));
                 }
+                found = true;
                 index.sample(&sample.key, sample.entry, sample.label, sample.format, (0, 0));
             }
             let bytes = shard.as_bytes().len() as u64;
             index.end_shard(name, Written { bytes, xxh3: 0 })?;
+        }
+        if !found {
+            let what = "no shard of the split holds a KEY.jpg or KEY.png (ImageNet's own archives \
+                        become shards by `shard-imagenet build`)";
+            return Err(Error::format(&dir.join(&names[0]), 0, what));
         }
     }
     index.check_keys(dir)?;
@@ -197,12 +203,16 @@ fn samples(shard: &Shard) -> Result<Vec<Sample>, Error> {
     Ok(samples)
 }
 
+/// Class numbers are below this: there is a name in memory for each.
+const MAX_CLASSES: u32 = 1 << 20;
+
 /// A class number in ASCII decimal; white space around it is let pass.
 fn read_label(shard: &Shard, entry: Entry) -> Result<u32, Error> {
     let text = String::from_utf8_lossy(shard.bytes(entry)?);
-    text.trim().parse().ok().filter(|&label| label < u32::MAX).ok_or_else(|| {
+    text.trim().parse().ok().filter(|&label| label < MAX_CLASSES).ok_or_else(|| {
         let start: String = text.chars().take(20).collect();
-        let what = format!("label {start:?} is not a class number in decimal");
+        let what =
+            format!("label {start:?} is not a class number, 0 to {} in decimal", MAX_CLASSES - 1);
         Error::format(shard.path(), entry.offset, what)
     })
 }

@@ -146,7 +146,8 @@ fn containers_that_break_the_convention_are_refused_with_their_place() {
         (&[("a.jpg", image), ("b.cls", b"1")], "no image beside it"),
         (&[("a.jpg", image), ("a.cls", b"cat")], "not a class number"),
         (&[("a.jpg", image), ("a.cls", b"-1")], "not a class number"),
-        (&[("a.jpg", image), ("a.cls", b"4294967295")], "not a class number"),
+        (&[("a.jpg", image), ("a.cls", b"1048576")], "not a class number"),
+        (&[("a.webp", image), ("a.json", b"{}")], "holds a KEY.jpg"),
         (&[("a.jpg", image), ("a.png", image), ("a.cls", b"1")], "two images"),
         (&[("a.jpg", image), ("a.cls", b"1"), ("a.cls", b"1")], "two labels"),
     ] {

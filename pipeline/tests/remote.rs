@@ -211,6 +211,22 @@ fn refusals_name_the_url_and_a_way_out() {
 }
 
 #[test]
+fn what_may_be_missing_may_be_refused_where_nothing_may_be_listed() {
+    let dir = folder(10);
+    let local = Dataset::open(dir.path(), "train").unwrap();
+    for name in ["manifest.json", "classes.json"] {
+        std::fs::remove_file(dir.path().join(name)).unwrap();
+    }
+    let unlisted = Faults { unlisted: true, ..Faults::default() };
+    let server = Server::folder(dir.path(), unlisted);
+    let remote = Dataset::open(Path::new(&server.url), "train").unwrap();
+    assert_eq!(remote.len(), local.len());
+    std::fs::remove_file(dir.path().join("index.bin")).unwrap();
+    let error = Dataset::open(Path::new(&server.url), "train").unwrap_err();
+    assert!(error.to_string().contains("credentials"), "{error}");
+}
+
+#[test]
 fn a_shard_that_was_replaced_is_noticed() {
     let dir = folder(30);
     let shard = |number: usize| dir.path().join(format!("train-{number:06}.tar"));

@@ -71,9 +71,16 @@ fn linear_probes_state_their_protocol_repeat_and_leave_the_run_alone() {
     assert!(before == after, "an evaluation changed the run");
     assert_eq!(evaluate(&["eval", "linear"], &args).1, lines, "the same digits again");
 
-    let fresh = ["--steps", "3", "--no-baselines", "--fresh-crops", "--live", "--images", "16"];
+    let fresh = ["--steps", "3", "--no-baselines", "--fresh-crops", "--live"];
+    // What it does not train on cannot be chosen on, nor counted.
+    for more in [&["--images", "16"][..], &["--protocol", "table2"]] {
+        let (said, _) = evaluate(&["eval", "linear"], &[&fresh, more].concat());
+        assert_eq!(said.code, 2);
+        assert!(said.err.contains("--fresh-crops trains on the whole"), "{}", said.err);
+    }
     let (said, lines) = evaluate(&["eval", "linear"], &fresh);
     assert_eq!(said.code, 0, "{}", said.err);
+    assert_eq!(lines[0]["train_images"], 40);
     assert_eq!(lines.len(), 2);
     assert_eq!((&lines[0]["weights"], &lines[0]["train_crop"]), (&"live".into(), &"small".into()));
     assert_eq!((&lines[0]["rate"], &lines[0]["selected_on"]), (&0.01.into(), &"none".into()));
@@ -167,13 +174,34 @@ fn pictures_show_what_their_names_say_tile_by_tile() {
     let samples = draw("sample", &["--count", "6"]);
     let sample = |i: u32| tile(&samples, i % 3, i / 3);
 
+    let folder = tempfile::tempdir().unwrap();
+    let each = text(&folder.path().join("each"));
+    let (said, _) = evaluate(&["sample"], &["--count", "6", "--each", &each]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    let single = image::open(folder.path().join("each/000005.png")).unwrap().to_rgb8();
+    let scale = 64 / single.width();
+    let large = image::imageops::resize(
+        &single,
+        single.width() * scale,
+        single.height() * scale,
+        image::imageops::FilterType::Nearest,
+    );
+    assert!(large == sample(5));
+
+    // A step is named, or those that there are.
+    let (said, _) = evaluate(&["sample"], &["--step", "77", "--out", &each]);
+    assert_eq!(said.code, 2);
+    assert!(said.err.contains("no checkpoint of step 77; there are those of "), "{}", said.err);
+
     let ways = draw("interpolate", &["--rows", "3", "--steps", "5"]);
     assert_eq!(ways.dimensions(), (5 * 68 + 4, 3 * 68 + 4));
     for row in 0..3 {
         assert!(tile(&ways, 0, row) == sample(row) && tile(&ways, 4, row) == sample(row + 3));
         assert!(tile(&ways, 2, row) != sample(row), "the middle is neither end");
     }
-    assert_eq!(draw("interpolate", &["--images", "--rows", "2"]).dimensions(), (548, 2 * 68 + 4));
+    let between = |split| draw("interpolate", &["--images", "--rows", "2", "--split", split]);
+    assert_eq!(between("val").dimensions(), (548, 2 * 68 + 4));
+    assert!(between("train") != between("val"));
 
     let chunks = draw("traverse", &["--steps", "4"]);
     assert_eq!(chunks.dimensions(), (4 * 68 + 4, 3 * 68 + 4));

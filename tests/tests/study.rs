@@ -61,6 +61,11 @@ fn an_interrupted_study_ends_with_the_results_of_one_that_was_not() {
     let (said, _) = study.terminate();
     assert_eq!(said.code, 0, "{}", said.err);
     assert!(said.out.contains("stopped by a signal"), "{}", said.out);
+    // Once more, in a run whose seed is not the default of any command.
+    let mut study = Background::start(&args(&file, &broken));
+    study.until(|_| broken.join("runs/base-1/stats.jsonl").exists());
+    let (said, _) = study.terminate();
+    assert_eq!(said.code, 0, "{}", said.err);
     let said = trainer(&borrowed(&args(&file, &broken)));
     assert_eq!(said.code, 0, "{}", said.err);
     assert_eq!(results(&broken), results(&straight));
@@ -70,6 +75,13 @@ fn an_interrupted_study_ends_with_the_results_of_one_that_was_not() {
     let said = trainer(&borrowed(&args(&file, &broken)));
     assert_eq!(said.code, 0, "{}", said.err);
     assert_eq!(fs::read_to_string(broken.join("runs/base-0.log")).unwrap(), log);
+
+    // Nothing is measured otherwise than what it is compared with.
+    let mut fewer = args(&file, &broken);
+    *fewer.last_mut().unwrap() = "11".to_owned();
+    let said = trainer(&borrowed(&fewer));
+    assert_eq!(said.code, 2, "{}", said.err);
+    assert!(said.err.contains("--images"), "{}", said.err);
 
     // A run made with other settings is not taken for one of the study's.
     write(&file, "\"opt.lr_d=1e-5\"");

@@ -14,6 +14,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -139,11 +140,11 @@ pub fn build(plan: &Plan, run: &Run, stream: Option<Stream>) -> Result<Report, E
         Found::Work(workplace, finished) => (workplace, finished),
         Found::Complete => return report_of(run.output),
     };
-    let mut writer = Writer::new(plan, run, workplace, finished, stream)?;
+    let mut writer = Writer::new(plan, run, workplace, finished, stream);
     let result = writer.run_to_end();
     match result {
         Ok(()) => writer.publish(fingerprint),
-        // The pipe may be whole, or the right one, the next time.
+        // The pipe may be whole, or the right one, the next time, or the options others.
         Err(error) if writer.keeps(&error) => Err(error),
         // Trying again would end the same way, so nothing is kept.
         Err(error) if error.is_input() => {
@@ -262,7 +263,7 @@ impl<'a> Writer<'a> {
         workplace: Workplace,
         finished: Vec<Finished>,
         stream: Option<Stream>,
-    ) -> Result<Self, Error> {
+    ) -> Self {
         let items = plan.catalog.items.len() as u64;
         let done = finished.iter().map(|shard| shard.stored.len() + shard.rejected.len());
         let done = done.sum::<usize>() as u64;
@@ -294,12 +295,12 @@ impl<'a> Writer<'a> {
             lane.next = shard.next;
             writer.enlist(shard);
         }
-        writer.check_rejected()?;
-        Ok(writer)
+        writer
     }
 
     /// Runs the threads until every item is written.
     fn run_to_end(&mut self) -> Result<(), Error> {
+        self.check_rejected()?;
         let threads = self.run.threads.max(1);
         let window = threads * IMAGES_IN_FLIGHT;
         let (ticket_sender, tickets) = bounded(window);
@@ -315,7 +316,9 @@ impl<'a> Writer<'a> {
                 scope.spawn(move || {
                     // Ends when the writer drops its side of either channel.
                     for Ticket { number, source, .. } in tickets {
-                        let outcome = make(plan, source, budget, &mut recoder);
+                        // A panic is the writer's to report, who would wait for this ticket.
+                        let make = || make(plan, source, budget, &mut recoder);
+                        let outcome = catch_unwind(AssertUnwindSafe(make));
                         if results.send((number, outcome)).is_err() {
                             return;
                         }
@@ -341,7 +344,7 @@ impl<'a> Writer<'a> {
     fn write_all(
         &mut self,
         tickets: Sender<Ticket>,
-        results: Receiver<(usize, Result<Outcome, Error>)>,
+        results: Receiver<(usize, std::thread::Result<Result<Outcome, Error>>)>,
         window: usize,
     ) -> Result<(), Error> {
         let mut early: BTreeMap<usize, Outcome> = BTreeMap::new();
@@ -375,7 +378,7 @@ impl<'a> Writer<'a> {
             }
             let (done, outcome) =
                 results.recv().expect("threads report every ticket that they take");
-            early.insert(done, outcome?);
+            early.insert(done, outcome.unwrap_or_else(|panic| resume_unwind(panic))?);
             while let Some(&(number, length, read)) = out.front() {
                 let Some(outcome) = early.remove(&number) else { break };
                 out.pop_front();
@@ -396,11 +399,12 @@ impl<'a> Writer<'a> {
         self.check_rejected()
     }
 
-    /// True when another pipe could go on from what is stored: this one ended early, or has not
-    /// shown yet that it is the one that an interrupted run had read.
+    /// True when another call could go on from what is stored: a pipe that ended early, or has not
+    /// shown yet that it is the one that an interrupted run had read; or options that let nothing
+    /// begin.
     fn keeps(&self, error: &Error) -> bool {
         let other = matches!(error, Error::Stream { .. }) || !self.expected.is_empty();
-        other && self.report.shards > 0
+        (other || self.ticket == 0) && self.report.shards > 0
     }
 
     fn check_interrupted(&self) -> Result<(), Error> {
@@ -543,7 +547,7 @@ impl<'a> Writer<'a> {
     /// Waits for the shard that is being closed: file first, then journal.
     fn settle(&mut self) -> Result<(), Error> {
         let Some((thread, finished)) = self.closing.take() else { return Ok(()) };
-        let written = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let written = thread.join().unwrap_or_else(|panic| resume_unwind(panic));
         let Written { bytes, xxh3 } = written?;
         let finished = Finished { bytes, xxh3, ..finished };
         self.workplace.record(&finished)?;

@@ -5,8 +5,9 @@
 //! whatever the journal does not name is unfinished and is removed when the build goes on. A pipe is
 //! then read again from its start: what is stored is passed over, and checked by a hash of all images.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Seek, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -103,6 +104,11 @@ impl Workplace {
             return Ok(Found::Complete);
         }
         match fs::read_dir(output).map(|mut entries| entries.next().is_some()) {
+            // Found out now, not after hours of work: a link or a mount point takes no folder's place.
+            Ok(false) => fs::remove_dir(output).map_err(in_the_way(output))?,
+            Ok(true) if existing == Existing::Overwrite && is_mount_point(output) => {
+                return Err(in_the_way(output)(io::ErrorKind::ResourceBusy.into()));
+            }
             Ok(true) if existing == Existing::Resume => return completed(output, plan),
             Ok(true) if existing == Existing::Refuse => {
                 let mend = "choose another folder, or give --overwrite";
@@ -125,9 +131,13 @@ impl Workplace {
             .create(true)
             .open(&path)
             .map_err(create(&path))?;
-        if journal.try_lock().is_err() {
-            let mend = "wait for it, or choose another folder";
-            return Err(Error::input(output, "is being built by another process", mend));
+        match journal.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mend = "wait for it, or choose another folder";
+                return Err(Error::input(output, "is being built by another process", mend));
+            }
+            Err(TryLockError::Error(source)) => return Err(Error::io(&path, "lock it")(source)),
         }
         let finished = match read(&mut journal, plan).map_err(Error::io(&path, "read it"))? {
             Some(finished) => finished,
@@ -170,7 +180,6 @@ impl Workplace {
             }
             rename(&self.output, &old)?;
         }
-        // An empty folder gives way to the rename by itself.
         rename(&self.dir, &self.output)?;
         // Last, so that a build that dies before this line is known for what it is.
         remove_journal(&self.output)?;
@@ -213,6 +222,20 @@ fn create(path: &Path) -> impl FnOnce(io::Error) -> Error {
         }
         _ => Error::Io { path, doing: "create it", source },
     }
+}
+
+/// For `map_err`: what stands where the finished folder is to be renamed to cannot be moved.
+fn in_the_way(output: &Path) -> impl FnOnce(io::Error) -> Error {
+    let output = output.to_path_buf();
+    move |source| {
+        let problem = format!("cannot be replaced by the finished folder ({source})");
+        Error::input(output, problem, "name a new folder, for a mount point or link one inside it")
+    }
+}
+
+fn is_mount_point(dir: &Path) -> bool {
+    let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
+    device(dir) != device(&dir.join(".."))
 }
 
 fn remove_journal(dir: &Path) -> Result<(), Error> {

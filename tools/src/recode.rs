@@ -16,8 +16,8 @@ use crate::transform::{Rewriter, Verdict};
 /// build is to stay below 500 MB.
 pub const MAX_PIXELS: u32 = 40_000_000;
 
-/// The lowest quality at which oddities are converted.
-const CONVERSION_QUALITY: u8 = 95;
+/// The longest side that libjpeg-turbo writes.
+const MAX_JPEG_SIDE: u32 = 65_500;
 
 /// What happens to the entropy coding of a JPEG.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -153,6 +153,12 @@ impl Recoder {
             Ok(decoded) => {
                 drop(bytes);
                 let (pixels, size) = self.shrink(decoded);
+                if !self.coding.png && size.0.max(size.1) > MAX_JPEG_SIDE {
+                    let (width, height) = size;
+                    return Ok(Err(format!(
+                        "{width}x{height} pixels, and a JPEG has at most {MAX_JPEG_SIDE} a side"
+                    )));
+                }
                 self.encode(&pixels, size, what).map(Ok)
             }
             Err(fault) => Ok(Err(reason(&fault))),
@@ -210,7 +216,10 @@ impl Recoder {
         if longest <= side {
             return (decoded.pixels, (width, height));
         }
-        let scale = |length: u32| ((length * side + longest / 2) / longest).max(1);
+        let scale = |length: u32| {
+            let [length, side, longest] = [length, side, longest].map(u64::from);
+            ((length * side + longest / 2) / longest).max(1) as u32
+        };
         let (to_width, to_height) = (scale(width), scale(height));
         let kind = resize::PixelType::U8x3;
         let source = resize::images::Image::from_vec_u8(width, height, decoded.pixels, kind)
@@ -239,9 +248,6 @@ impl Recoder {
             )?;
             return Ok(Coded { bytes, extension: "png", width, height, oddity });
         }
-        if what.is_some() {
-            self.compressor.set_quality(self.coding.quality.max(CONVERSION_QUALITY).into())?;
-        }
         let bytes = self.compressor.compress_to_vec(Image {
             pixels,
             width: width as usize,
@@ -249,7 +255,6 @@ impl Recoder {
             height: height as usize,
             format: PixelFormat::RGB,
         })?;
-        self.compressor.set_quality(self.coding.quality.into())?;
         let mut coded = Coded { bytes, extension: "jpg", width, height, oddity };
         let interval = Frame::read(&coded.bytes).map_or(0, |frame| frame.restart_interval());
         if self.coding.restart == Restart::Auto && interval > 0 {

@@ -78,17 +78,19 @@ impl Rewriter {
                 &transform,
             )
         };
-        if !buffer.is_null() {
-            // SAFETY: the library allocated `buffer` and wrote `length` bytes to it. It is freed once,
-            // here, and not used afterwards.
-            unsafe {
-                output.extend_from_slice(std::slice::from_raw_parts(buffer, length as usize));
-                raw::tj3Free(buffer.cast());
-            }
-        }
         // SAFETY: the handle is alive.
         let fatal =
             unsafe { raw::tj3GetErrorCode(self.handle.as_ptr()) } == raw::TJERR_TJERR_FATAL as i32;
+        if !buffer.is_null() {
+            if status == 0 || !fatal {
+                // SAFETY: the library allocated `buffer` and wrote `length` bytes to it; after a fatal
+                // error it may have written fewer.
+                let written = unsafe { std::slice::from_raw_parts(buffer, length as usize) };
+                output.extend_from_slice(written);
+            }
+            // SAFETY: the library allocated `buffer`; it is not used afterwards.
+            unsafe { raw::tj3Free(buffer.cast()) };
+        }
         Ok(match status {
             0 => Ok(Verdict::Clean),
             // After a warning the library goes on to the end of the file.

@@ -44,6 +44,8 @@ void bb_lane_drop(void *lane);
 char *bb_lane_run(void *lane, void (*body)(void *), void *context, void **event);
 // The current stream waits for the mark before it reads the tensors.
 char *bb_event_wait(const void *event, const at::Tensor *const *tensors, size_t count);
+// Marks the point that the current stream of CUDA device `index` has been given work to.
+char *bb_event_now(int index, void **event);
 // Waits here for the mark. Takes the event over.
 char *bb_event_finish(void *event);
 
@@ -128,6 +130,16 @@ char *bb_event_wait(const void *event, const at::Tensor *const *tensors, size_t 
       // Its memory is not given to another tensor before the current stream is done with it.
       tensors[i]->record_stream(current);
     }
+  });
+}
+
+char *bb_event_now(int index, void **event) {
+  return guarded([&] {
+    const c10::impl::VirtualGuardImpl cuda(at::kCUDA);
+    const at::Device device(at::kCUDA, static_cast<at::DeviceIndex>(index));
+    auto mark = std::make_unique<c10::Event>(at::kCUDA);
+    mark->record(cuda.getStream(device));
+    *event = mark.release();
   });
 }
 

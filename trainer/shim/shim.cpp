@@ -273,7 +273,8 @@ char *bb_norm_backward(const Variable *gradient, const Variable *x, const Variab
                        const Variable *mean, const Variable *var, double eps, Variable **out) {
   return guarded([&] {
     const at::NoGradGuard no_grad;
-    const auto weight = gain ? c10::optional<at::Tensor>(*gain) : c10::nullopt;
+    // CUDA's kernels give the two sums only where there is a weight.
+    const at::Tensor weight = gain ? *gain : at::ones_like(*mean);
     auto [of_x, of_gain, of_shift] = at::native_batch_norm_backward(
         *gradient, *x, weight, *mean, *var, *mean, (*var + eps).rsqrt(), false, eps,
         {true, true, true});

@@ -22,11 +22,19 @@ pub struct Images {
 
 impl Images {
     /// Copies a batch to `device` as u8 and normalises it there, x / 127.5 − 1, in single precision.
-    /// From page-locked memory the copy may still be under way when this returns; the batch must live
-    /// until it is done.
     #[must_use]
     pub fn upload(batch: &Batch, large: i64, small: i64, device: Device) -> Self {
         Self::of_pixels(batch.large(), batch.small(), (large, small), device)
+    }
+
+    /// As [`Images::upload`], but from page-locked memory the copy may still be under way when this
+    /// returns: the batch must live until it is done.
+    #[must_use]
+    pub fn upload_later(batch: &Batch, large: i64, small: i64, device: Device) -> Self {
+        Self {
+            large: normalised(batch.large(), large, (device, true)),
+            small: normalised(batch.small(), small, (device, true)),
+        }
     }
 
     /// As [`Images::upload`], of pixels (N, S, S, 3) at both sides.
@@ -38,8 +46,8 @@ impl Images {
         device: Device,
     ) -> Self {
         Self {
-            large: normalised(large, large_side, device),
-            small: normalised(small, small_side, device),
+            large: normalised(large, large_side, (device, false)),
+            small: normalised(small, small_side, (device, false)),
         }
     }
 
@@ -61,7 +69,7 @@ impl Images {
 #[derive(Debug)]
 pub struct Lane(*mut c_void);
 
-/// A point in a [`Lane`] that was reached when the work before it is done.
+/// A point in a stream that was reached when the work before it is done.
 #[derive(Debug)]
 pub struct Reached(*mut c_void);
 
@@ -80,6 +88,7 @@ unsafe extern "C" {
         count: usize,
     ) -> *mut c_char;
     fn bb_event_finish(event: *mut c_void) -> *mut c_char;
+    fn bb_event_now(index: c_int, event: *mut *mut c_void) -> *mut c_char;
     fn bb_device_peak(index: c_int, bytes: *mut i64) -> *mut c_char;
     fn bb_device_name(index: c_int, name: *mut c_char, room: c_int) -> *mut c_char;
 }
@@ -138,13 +147,44 @@ impl Reached {
     }
 }
 
+/// A tensor on its way from the device: reading it waits for the work that makes it, and for nothing that
+/// was begun later.
+#[derive(Debug)]
+pub struct Coming {
+    value: Tensor,
+    mark: Option<Reached>,
+}
+
+impl Coming {
+    /// Begins to copy `value` to host memory.
+    ///
+    /// # Errors
+    /// [`Error::Torch`].
+    pub fn of(value: &Tensor) -> Result<Self> {
+        let copy = value.to_device_(Device::Cpu, value.kind(), true, false);
+        let Device::Cuda(index) = value.device() else {
+            return Ok(Self { value: copy, mark: None });
+        };
+        let mut event = null_mut();
+        // SAFETY: the shim writes a handle of its own, which `Reached` gives back.
+        outcome(unsafe { bb_event_now(index as c_int, &raw mut event) }).map_err(torch)?;
+        Ok(Self { value: copy, mark: Some(Reached(event)) })
+    }
+
+    /// The tensor, on the CPU.
+    pub fn read(self) -> Tensor {
+        drop(self.mark); // waits
+        self.value
+    }
+}
+
 impl Drop for Reached {
     /// Waits for this point: what the work before it reads may be changed afterwards.
     fn drop(&mut self) {
-        // SAFETY: the handle of `bb_lane_run`, given back once.
+        // SAFETY: the handle of `bb_lane_run` or `bb_event_now`, given back once.
         let error = unsafe { bb_event_finish(self.0) };
         if let Err(reason) = outcome(error) {
-            tracing::error!("a copy to the device failed: {reason}");
+            tracing::error!("a copy to or from the device failed: {reason}");
         }
     }
 }
@@ -177,14 +217,15 @@ pub fn name(device: Device) -> Result<Option<String>> {
     Ok(Some(text.to_string_lossy().into_owned()))
 }
 
-fn normalised(pixels: &[u8], side: i64, device: Device) -> Tensor {
+/// `later`: without waiting for the copy, where it is from page-locked memory.
+fn normalised(pixels: &[u8], side: i64, (device, later): (Device, bool)) -> Tensor {
     let row = side * side * 3;
     let shape = [pixels.len() as i64 / row, side, side, 3];
     // SAFETY: `pixels` outlives `view`, whose (N, S, S, 3) bytes lie within it; to_kind copies.
     let view = unsafe { Tensor::from_blob(pixels.as_ptr(), &shape, &[], Kind::Uint8, Device::Cpu) };
     // Its memory stays as it is: channels last, as convolutions want it.
     let nchw = view
-        .to_device_(device, Kind::Uint8, true, false)
+        .to_device_(device, Kind::Uint8, later, false)
         .to_kind(Kind::Float)
         .permute([0, 3, 1, 2]);
     (nchw / 127.5) - 1.0
@@ -213,7 +254,7 @@ impl HostMemory for PageLocked {
     fn allocate(&self, bytes: usize) -> std::result::Result<Box<dyn HostBlock>, pipeline::Error> {
         let refuse = |e: tch::TchError| pipeline::Error::Memory { bytes, reason: e.to_string() };
         let plain = Tensor::f_zeros([bytes as i64], (Kind::Uint8, Device::Cpu)).map_err(refuse)?;
-        let locked = plain.f_pin_memory(self.0).map_err(refuse)?;
+        let locked = plain.f_internal_pin_memory(self.0).map_err(refuse)?;
         let pointer = NonNull::new(locked.data_ptr().cast())
             .ok_or(pipeline::Error::Memory { bytes, reason: "libtorch gave no address".into() })?;
         Ok(Box::new(Locked { _owner: locked, pointer, bytes }))

@@ -56,7 +56,7 @@ impl Feed {
     ) -> Result<Self> {
         let mut loader_config = part(config, world.rank(), world.size())?;
         if config.data.threads == 0 {
-            loader_config.threads = loader_config.threads.div_ceil(world.local_size());
+            loader_config.threads = world.part_of_cores(loader_config.threads);
         }
         let sides = (loader_config.large as i64, loader_config.small as i64);
         let loader = Loader::start(data.clone(), loader_config, at, device::memory(device))?;
@@ -89,7 +89,7 @@ impl Feed {
         let asked = Instant::now();
         let batch = self.take(stop)?;
         self.loading += asked.elapsed();
-        let upload = || Images::upload(&batch, self.sides.0, self.sides.1, self.device);
+        let upload = || Images::upload_later(&batch, self.sides.0, self.sides.1, self.device);
         let (images, mark) = match &self.lane {
             None => (upload(), None),
             Some(lane) => lane.run(upload).map(|(images, mark)| (images, Some(mark)))?,

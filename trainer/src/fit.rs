@@ -5,11 +5,12 @@ use std::time::Instant;
 
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::config::Config;
+use crate::config::{Config, Precision};
 use crate::device::Images;
 use crate::error::Result;
 use crate::measure::Meter;
 use crate::nn::Params;
+use crate::shim::allow_tf32;
 use crate::state::TrainState;
 use crate::step::train_step;
 
@@ -78,6 +79,7 @@ fn attempt(config: &Config, device: Device, limit: f64, size: i64) -> Result<Tri
     let mut config = config.clone();
     (config.train.batch, config.train.micro_batch) = (size, 0);
     let step = || -> Result<f64> {
+        allow_tf32(config.train.precision == Precision::Tf32);
         let mut state = TrainState::new(&config, device, false);
         let players = [&state.g.live.params, &state.d.params];
         players.into_iter().chain(state.e.as_ref().map(|e| &e.live.params)).for_each(clear);

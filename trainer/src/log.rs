@@ -102,8 +102,9 @@ impl Lines {
         Ok(Self { file: file.map_err(Error::io("open", path))?, path: path.to_owned() })
     }
 
-    /// The step of the best line of a `metrics.jsonl`. `measure` is `METRIC.KEY`, with a `-` before it
-    /// where lower is better. Of equals the first; `None` if there is no such line.
+    /// The step of the best line of a `metrics.jsonl`, of those of averaged weights. `measure` is
+    /// `METRIC.KEY`, with a `-` before it where lower is better. Lines of another split, or of a command
+    /// where the run itself has written some, are no rivals. Of equals the first; `None` if there is none.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -111,14 +112,21 @@ impl Lines {
         let (sign, measure) = measure.strip_prefix('-').map_or((1.0, measure), |rest| (-1.0, rest));
         let Some((metric, key)) = measure.rsplit_once('.') else { return Ok(None) };
         let text = fs::read_to_string(&self.path).map_err(Error::io("read", &self.path))?;
-        let value = |line: &str| {
+        let read = |line: &str| {
             let line: serde_json::Value = serde_json::from_str(line).ok()?;
-            let trained = line.get("weights").is_none_or(|w| w != "initial");
-            let found = trained && line.get("metric")? == metric;
-            found.then_some((line.get("step")?.as_u64()?, sign * line.get(key)?.as_f64()?))
+            let averaged = line.get("weights").is_none_or(|w| w == "average");
+            let found = averaged && line.get("metric")? == metric;
+            let (step, value) = (line.get("step")?.as_u64()?, sign * line.get(key)?.as_f64()?);
+            // A run's own lines name no checkpoint.
+            let kind = (line.get("checkpoint").is_some(), line.get("split").cloned());
+            found.then_some((kind, step, value))
         };
-        let better = |a: (u64, f64), b: (u64, f64)| if b.1 > a.1 { b } else { a };
-        Ok(text.lines().filter_map(value).reduce(better).map(|(step, _)| step))
+        let lines: Vec<_> = text.lines().filter_map(read).collect();
+        let of_run = lines.iter().find(|((by_command, _), ..)| !by_command);
+        let Some((rivals, ..)) = of_run.or(lines.first()) else { return Ok(None) };
+        let rivals = lines.iter().filter(|(kind, ..)| kind == rivals);
+        let best = rivals.reduce(|a, b| if b.2 > a.2 { b } else { a });
+        Ok(best.map(|(_, step, _)| *step))
     }
 
     /// Whether a line of this step is there.
@@ -245,14 +253,26 @@ mod tests {
             let line = serde_json::json!({"metric": metric, "step": step, "top1": top1});
             lines.write(&line).unwrap();
         }
-        let initial =
-            serde_json::json!({"metric": "knn", "step": 9, "top1": 99, "weights": "initial"});
-        lines.write(&initial).unwrap();
+        for weights in ["initial", "live"] {
+            let other = serde_json::json!(
+                {"metric": "knn", "step": 9, "top1": 99, "weights": weights}
+            );
+            lines.write(&other).unwrap();
+        }
+        let by_command = serde_json::json!(
+            {"metric": "knn", "step": 8, "top1": 98, "checkpoint": "3f", "weights": "average"}
+        );
+        lines.write(&by_command).unwrap();
+        let elsewhere = serde_json::json!({"metric": "knn", "step": 7, "top1": 97, "split": "val"});
+        lines.write(&elsewhere).unwrap();
+        let alone = serde_json::json!({"metric": "is", "step": 6, "best": 1, "checkpoint": "3f"});
+        lines.write(&alone).unwrap();
         for (measure, step) in [
             ("knn.top1", Some(2)),
             ("-knn.top1", Some(1)),
             ("-fd.top1", Some(4)),
             ("is.top1", None),
+            ("is.best", Some(6)),
         ] {
             assert_eq!(lines.best(measure).unwrap(), step, "{measure}");
         }

@@ -13,7 +13,7 @@ use commands::{
 #[derive(Debug, Parser)]
 #[command(
     version,
-    after_help = "Example: trainer run --preset demo --data demo/data --out runs/first"
+    after_help = "Example: trainer run --preset demo --data demo/data-cifar10 --out runs/first"
 )]
 struct Cli {
     #[command(subcommand)]

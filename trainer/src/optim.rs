@@ -150,14 +150,14 @@ impl Pace {
     /// For parameters of these kinds.
     #[must_use]
     pub fn new(factor: f64, decay: f64, (kind, device): (Kind, Device)) -> Self {
-        let weight = Tensor::from(1.0 - decay).to_kind(kind).to_device(device);
+        let weight = Tensor::full([0; 0], 1.0 - decay, (kind, device));
         Self { factor: Self::number(factor, device), weight }
     }
 
     /// In the kind in which libtorch's Adam reads a rate.
     fn number(value: f64, device: Device) -> Tensor {
         let kind = if device.is_cuda() { Kind::Float } else { Kind::Double };
-        Tensor::from(value).to_kind(kind).to_device(device)
+        Tensor::full([0; 0], value, (kind, device))
     }
 
     /// average ← average + weight · (parameters − average).

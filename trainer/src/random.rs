@@ -54,7 +54,7 @@ impl Key {
 
     /// Standard normal numbers, shape (rows, width), for these rows of the global batch.
     pub fn normal(&self, rows: impl Iterator<Item = i64>, width: i64, device: Device) -> Tensor {
-        self.rows(rows, width, StandardNormal).to_device(device)
+        sent(self.rows(rows, width, StandardNormal), device)
     }
 
     /// Latents of `prior`, shape (rows, width), for these rows of the global batch.
@@ -72,7 +72,7 @@ impl Key {
             Prior::Normal => self.normal(rows, width, device),
             Prior::Uniform => {
                 let unit = Uniform::new(-1f32, 1f32).expect("-1 < 1");
-                self.rows(rows, width, unit).to_device(device)
+                sent(self.rows(rows, width, unit), device)
             }
         }
     }
@@ -93,7 +93,7 @@ impl Key {
         device: Device,
     ) -> Tensor {
         assert!(most > 0.0, "a truncation above 0");
-        self.rows(rows, width, Truncated(most as f32)).to_device(device)
+        sent(self.rows(rows, width, Truncated(most as f32)), device)
     }
 
     fn rows(
@@ -109,6 +109,15 @@ impl Key {
         }
         Tensor::from_slice(&values).view([-1, width]).to_kind(Kind::Float)
     }
+}
+
+/// Drawn values on `device`, without waiting for what that is at. (libtorch keeps the page-locked copy until
+/// the device has read it.)
+fn sent(values: Tensor, device: Device) -> Tensor {
+    if !device.is_cuda() {
+        return values.to_device(device);
+    }
+    values.internal_pin_memory(device).to_device_(device, values.kind(), true, false)
 }
 
 struct Truncated(f32);

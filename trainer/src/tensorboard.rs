@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use image::RgbImage;
 use prost::Message;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 
@@ -186,7 +186,8 @@ fn now() -> f64 {
 }
 
 fn histogram(values: &Tensor) -> Result<Option<Histogram>> {
-    let flat = values.detach().reshape([-1]).to_kind(Kind::Float);
+    // On the CPU: histc adds up in no fixed order on CUDA, which `train.deterministic` forbids.
+    let flat = values.detach().reshape([-1]).to_kind(Kind::Float).to_device(Device::Cpu);
     let [min, max] = [flat.min(), flat.max()].map(|t| t.to_kind(Kind::Double));
     let [sum, squares] = [flat.sum(Kind::Double), flat.square().sum(Kind::Double)];
     let head = Vec::<f64>::try_from(Tensor::stack(&[min, max, sum, squares], 0))?;

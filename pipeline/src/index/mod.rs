@@ -135,7 +135,7 @@ impl Index {
 
     /// The same for a folder that is open.
     pub(crate) fn open_in(folder: &Folder) -> Result<Self, Error> {
-        let file = folder.file(INDEX_FILE)?;
+        let file = folder.file(INDEX_FILE, false)?;
         let file = file.ok_or_else(|| Error::EmptyFolder { dir: folder.path().to_path_buf() })?;
         Self::parse(folder, file)
     }
@@ -698,7 +698,7 @@ fn load_json<T: serde::de::DeserializeOwned>(
     folder: &Folder,
     name: &str,
 ) -> Result<Option<T>, Error> {
-    let Some(file) = folder.file(name)? else { return Ok(None) };
+    let Some(file) = folder.file(name, true)? else { return Ok(None) };
     let value = serde_json::from_slice(file.as_bytes());
     value.map(Some).map_err(|source| Error::Json { path: file.path().to_path_buf(), source })
 }

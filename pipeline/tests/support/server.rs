@@ -31,12 +31,22 @@ pub struct Faults {
     pub status: Option<u16>,
     /// Requests whose path contains this are never answered.
     pub held: Option<&'static str>,
+    /// What is not there is refused, as S3 does where it may not be listed.
+    pub unlisted: bool,
 }
 
 impl Default for Faults {
     fn default() -> Self {
-        let (latency, stall) = (Duration::ZERO, Duration::from_secs(60));
-        Self { latency, failing: 0.0, stall, ranges: true, tags: true, status: None, held: None }
+        Self {
+            latency: Duration::ZERO,
+            failing: 0.0,
+            stall: Duration::from_secs(60),
+            ranges: true,
+            tags: true,
+            status: None,
+            held: None,
+            unlisted: false,
+        }
     }
 }
 
@@ -197,7 +207,9 @@ fn answer(head: &str, dir: &Path, faults: Faults) -> (String, Vec<u8>) {
     if path.split('/').any(|part| part == "..") {
         return plain("404 Not Found");
     }
-    let Ok(file) = std::fs::File::open(dir.join(path)) else { return plain("404 Not Found") };
+    let Ok(file) = std::fs::File::open(dir.join(path)) else {
+        return plain(if faults.unlisted { "403 Forbidden" } else { "404 Not Found" });
+    };
     let size = file.metadata().unwrap().len();
     let range = header(head, "range").filter(|_| faults.ranges);
     let range = range.and_then(|range| range.strip_prefix("bytes=")?.split_once('-'));

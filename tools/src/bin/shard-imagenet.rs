@@ -247,6 +247,12 @@ fn open(
     seed: u64,
 ) -> Result<(Catalog, Option<Stream>), Error> {
     let usage = |problem: &str, mend| Error::Usage { problem: problem.to_owned(), mend };
+    let ImageNetLists { val, val_labels, synsets, ids } = &input.lists;
+    let lists = [val, val_labels, synsets, ids];
+    if input.layout != Layout::Imagenet && lists.into_iter().any(Option::is_some) {
+        let problem = "--val, --val-labels, --synsets and --ids are for --layout imagenet";
+        return Err(usage(problem, "leave them out, or give that layout"));
+    }
     match (is_stream(&input.path), order) {
         (true, Order::Shuffle) => {
             Err(usage("a pipe cannot be shuffled: it is read once", "give --order source"))

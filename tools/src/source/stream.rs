@@ -201,7 +201,8 @@ impl Stream {
             problem: format!(
                 "is not what the interrupted build read (within the first {images} images)"
             ),
-            mend: "pipe the same archive to go on with it, or give --overwrite to drop it",
+            mend: "pipe the same archive to go on with it, or remove the work folder beside --output \
+                   (.NAME.partial) to begin anew",
         }
     }
 

@@ -118,6 +118,26 @@ fn max_side_scales_only_what_is_larger_and_keeps_the_aspect() {
 }
 
 #[test]
+fn an_image_longer_than_any_jpeg_is_rejected_unless_it_is_kept_or_scaled_down() {
+    let dir = tempdir().expect("a folder");
+    let files = [("a.png", png(70_000, 8, 1)), ("b.jpg", jpeg(64, 64, 1))];
+    assert_eq!(stored_in(dir.path(), &files, &[]).len(), 1);
+    let rejected = report(&dir.path().join("out"), "rejected.jsonl");
+    assert!(rejected[0].0.contains("a.png") && rejected[0].1.contains("65500"), "{rejected:?}");
+    assert_eq!(stored(&files, &["--png"])[0].extension, "png");
+    let scaled = stored(&files, &["--max-side", "65000"]);
+    let header = turbojpeg::read_header(&scaled[0].image).expect("a header");
+    assert_eq!((header.width, header.height), (65_000, 7));
+}
+
+#[test]
+fn quality_is_that_asked_for() {
+    let size =
+        |quality| stored(&[("a.png", png(200, 150, 4))], &["--quality", quality])[0].image.len();
+    assert!(2 * size("50") < size("95"));
+}
+
+#[test]
 fn junk_that_harms_no_pixel_is_noted_and_damage_is_not_stored() {
     let dir = tempdir().expect("a folder");
     let whole = jpeg(200, 160, 6);

@@ -108,6 +108,12 @@ fn wrong_inputs_are_refused_in_one_line_and_leave_nothing_behind() {
     build("flat", &source, &output, &["--holdout", "2"]).refused("--holdout 2");
     build("flat", &source, &source.join("b.jpg"), &[]).refused("is a file");
     build("flat", &source, &source.join("b.jpg/out"), &[]).refused("cannot be created");
+    let labels = ["--val-labels", "labels.txt"];
+    build("flat", &source, &output, &labels).refused("are for --layout imagenet");
+    let (link, place) = (dir.path().join("link"), tempdir().expect("a folder"));
+    std::os::unix::fs::symlink(place.path(), &link).expect("a link");
+    build("flat", &source, &link, &[]).refused("cannot be replaced by the finished folder");
+    fs::remove_file(&link).expect("it is still there");
     assert_eq!(names(dir.path()), ["in"]);
     build("flat", &source, &output, &["--max-rejected", "50%"]).ok();
 }

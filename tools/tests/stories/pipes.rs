@@ -155,15 +155,16 @@ fn what_a_pipe_cannot_do_is_said_before_it_is_read() {
     let dir = tempdir().expect("a folder");
     let synsets = synsets(dir.path());
     let output = dir.path().join("out");
-    let usual = ["build", "--input", "-", "--output", text(&output), "--synsets", &synsets];
+    let usual = ["build", "--input", "-", "--output", text(&output)];
     let refused = |more: &[&str], what: &str| {
         finish(start(&[&usual[..], more].concat())).refused(what);
         assert_eq!(names(dir.path()), ["synsets.txt"]);
     };
-    refused(&["--layout", "imagenet"], "--order source");
+    let listed = ["--layout", "imagenet", "--synsets", &synsets];
+    refused(&listed, "--order source");
     refused(&["--layout", "webdataset", "--order", "shuffle"], "--order source");
     refused(&["--layout", "flat", "--order", "source"], "imagenet or webdataset");
-    refused(&["--layout", "imagenet", "--order", "source", "--holdout", "2"], "--images");
+    refused(&[&listed[..], &["--order", "source", "--holdout", "2"]].concat(), "--images");
     finish(start(&args("imagenet", &output, &[]))).refused("--synsets");
     let bytes = train_tar(&[0, 1, 2], 2);
     for (images, what) in [("9", "fewer training images"), ("7", "more training images")] {

@@ -391,6 +391,21 @@ pub fn newest(folder: &Path) -> Result<PathBuf> {
     Err(fault(folder, "no usable checkpoint here; start a new run, or name another --run"))
 }
 
+/// The checkpoint of a whole step.
+///
+/// # Errors
+/// [`Error::Checkpoint`], naming the steps that there are.
+pub fn of_step(folder: &Path, step: u64) -> Result<PathBuf> {
+    let path = folder.join(name_of(step, 0));
+    if path.is_dir() {
+        return Ok(path);
+    }
+    let found = if folder.is_dir() { list(folder)? } else { vec![] };
+    let steps: Vec<_> = found.iter().map(|(step, _)| step.to_string()).collect();
+    let reason = format!("no checkpoint of step {step}; there are those of {}", steps.join(", "));
+    Err(fault(folder, reason))
+}
+
 /// The newest state under `folder` that can be loaded, with the checkpoint's folder; those passed over
 /// are reported as warnings.
 ///
@@ -416,6 +431,24 @@ pub fn load_newest(
     }
     let none = || fault(folder, "no checkpoint here; start a new run, or name another --out");
     Err(first.unwrap_or_else(none))
+}
+
+/// Gives the checkpoints that were passed over for the one in `loaded` other names, `step-….damaged`, under
+/// which they count for nothing: not as what training goes on from, nor among those to keep.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn set_aside_after(folder: &Path, loaded: &Path) -> Result<()> {
+    for (_, path) in list(folder)?.into_iter().rev().take_while(|(_, path)| path != loaded) {
+        let mut aside = path.clone().into_os_string();
+        aside.push(".damaged");
+        let aside = PathBuf::from(aside);
+        if aside.exists() {
+            fs::remove_dir_all(&aside).map_err(Error::io("remove", &aside))?;
+        }
+        fs::rename(&path, &aside).map_err(Error::io("rename", &path))?;
+    }
+    Ok(())
 }
 
 /// Reads the manifest and checks every file's length and hash.

@@ -125,6 +125,26 @@ fn the_newest_the_milestones_and_the_best_stay() {
 }
 
 #[test]
+fn a_checkpoint_that_was_passed_over_takes_no_sound_one_s_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    let keep = Keep { last: 1, every: 0, best: None };
+    for step in [2, 3] {
+        save(folder.path(), &mut state, step, ALL);
+    }
+    fs::write(folder.path().join("step-00000003/manifest.json"), "{").unwrap();
+    for step in [3, 4] {
+        let world = World::alone();
+        let (found, _) = load_newest(folder.path(), &config(), Device::Cpu, 7, &world).unwrap();
+        set_aside_after(folder.path(), &found).unwrap();
+        assert_eq!(list(folder.path()).unwrap().len(), 1);
+        save(folder.path(), &mut state, step, keep);
+        assert!(newest(folder.path()).unwrap().ends_with(name_of(step, 0)));
+    }
+    assert!(folder.path().join("step-00000003.damaged").exists());
+}
+
+#[test]
 fn a_checkpoint_that_does_not_fit_on_the_disk_is_refused_with_figures() {
     let folder = tempfile::tempdir().unwrap();
     let error = room_for(folder.path(), 1 << 60).unwrap_err();

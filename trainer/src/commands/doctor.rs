@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use trainer::doctor;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: trainer doctor --data demo/data")]
+#[command(after_help = "Example: trainer doctor --data demo/data-cifar10")]
 pub(crate) struct Args {
     /// Data folder to look at
     #[arg(long, value_name = "DIR")]

@@ -10,7 +10,7 @@ use trainer::eval::knn::{DISTANCES, Distance, nearest};
 use trainer::run::open_data;
 use trainer::{checkpoint, device};
 
-use super::{On, config_of, load, table, usage};
+use super::{Networks, On, config_of, table, usage};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: trainer embed --run demo/run --images photos --out photos\n\n\
@@ -90,7 +90,8 @@ pub(crate) fn search(args: &SearchArgs) -> Result<()> {
         usage(&format!("{among} was embedded by another model than is in {run}; embed it again"))
     };
     let model = if Model::is_exported(&args.run) {
-        load(&args.run, &config, device, wanted.weights, false)?
+        let of = Networks { run: args.run.clone(), step: None, device: args.device.clone() };
+        of.load(&config, wanted.weights, false)?
     } else {
         let hash = |path: &PathBuf| checkpoint::hash_of(&path.join("manifest.json")).ok();
         let all = checkpoint::list(&args.run.join("checkpoints"))?.into_iter();

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{Subcommand, ValueEnum};
+use comfy_table::Table;
 use pipeline::Dataset;
 use serde::Serialize;
 use trainer::error::Result;
@@ -13,7 +14,7 @@ use trainer::eval::linear::{self, Protocol, Selection};
 use trainer::eval::resize::Resizer;
 use trainer::eval::{Variant, agreement, fid, knn};
 use trainer::log::Lines;
-use trainer::{device, run};
+use trainer::run;
 
 use super::{On, table, usage};
 
@@ -108,7 +109,7 @@ struct By {
 
 impl By {
     fn open(&self, on: &On) -> Result<(Extractor, Resizer)> {
-        let device = device::parse(&on.device)?;
+        let device = on.networks.device()?;
         let extractor = Extractor::open(&self.extractor, self.trust_extractor, device)?;
         let resizer = match self.resizer.as_deref() {
             None => extractor.input().1,
@@ -216,6 +217,12 @@ fn linear(args: &LinearArgs) -> Result<()> {
         (true, true) => Selection::Split(run::open_data(&config, "trainval")?),
         (true, false) => Selection::Tenth,
     };
+    if args.fresh_crops && (args.images < train.len() || matches!(selection, Selection::Tenth)) {
+        return Err(usage(
+            "--fresh-crops trains on the whole training split: leave --images out, and let it choose \
+             rate and length only where there is a trainval split",
+        ));
+    }
     let mut task = linear::Task {
         features: args.features.clone(),
         protocol,
@@ -232,6 +239,7 @@ fn linear(args: &LinearArgs) -> Result<()> {
         task.features = vec![Feature::Pixels];
         lines.extend(task.run(&initial)?);
     }
+    record(&args.on, &lines)?;
     let mut table = table(["feature", "weights", "width", "top-1", "top-5", "rate", "steps"]);
     for line in &lines {
         let r = &line.result;
@@ -255,8 +263,8 @@ fn linear(args: &LinearArgs) -> Result<()> {
         word(&line.crop),
         line.selected_on
     );
-    println!("{table}");
-    record(&args.on, &lines)
+    show(&table, &lines);
+    Ok(())
 }
 
 fn knn(args: &KnnArgs) -> Result<()> {
@@ -272,6 +280,7 @@ fn knn(args: &KnnArgs) -> Result<()> {
         return Err(usage("neighbours are found by avepool, mu, a stage or pixels, not bn_crelu"));
     }
     let lines = task.run(&args.on.model(&config, args.on.variant())?)?;
+    record(&args.on, &lines)?;
     let mut table = table(["distance", "k = 1", "k = 5", "k = 25", "k = 50"]);
     for line in &lines {
         let accuracies = line.top1.values().map(|top1| format!("{top1:.2} %"));
@@ -282,8 +291,8 @@ fn knn(args: &KnnArgs) -> Result<()> {
         "step {}: {} of {} images vote on {} of {split}",
         line.subject.step, args.feature, line.train_images, line.test_images
     );
-    println!("{table}");
-    record(&args.on, &lines)
+    show(&table, &lines);
+    Ok(())
 }
 
 fn fid(args: &FidArgs) -> Result<()> {
@@ -303,6 +312,7 @@ fn fid(args: &FidArgs) -> Result<()> {
     let truncations: Vec<_> =
         std::iter::once(None).chain(args.truncation.iter().copied().map(Some)).collect();
     let lines = task.run(&mut args.on.model(&config, args.on.variant())?, &truncations)?;
+    record(&args.on, &lines)?;
     let names: Vec<&String> = lines[0].scores.keys().collect();
     let header = std::iter::once("truncation").chain(names.iter().map(|name| name.as_str()));
     let mut table = table(header);
@@ -322,12 +332,12 @@ fn fid(args: &FidArgs) -> Result<()> {
         task.extractor.name,
         line.resizer
     );
-    println!("{table}");
     let width = task.extractor.width()?;
     if line.images.min(line.reference_images) <= width {
         println!("note: no more images than features ({width}): the distance is far too large");
     }
-    record(&args.on, &lines)
+    show(&table, &lines);
+    Ok(())
 }
 
 fn agreement(args: &AgreementArgs) -> Result<()> {
@@ -344,6 +354,7 @@ fn agreement(args: &AgreementArgs) -> Result<()> {
         seed: config.train.seed,
     };
     let line = task.run(&args.on.model(&config, args.on.variant())?)?;
+    record(&args.on, std::slice::from_ref(&line))?;
     let mut table = table(["", "G(E(x))", "x itself", "chance"]);
     let percent = |share: f64| format!("{share:.1} %");
     table.add_row([
@@ -366,8 +377,8 @@ fn agreement(args: &AgreementArgs) -> Result<()> {
         args.by.extractor.display(),
         line.train_images
     );
-    println!("{table}");
-    record(&args.on, &[line])
+    show(&table, &[line]);
+    Ok(())
 }
 
 /// Where reference statistics are kept between runs.
@@ -387,12 +398,16 @@ fn word(value: &impl Serialize) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
-/// Prints lines of the metrics and appends them to the run's.
+/// Appends lines to the run's metrics: before anything is printed, for a pipe may have closed.
 fn record(on: &On, lines: &[impl Serialize]) -> Result<()> {
-    let mut metrics = Lines::append(&on.run.join("metrics.jsonl"))?;
+    let mut metrics = Lines::append(&on.networks.run.join("metrics.jsonl"))?;
+    lines.iter().try_for_each(|line| metrics.write(line))
+}
+
+/// Prints the table, then the lines.
+fn show(table: &Table, lines: &[impl Serialize]) {
+    println!("{table}");
     for line in lines {
-        metrics.write(line)?;
         println!("{}", serde_json::to_string(line).expect("a line of plain values"));
     }
-    Ok(())
 }

@@ -4,8 +4,10 @@ use trainer::dist;
 use trainer::error::Result;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: trainer launch -n 2 -- run --preset demo --data demo/data \
-                        --out runs/two")]
+#[command(
+    after_help = "Example: trainer launch -n 2 -- run --preset demo --data demo/data-cifar10 \
+                        --out runs/two"
+)]
 pub(crate) struct Args {
     /// Number of processes
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]

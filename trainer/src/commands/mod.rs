@@ -49,31 +49,56 @@ pub(crate) fn usage(problem: &str) -> Error {
     Error::Config { problems: vec![problem.to_owned()] }
 }
 
-/// The networks of a run's newest sound checkpoint, or of a folder of exported ones; nothing is written
-/// there.
-pub(crate) fn load(
-    out: &Path,
-    config: &Config,
-    device: Device,
-    variant: Variant,
-    with_data: bool,
-) -> Result<Model> {
-    if Model::is_exported(out) {
-        return match variant {
-            Variant::Average => Model::exported(out, config, device),
-            Variant::Initial => {
-                Model::untrained(config, device, &open_data(config, "train")?, &Stop::default())
-            }
-            Variant::Live => Err(usage("an exported model has averaged weights alone, not --live")),
-        };
+/// Whose networks, and where they are to be.
+#[derive(Debug, Args)]
+pub(crate) struct Networks {
+    /// Folder of a run, whose newest sound checkpoint is read while training may go on, or of `export`
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run: PathBuf,
+    /// The checkpoint of this step rather than the newest
+    #[arg(long)]
+    pub(crate) step: Option<u64>,
+    /// cpu, cuda, cuda:N or auto
+    #[arg(long, default_value = "auto")]
+    pub(crate) device: String,
+}
+
+impl Networks {
+    pub(crate) fn device(&self) -> Result<Device> {
+        device::parse(&self.device)
     }
-    let train = with_data.then(|| open_data(config, "train")).transpose()?;
-    loop {
-        let path = checkpoint::newest(&out.join("checkpoints"))?;
-        match Model::load(&path, config, device, variant, train.as_ref()) {
-            // Training went on, and this one is no longer kept.
-            Err(_) if !path.exists() => {}
-            loaded => return loaded,
+
+    /// The checkpoint's folder.
+    pub(crate) fn checkpoint(&self) -> Result<PathBuf> {
+        let folder = self.run.join("checkpoints");
+        self.step.map_or_else(|| checkpoint::newest(&folder), |s| checkpoint::of_step(&folder, s))
+    }
+
+    /// Nothing is written to the folder.
+    pub(crate) fn load(&self, config: &Config, variant: Variant, with_data: bool) -> Result<Model> {
+        let (out, device) = (&self.run, self.device()?);
+        if Model::is_exported(out) {
+            if self.step.is_some() {
+                return Err(usage("an exported model is of one step: leave --step out"));
+            }
+            return match variant {
+                Variant::Average => Model::exported(out, config, device),
+                Variant::Initial => {
+                    Model::untrained(config, device, &open_data(config, "train")?, &Stop::default())
+                }
+                Variant::Live => {
+                    Err(usage("an exported model has averaged weights alone, not --live"))
+                }
+            };
+        }
+        let train = with_data.then(|| open_data(config, "train")).transpose()?;
+        loop {
+            let path = self.checkpoint()?;
+            match Model::load(&path, config, device, variant, train.as_ref()) {
+                // Training went on, and this one is no longer kept.
+                Err(_) if !path.exists() => {}
+                loaded => return loaded,
+            }
         }
     }
 }
@@ -81,32 +106,32 @@ pub(crate) fn load(
 /// Which model, and on what images.
 #[derive(Debug, Args)]
 pub(crate) struct On {
-    /// Folder of a run, whose newest sound checkpoint is read while training may go on, or of `export`
-    #[arg(long, value_name = "DIR")]
-    pub(crate) run: PathBuf,
+    #[command(flatten)]
+    pub(crate) networks: Networks,
     /// Data folder, if not the run's own; exported models name none
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
     /// The live weights, not their averages
     #[arg(long)]
-    pub(crate) live: bool,
-    /// cpu, cuda, cuda:N or auto
-    #[arg(long, default_value = "auto")]
-    pub(crate) device: String,
+    live: bool,
 }
 
 impl On {
     pub(crate) fn config(&self) -> Result<Config> {
-        config_of(&self.run, self.data.as_deref())
+        config_of(&self.networks.run, self.data.as_deref())
     }
 
     pub(crate) fn model(&self, config: &Config, variant: Variant) -> Result<Model> {
-        load(&self.run, config, device::parse(&self.device)?, variant, true)
+        self.networks.load(config, variant, true)
     }
 
     pub(crate) fn variant(&self) -> Variant {
-        if self.live { Variant::Live } else { Variant::Average }
+        variant(self.live)
     }
+}
+
+pub(crate) fn variant(live: bool) -> Variant {
+    if live { Variant::Live } else { Variant::Average }
 }
 
 /// An empty table.

@@ -1,22 +1,27 @@
 use std::path::PathBuf;
 
 use trainer::error::Result;
-use trainer::eval::{Variant, pictures};
-use trainer::{device, run};
+use trainer::eval::pictures;
+use trainer::run;
 
-use super::{config_of, load};
+use super::{Networks, On, config_of, usage, variant};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: trainer sample --run demo/run --count 64 --out samples.png")]
 pub(crate) struct SampleArgs {
-    /// Folder of a run, or of `export`
-    #[arg(long, value_name = "DIR")]
-    run: PathBuf,
-    /// PNG to write
+    #[command(flatten)]
+    networks: Networks,
+    /// The live weights, not their averages
+    #[arg(long)]
+    live: bool,
+    /// PNG to write: a grid
     #[arg(long, value_name = "FILE", default_value = "samples.png")]
     out: PathBuf,
-    /// Number of images
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(i64).range(1..=4096))]
+    /// Write a PNG for each image into this folder instead, 000000.png, …
+    #[arg(long, value_name = "DIR", conflicts_with = "out")]
+    each: Option<PathBuf>,
+    /// Number of images; of a grid 4,096 at most
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(i64).range(1..=1_000_000))]
     count: i64,
     /// Which latents: 0 are those of the run's own pictures
     #[arg(long, default_value_t = 0)]
@@ -24,20 +29,13 @@ pub(crate) struct SampleArgs {
     /// Bound of the latents, such as 0.5: typical images rather than all kinds
     #[arg(long)]
     truncation: Option<f64>,
-    /// cpu, cuda, cuda:N or auto
-    #[arg(long, default_value = "auto")]
-    device: String,
 }
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: trainer reconstruct --run demo/run --split val --out pairs.png")]
 pub(crate) struct ReconstructArgs {
-    /// Folder of a run, or of `export`
-    #[arg(long, value_name = "DIR")]
-    run: PathBuf,
-    /// Data folder, if not the run's own
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
+    #[command(flatten)]
+    on: On,
     /// Split whose first images are shown [default: the run's eval.split]
     #[arg(long)]
     split: Option<String>,
@@ -47,28 +45,37 @@ pub(crate) struct ReconstructArgs {
     /// PNG to write
     #[arg(long, value_name = "FILE", default_value = "reconstructions.png")]
     out: PathBuf,
-    /// cpu, cuda, cuda:N or auto
-    #[arg(long, default_value = "auto")]
-    device: String,
 }
 
 pub(crate) fn sample(args: &SampleArgs) -> Result<()> {
-    let config = config_of(&args.run, None)?;
-    let mut model =
-        load(&args.run, &config, device::parse(&args.device)?, Variant::Average, false)?;
+    const PASS: i64 = 64;
+    if args.each.is_none() && args.count > 4096 {
+        return Err(usage("a grid has 4096 images at most; --each DIR writes one by one"));
+    }
+    let config = config_of(&args.networks.run, None)?;
+    let mut model = args.networks.load(&config, variant(args.live), false)?;
     model.truncate(args.truncation)?;
-    let images = model.generate(&model.latents(args.draw, args.count));
-    let columns = (args.count as f64).sqrt().ceil() as u32;
-    pictures::save(&pictures::grid(&images, columns), &args.out)?;
-    println!("{}", args.out.display());
+    let Some(folder) = &args.each else {
+        let images = model.generate(&model.latents(args.draw, args.count));
+        let columns = (args.count as f64).sqrt().ceil() as u32;
+        pictures::save(&pictures::grid(&images, columns), &args.out)?;
+        println!("{}", args.out.display());
+        return Ok(());
+    };
+    for first in (0..args.count).step_by(PASS as usize) {
+        let rows = PASS.min(args.count - first);
+        let images = model.generate(&model.latents_from(args.draw, first, rows));
+        pictures::save_each(&images, first, folder)?;
+    }
+    println!("{}", folder.display());
     Ok(())
 }
 
 pub(crate) fn reconstruct(args: &ReconstructArgs) -> Result<()> {
-    let config = config_of(&args.run, args.data.as_deref())?;
+    let config = args.on.config()?;
     let split = args.split.as_ref().unwrap_or(&config.eval.split);
     let split = run::open_data(&config, split)?;
-    let model = load(&args.run, &config, device::parse(&args.device)?, Variant::Average, true)?;
+    let model = args.on.model(&config, args.on.variant())?;
     pictures::save(&run::reconstructions(&model, &split, args.sampled)?, &args.out)?;
     println!("{}", args.out.display());
     Ok(())

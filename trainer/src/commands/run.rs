@@ -7,6 +7,7 @@ use trainer::config::Config;
 use trainer::dist::Place;
 use trainer::error::{Error, Result};
 use trainer::inspect::{self, Cost, Counts};
+use trainer::optim::Decay;
 use trainer::run::{self, Ended, Summary};
 use trainer::scale::{self, Exchange, Speeds};
 use trainer::stop::Stop;
@@ -14,8 +15,10 @@ use trainer::stop::Stop;
 use super::{Source, usage};
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: trainer run --preset demo --data demo/data --out runs/first \
-                        --set train.steps=200")]
+#[command(
+    after_help = "Example: trainer run --preset demo --data demo/data-cifar10 --out runs/first \
+                        --set train.steps=200"
+)]
 pub(crate) struct Args {
     #[command(flatten)]
     source: Source,
@@ -72,7 +75,10 @@ fn changed(args: &Args, before: &Config, place: &Place) -> Result<Config> {
     let mut config = before.with(&args.source.set)?;
     args.relocate(&mut config);
     let changes = before.changes(&config);
-    let moved: Vec<_> = changes.iter().filter(|c| !c.is_free()).map(ToString::to_string).collect();
+    // Rates that go down to the last step are others where that is another.
+    let decays = |key: &str| key == "train.steps" && before.opt.decay != Decay::None;
+    let moved = changes.iter().filter(|c| !c.is_free() || decays(&c.key));
+    let moved: Vec<_> = moved.map(ToString::to_string).collect();
     if !moved.is_empty() && !args.allow_change {
         let moved = moved.join(", ");
         return Err(usage(&format!(
@@ -198,7 +204,16 @@ fn finish(place: &Place, ended: Result<Summary>) -> Result<()> {
         return Ok(());
     }
     let Some(s) = &summary.stats else {
-        println!("{} is finished: {} steps", summary.out.display(), summary.steps);
+        let (out, steps) = (summary.out.display(), summary.steps);
+        match summary.ended {
+            Ended::Steps => println!("{out} is finished: {steps} steps"),
+            Ended::Time | Ended::Signal => {
+                println!(
+                    "{out} was stopped after {steps} steps, none of them now; --resume goes on"
+                );
+            }
+        }
+        say_probe(&summary);
         return Ok(());
     };
     let why = match summary.ended {
@@ -236,12 +251,16 @@ fn finish(place: &Place, ended: Result<Summary>) -> Result<()> {
     println!("metrics          {}", at("metrics.jsonl"));
     println!("checkpoints      {}", at("checkpoints"));
     println!("input            {}", summary.bottleneck);
+    say_probe(&summary);
+    println!("{table}");
+    Ok(())
+}
+
+fn say_probe(summary: &Summary) {
     if let Some((trained, initial)) = &summary.probe {
         println!(
             "linear probe     {:.1} % top-1 on {} images ({:.1} % with the initial encoder)",
             trained.result.top1, trained.result.test_images, initial.result.top1
         );
     }
-    println!("{table}");
-    Ok(())
 }

@@ -3,6 +3,8 @@ use std::path::PathBuf;
 use trainer::error::{Error, Result};
 use trainer::study::{self, Study, Tools};
 
+use super::usage;
+
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example: trainer study studies/ablations-cifar10.toml --data demo/data-cifar10 \
@@ -36,6 +38,12 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let there = |path: &PathBuf| match path.is_file() {
+        true => Ok(()),
+        false => Err(usage(&format!("{}: no such file", path.display()))),
+    };
+    there(&args.file)?;
+    args.extractor.as_ref().map_or(Ok(()), there)?;
     let (study, jobs) = Study::read(&args.file, &args.rows)?;
     let tools = Tools {
         data: args.data.clone(),

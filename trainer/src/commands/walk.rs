@@ -74,9 +74,12 @@ pub(crate) fn neighbors(args: &NeighborsArgs) -> Result<()> {
 pub(crate) struct InterpolateArgs {
     #[command(flatten)]
     picture: Picture,
-    /// Between the codes of images of the run's eval.split, rather than between latents
+    /// Between the codes of images, rather than between latents
     #[arg(long)]
     images: bool,
+    /// Split of --images [default: the run's eval.split]
+    #[arg(long, requires = "images")]
+    split: Option<String>,
     /// Ways, a row each
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(i64).range(1..=256))]
     rows: i64,
@@ -91,7 +94,8 @@ pub(crate) struct InterpolateArgs {
 pub(crate) fn interpolate(args: &InterpolateArgs) -> Result<()> {
     let model = args.picture.model()?;
     let codes = if args.images {
-        let split = open_data(model.config(), &model.config().eval.split)?;
+        let split = args.split.as_ref().unwrap_or(&model.config().eval.split);
+        let split = open_data(model.config(), split)?;
         let mut codes = vec![];
         for images in model.images(&split, model.config().eval.mode, 2 * args.rows)? {
             codes.push(model.encode(&images?)?.1.code.mean().shallow_clone());

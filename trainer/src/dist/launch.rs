@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use super::c10d::Store;
@@ -35,8 +35,8 @@ struct Rank {
 }
 
 /// Runs this program with `args` as `ranks` processes that find each other through a store served here, and
-/// waits for all. Their lines come out with `[rank]` before them. SIGTERM and SIGINT are passed on. When one
-/// fails, the others get 3 s to leave, and its last lines are shown. Returns the exit code of the first
+/// waits for all. Their lines come out with `[rank]` before them. SIGTERM, SIGINT and SIGUSR1 are passed on.
+/// When one fails, the others get 3 s to leave, and its last lines are shown. Returns the exit code of the first
 /// that failed, else 0.
 ///
 /// # Errors
@@ -46,7 +46,7 @@ pub fn launch(args: &[OsString], ranks: usize) -> Result<u8> {
     let store = Store::open(("127.0.0.1", 0), true, &prefix, Duration::from_secs(10));
     let store = store.map_err(join)?;
     let mut signals =
-        Signals::new([SIGTERM, SIGINT]).map_err(Error::io("listen for", "signals"))?;
+        Signals::new([SIGTERM, SIGINT, SIGUSR1]).map_err(Error::io("listen for", "signals"))?;
     let mut all = vec![];
     for rank in 0..ranks {
         match spawn(args, rank, ranks, store.port()) {
@@ -60,7 +60,11 @@ pub fn launch(args: &[OsString], ranks: usize) -> Result<u8> {
     let mut failed: Option<(usize, Instant)> = None;
     while all.iter().any(|rank| rank.status.is_none()) {
         for number in signals.pending() {
-            let number = if number == SIGINT { Signal::INT } else { Signal::TERM };
+            let number = match number {
+                SIGINT => Signal::INT,
+                SIGUSR1 => Signal::USR1,
+                _ => Signal::TERM,
+            };
             all.iter().for_each(|rank| signal(rank, number));
         }
         for (number, rank) in all.iter_mut().enumerate().filter(|(_, rank)| rank.status.is_none()) {

@@ -167,10 +167,12 @@ impl World {
         self.0.place.size
     }
 
-    /// Number of processes on this machine.
+    /// This process's part of the `seen` cores that it may run on: at most as many as its launcher gave to
+    /// it alone, else an equal part for each process of the machine.
     #[must_use]
-    pub fn local_size(&self) -> usize {
-        self.0.place.local_size
+    pub fn part_of_cores(&self, seen: usize) -> usize {
+        let place = &self.0.place;
+        place.cores.map_or_else(|| seen.div_ceil(place.local_size), |own| own.clamp(1, seen))
     }
 
     /// Number of processes that compute together now: 1 inside [`World::lead`].

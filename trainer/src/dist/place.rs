@@ -13,6 +13,8 @@ pub struct Place {
     pub local_rank: usize,
     /// Processes on this machine.
     pub local_size: usize,
+    /// Cores that the launcher gave this process alone, where it says so.
+    pub(super) cores: Option<usize>,
     /// Where the store is.
     pub(super) store: (String, u16),
     /// Whether this process serves it.
@@ -30,6 +32,7 @@ impl Place {
             size: 1,
             local_rank: 0,
             local_size: 1,
+            cores: None,
             store: (String::new(), 0),
             serve: false,
             prefix: String::new(),
@@ -45,6 +48,7 @@ impl Place {
             size,
             local_rank: rank,
             local_size: size,
+            cores: None,
             store: ("127.0.0.1".to_owned(), free.port()),
             serve: rank == 0,
             prefix: prefix("threads", ""),
@@ -83,8 +87,11 @@ impl Place {
         }
         let local_rank = optional(variable, local_rank)?.unwrap_or(0);
         let local_size = optional(variable, local_size)?.unwrap_or(1).max(local_rank + 1);
+        let by_slurm = names[0] == "SLURM_PROCID";
+        // torchrun below a SLURM task has the variable too, for all its ranks together.
+        let cores = if by_slurm { optional(variable, "SLURM_CPUS_PER_TASK")? } else { None };
         let store = match variable("SLURM_STEP_NODELIST") {
-            Some(nodes) if names[0] == "SLURM_PROCID" => (
+            Some(nodes) if by_slurm => (
                 variable("MASTER_ADDR").unwrap_or_else(|| first_node(&nodes)),
                 port(variable)?.unwrap_or_else(|| slurm_port(variable)),
             ),
@@ -97,7 +104,8 @@ impl Place {
         let word = |name| variable(name).unwrap_or_default();
         let (id, attempt) = (word("TORCHELASTIC_RUN_ID"), word("TORCHELASTIC_RESTART_COUNT"));
         let prefix = prefix(&id, &attempt);
-        Ok(Self { rank, size, local_rank, local_size, store, serve: rank == 0 && !agent, prefix })
+        let serve = rank == 0 && !agent;
+        Ok(Self { rank, size, local_rank, local_size, cores, store, serve, prefix })
     }
 }
 
@@ -188,10 +196,12 @@ mod tests {
             ("MASTER_PORT", "29500"),
             ("TORCHELASTIC_RUN_ID", "r"),
             ("TORCHELASTIC_RESTART_COUNT", "3"),
+            ("SLURM_CPUS_PER_TASK", "96"),
         ];
         let place = read(&all).unwrap();
         assert!(place.serve);
         assert_eq!((place.local_size, place.prefix.as_str()), (2, "bigbigan/r/3/"));
+        assert_eq!(place.cores, None, "of all ranks below the task");
         assert_eq!(place.store, ("10.0.0.1".to_owned(), 29500));
         all.push(("TORCHELASTIC_USE_AGENT_STORE", "True"));
         assert!(!read(&all).unwrap().serve);
@@ -206,8 +216,10 @@ mod tests {
             ("SLURM_STEP_TASKS_PER_NODE", "4(x2)"),
             ("SLURM_STEP_NODELIST", "gpu[03-04,7].cluster"),
             ("SLURM_JOB_ID", "4242"),
+            ("SLURM_CPUS_PER_TASK", "12"),
         ];
         let place = read(&all).unwrap();
+        assert_eq!(place.cores, Some(12));
         assert_eq!((place.rank, place.size, place.local_rank, place.local_size), (5, 8, 1, 4));
         assert_eq!(place.store.0, "gpu03.cluster");
         assert!((15_000..25_000).contains(&place.store.1) && !place.serve);

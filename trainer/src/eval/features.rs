@@ -95,18 +95,24 @@ impl Features {
         wanted: &[Feature],
     ) -> Result<Self> {
         let count = count.min(data.len()) as i64;
-        let parts = model
-            .labelled(data, mode, count)?
-            .map(|batch| {
-                batch.and_then(|(images, labels)| Self::of_batch(model, &images, labels, wanted))
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let layers = wanted.iter().map(|feature| {
-            let rows: Vec<_> = parts.iter().map(|part| part.get(*feature)).collect();
-            (feature.stored(), Tensor::cat(&rows, 0))
-        });
-        let layers = layers.collect();
-        Ok(Self { layers, labels: parts.into_iter().flat_map(|part| part.labels).collect() })
+        let mut all = Self { layers: vec![], labels: vec![] };
+        for batch in model.labelled(data, mode, count)? {
+            let (images, labels) = batch?;
+            let part = Self::of_batch(model, &images, labels, wanted)?;
+            let (first, rows) = (all.labels.len() as i64, part.labels.len() as i64);
+            for (feature, x) in part.layers {
+                let place = all.layers.iter().position(|(layer, _)| *layer == feature);
+                let place = place.unwrap_or_else(|| {
+                    // All rows in one place: of a large data set they take most of the memory.
+                    let room = Tensor::empty([count, x.size()[1]], (x.kind(), x.device()));
+                    all.layers.push((feature, room));
+                    all.layers.len() - 1
+                });
+                all.layers[place].1.narrow(0, first, rows).copy_(&x);
+            }
+            all.labels.extend(part.labels);
+        }
+        Ok(all)
     }
 
     /// One feature of all images of a split in the order of its shards, seen in `eval.mode`.
@@ -157,8 +163,11 @@ impl Features {
         } else {
             None
         };
-        let mut layers = vec![];
+        let mut layers: Vec<(Feature, Tensor)> = vec![];
         for feature in wanted {
+            if layers.iter().any(|(layer, _)| *layer == feature.stored()) {
+                continue;
+            }
             let x = match (feature.stored(), &encoded) {
                 (Feature::Pixels, _) | (_, None) => pixels(&images.large),
                 (Feature::Mu, Some((_, encoded))) => encoded.code.mean().shallow_clone(),

@@ -6,12 +6,13 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::checkpoint;
-use crate::config::Config;
+use crate::config::{Config, Precision};
 use crate::device::{self, Images};
 use crate::error::{Error, Result};
 use crate::model::{Encoded, Encoder, Generator};
 use crate::nn::{Fill, Params, Statistics};
 use crate::random::{Key, Prior, Purpose};
+use crate::shim::allow_tf32;
 use crate::state::TrainState;
 use crate::stop::Stop;
 
@@ -180,12 +181,13 @@ impl Model {
 
     fn unset(config: &Config, device: Device, step: u64, weights: Variant) -> Self {
         let kinds = (Kind::Float, device);
+        allow_tf32(config.train.precision == Precision::Tf32);
         let (g, g_params) =
             Params::build(kinds, Fill::Unset, |s| Generator::new(s, config.g, config.latent));
         let e = config.loss.encode().then(|| {
             Params::build(kinds, Fill::Unset, |s| Encoder::new(s, config.e, config.latent))
         });
-        let standing_images = standing_batches(config) * config.micro_batch();
+        let standing_images = standing_batches(config) * pass(config);
         let subject =
             Subject { step, weights, checkpoint: None, standing_images, truncation: None };
         let stop = Stop::default();
@@ -212,7 +214,7 @@ impl Model {
     fn collect_generator(&self) {
         for seen in 0..standing_batches(&self.config) {
             // Latents of their own: sample grids use index 0.
-            let z = self.latents(1 + seen as u64, self.config.micro_batch());
+            let z = self.latents(1 + seen as u64, pass(&self.config));
             let _ = no_grad(|| self.g.forward(&z, Statistics::Collect { seen }));
         }
     }
@@ -376,7 +378,7 @@ impl Model {
         let count = count.min(data.len() as i64);
         config.last = LastBatch::Keep;
         config.epochs = Some(1);
-        config.batch = self.config.micro_batch().min(count) as usize;
+        config.batch = pass(&self.config).min(count) as usize;
         let (large, small) = (config.large as i64, config.small as i64);
         let mut loader =
             Loader::start(data.clone(), config, Cursor::default(), device::memory(self.device))?;
@@ -472,8 +474,13 @@ fn entry(path: &Path, key: &str) -> Result<String> {
     found.ok_or_else(|| Error::Checkpoint { path: path.to_owned(), reason: reason() })
 }
 
+/// Images that go through a network at once: one device evaluates, whatever the number of ranks.
+fn pass(config: &Config) -> i64 {
+    config.micro_batch().min(256)
+}
+
 fn standing_batches(config: &Config) -> i64 {
-    (config.images.standing_images / config.micro_batch()).max(1)
+    (config.images.standing_images / pass(config)).max(1)
 }
 
 /// The loader that a configuration's training needs.

@@ -29,14 +29,10 @@ pub const LEAST_TILE: u32 = 64;
 /// If the images are not of that shape.
 #[must_use]
 pub fn grid(images: &Tensor, columns: u32) -> RgbImage {
-    let images = to_u8(images).permute([0, 2, 3, 1]).contiguous(); // (N, H, W, 3)
-    let (n, h, w, _) = images.size4().expect("images are (N, 3, H, W)");
-    let (n, h, w) = (n as u32, h as u32, w as u32);
+    let (pixels, [n, h, w]) = bytes(images);
     let scale = LEAST_TILE.div_ceil(h).max(1);
     let (tile_w, tile_h) = (w * scale + GAP, h * scale + GAP);
     let rows = n.div_ceil(columns);
-    let mut pixels = vec![0; images.numel()];
-    images.copy_data_u8(&mut pixels, images.numel());
     let white = Rgb([255; 3]);
     let mut out = RgbImage::from_pixel(columns * tile_w + GAP, rows * tile_h + GAP, white);
     for i in 0..n {
@@ -49,6 +45,15 @@ pub fn grid(images: &Tensor, columns: u32) -> RgbImage {
         }
     }
     out
+}
+
+/// Values (N, H, W, 3) as bytes, and N, H, W.
+fn bytes(images: &Tensor) -> (Vec<u8>, [u32; 3]) {
+    let images = to_u8(images).permute([0, 2, 3, 1]).contiguous();
+    let (n, h, w, _) = images.size4().expect("images are (N, 3, H, W)");
+    let mut pixels = vec![0; images.numel()];
+    images.copy_data_u8(&mut pixels, images.numel());
+    (pixels, [n, h, w].map(|side| side as u32))
 }
 
 /// Two sets of images side by side, (N, 3, H, W) each, to (N, 3, H, 2W): the left of each tile from
@@ -168,6 +173,24 @@ pub fn save(picture: &RgbImage, path: &Path) -> Result<()> {
         .save_with_format(&aside, image::ImageFormat::Png)
         .map_err(|source| Error::Picture { path: path.to_owned(), source })?;
     std::fs::rename(&aside, path).map_err(Error::io("write", path))
+}
+
+/// Writes images (N, 3, H, W) in [-1, 1] as PNGs of their own, named by their numbers from `first` on:
+/// `000000.png`. Makes the folder.
+///
+/// # Errors
+/// [`Error::Picture`] or [`Error::Io`].
+///
+/// # Panics
+/// If the images are not of that shape.
+pub fn save_each(images: &Tensor, first: i64, folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+    let (pixels, [_, h, w]) = bytes(images);
+    for (number, own) in (first..).zip(pixels.chunks_exact((h * w * 3) as usize)) {
+        let image = RgbImage::from_raw(w, h, own.to_vec()).expect("three bytes a pixel");
+        save(&image, &folder.join(format!("{number:06}.png")))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{self, Keep, Saved, Writer};
 use crate::config::{CheckpointConfig, Config, HealthConfig, OnFault};
-use crate::device;
+use crate::device::{self, Coming};
 use crate::dist::{Place, World};
 use crate::error::{Error, Result};
 use crate::eval::linear;
@@ -79,6 +79,7 @@ pub fn start(config: Config, out: &Path, place: Place, stop: &Stop) -> Result<Su
         (device::of_rank(&config.train.device, &place)?, open_data(&config, "train")?);
     let world = meet(&config, place, device, &data)?;
     let begin = || {
+        prepare(&config, device)?;
         let occupied = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
         if world.leads() && (out.is_file() || occupied) {
             let reason = "it is not empty; name a new folder, or go on with --resume";
@@ -116,6 +117,7 @@ pub fn resume(config: Config, out: &Path, place: Place, stop: &Stop) -> Result<S
         (device::of_rank(&config.train.device, &place)?, open_data(&config, "train")?);
     let world = meet(&config, place, device, &data)?;
     let go_on = || {
+        prepare(&config, device)?;
         let state = load(&config, out, &data, device, &world)?;
         // As rank 0 sees it: the others may not have the folder.
         let complete = state.step >= config.train.steps && evaluated(out) == Some(state.step);
@@ -139,7 +141,7 @@ pub fn resume(config: Config, out: &Path, place: Place, stop: &Stop) -> Result<S
 const EVALUATED: &str = "evaluated";
 
 /// The step after which a run was last evaluated to the end.
-fn evaluated(out: &Path) -> Option<u64> {
+pub(crate) fn evaluated(out: &Path) -> Option<u64> {
     fs::read_to_string(out.join(EVALUATED)).ok()?.trim().parse().ok()
 }
 
@@ -151,12 +153,14 @@ fn load(
     device: Device,
     world: &World,
 ) -> Result<TrainState> {
-    let state = if world.leads() {
-        let (folder, data) = (out.join("checkpoints"), data.fingerprint());
-        checkpoint::load_newest(&folder, config, device, data, world)?.1
-    } else {
-        TrainState::in_world(config, world, (Kind::Float, device), false)
+    let (folder, data) = (out.join("checkpoints"), data.fingerprint());
+    let read = || {
+        let (found, state) = checkpoint::load_newest(&folder, config, device, data, world)?;
+        checkpoint::set_aside_after(&folder, &found)?;
+        Ok(state)
     };
+    let unread = || TrainState::in_world(config, world, (Kind::Float, device), false);
+    let state = world.lead("read the checkpoint", read)?.unwrap_or_else(unread);
     share(world, state)
 }
 
@@ -207,7 +211,7 @@ struct Run {
     state: TrainState,
     /// What the last step said of its soundness, with its number: read one step late, so that the
     /// device is not waited for.
-    unread: Option<(u64, Tensor)>,
+    unread: Option<(u64, Coming)>,
     /// Faulty steps since the last sound one.
     faults: u64,
     stop: Stop,
@@ -298,7 +302,6 @@ impl Run {
 
     fn run(mut self) -> Result<Summary> {
         let (device, threads) = (self.feed.device, tch::get_num_threads());
-        prepare(&self.config, device)?;
         let ranks = match self.world.size() {
             1 => String::new(),
             size => format!(", {size} ranks"),
@@ -430,7 +433,7 @@ impl Run {
             Err(e) if e.is_stop() => return Ok(None),
             losses => losses?,
         };
-        let earlier = self.unread.replace((self.state.step, losses.faults.shallow_clone()));
+        let earlier = self.unread.replace((self.state.step, Coming::of(&losses.faults)?));
         Ok(self.judge(earlier)?.then_some(losses))
     }
 
@@ -448,14 +451,16 @@ impl Run {
         let faults = Tensor::stack(&[&d.update.fault], 0);
         match self.config.health.on_fault {
             OnFault::Skip => Ok(true),
-            OnFault::Halt | OnFault::Rollback => self.judge(Some((self.state.step + 1, faults))),
+            OnFault::Halt | OnFault::Rollback => {
+                self.judge(Some((self.state.step + 1, Coming::of(&faults)?)))
+            }
         }
     }
 
     /// Does what `health.on_fault` says about a faulty step. False if training went back.
-    fn judge(&mut self, step: Option<(u64, Tensor)>) -> Result<bool> {
+    fn judge(&mut self, step: Option<(u64, Coming)>) -> Result<bool> {
         let Some((step, faults)) = step else { return Ok(true) };
-        let faults = Vec::<f32>::try_from(faults)?;
+        let faults = Vec::<f32>::try_from(faults.read())?;
         let faulty = NETWORKS.into_iter().zip(faults).find(|(_, fault)| *fault != 0.0);
         let Some((network, _)) = faulty else {
             self.faults = 0;

@@ -12,15 +12,17 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use pipeline::Dataset;
 use rustix::process::{Pid, Signal, kill_process};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use serde::{Deserialize, Serialize};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::results::{self, measured};
 use super::{Job, Study};
 use crate::checkpoint;
 use crate::error::{Error, Result};
-use crate::run::{lock, read_config};
+use crate::run::{evaluated, lock, read_config};
 
 const POLL: Duration = Duration::from_millis(50);
 /// Last lines of a failed command's log that are shown.
@@ -61,13 +63,13 @@ struct Stage {
     args: Vec<OsString>,
 }
 
-/// Does what is left of a study in the folder `out`, and writes the results after every run. SIGTERM and
-/// SIGINT are passed on to the runs in progress, which save; the same call then goes on. A run that fails
+/// Does what is left of a study in the folder `out`, and writes the results after every run. SIGTERM,
+/// SIGINT and SIGHUP end the runs in progress, which save; the same call then goes on. A run that fails
 /// does not stop the others.
 ///
 /// # Errors
-/// [`Error::Output`] if another study is at work in `out`, or a run there was made with other settings;
-/// [`Error::Io`].
+/// [`Error::Output`] if another study is at work in `out`, or what is there was made with other settings;
+/// [`Error::Data`] if the data cannot be opened; [`Error::Io`].
 pub fn run(study: &Study, jobs: &[Job], out: &Path, tools: &Tools) -> Result<Outcome> {
     let runs = out.join("runs");
     fs::create_dir_all(&runs).map_err(Error::io("create", &runs))?;
@@ -75,8 +77,9 @@ pub fn run(study: &Study, jobs: &[Job], out: &Path, tools: &Tools) -> Result<Out
     for job in jobs {
         same(job, out)?;
     }
+    Terms::of(tools)?.hold(out)?;
     let mut signals =
-        Signals::new([SIGTERM, SIGINT]).map_err(Error::io("listen for", "signals"))?;
+        Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(Error::io("listen for", "signals"))?;
     results::write(study, jobs, out)?;
     let work = Work {
         study,
@@ -214,20 +217,70 @@ impl Work<'_> {
     }
 }
 
-/// Whether a run has a checkpoint of its last step. What reads it checks that it is sound.
-pub(super) fn trained(job: &Job, out: &Path) -> bool {
-    let all = checkpoint::list(&job.folder(out).join("checkpoints")).unwrap_or_default();
-    all.last().is_some_and(|(step, _)| *step >= job.config.train.steps)
+/// What the runs of a study are compared under, beside their settings: in the study's folder, so that none
+/// is measured otherwise than those before.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Terms {
+    /// The training split's.
+    data_fingerprint: u64,
+    /// SHA-256 of the extractor's file, and the images it compares.
+    extractor: Option<(String, i64)>,
 }
 
-/// Refuses the folder of a run that was made with other settings.
+impl Terms {
+    fn of(tools: &Tools) -> Result<Self> {
+        let data_fingerprint = Dataset::open(&tools.data, "train")?.fingerprint();
+        let hash = |path| checkpoint::hash_of(path).map(|hash| (hash, tools.images));
+        Ok(Self { data_fingerprint, extractor: tools.extractor.as_deref().map(hash).transpose()? })
+    }
+
+    /// Writes them down, or compares them with what is written. An extractor may come later.
+    fn hold(&self, out: &Path) -> Result<()> {
+        let path = out.join("terms.json");
+        let wrong = |e: serde_json::Error| Error::io("read", &path)(e.into());
+        if path.exists() {
+            let text = fs::read(&path).map_err(Error::io("read", &path))?;
+            let before: Self = serde_json::from_slice(&text).map_err(wrong)?;
+            let refuse = |what: &str| {
+                let reason = format!(
+                    "its runs have {what} than this command names; give what they had, or name a new --out"
+                );
+                Err(Error::Output { path: out.to_owned(), reason })
+            };
+            if before.data_fingerprint != self.data_fingerprint {
+                return refuse("other --data");
+            }
+            match (&before.extractor, &self.extractor) {
+                (Some(_), None) => return Ok(()),
+                (Some(before), Some(now)) if before != now => {
+                    return refuse("another --extractor, or other --images,");
+                }
+                _ => {}
+            }
+        }
+        let text = serde_json::to_string(self).map_err(wrong)?;
+        fs::write(&path, text + "\n").map_err(Error::io("write", &path))
+    }
+}
+
+/// Whether a run has a checkpoint of its last step, and has done all that it does at its end. What reads
+/// the checkpoint checks that it is sound.
+pub(super) fn trained(job: &Job, out: &Path) -> bool {
+    let (folder, steps) = (job.folder(out), job.config.train.steps);
+    let all = checkpoint::list(&folder.join("checkpoints")).unwrap_or_default();
+    all.last().is_some_and(|(step, _)| *step >= steps) && evaluated(&folder) == Some(steps)
+}
+
+/// Refuses the folder of a run that was made with other settings, or would be measured with others.
 fn same(job: &Job, out: &Path) -> Result<()> {
     let folder = job.folder(out);
     if !folder.join("config.toml").exists() {
         return Ok(());
     }
     let changes = read_config(&folder)?.changes(&job.config);
-    let moved: Vec<_> = changes.iter().filter(|c| !c.is_free()).map(ToString::to_string).collect();
+    let matters = |key: &str| key == "train.steps" || key.starts_with("eval.");
+    let moved = changes.iter().filter(|c| !c.is_free() || matters(&c.key));
+    let moved: Vec<_> = moved.map(ToString::to_string).collect();
     if moved.is_empty() {
         return Ok(());
     }
@@ -258,7 +311,8 @@ fn next_stage(
         let saved = checkpoint::list(&folder.join("checkpoints")).is_ok_and(|all| !all.is_empty());
         let origin = if saved { ["--resume", ""] } else { ["--preset", &study.preset] };
         if !saved && folder.exists() {
-            // It ended before its first checkpoint.
+            // It ended before its first checkpoint: unless its process outlived the one that started it.
+            let _over = lock(&folder)?;
             fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))?;
         }
         args.extend(origin.iter().filter(|word| !word.is_empty()).map(OsString::from));
@@ -267,17 +321,9 @@ fn next_stage(
         }
     } else {
         let missing = |metrics: &[&str]| !measured(&folder, config.train.steps, metrics, "average");
-        let eval = &config.eval;
-        let encodes = config.loss.encode();
-        if encodes && eval.probe_images > 0 && missing(&["linear_probe_bn_crelu"]) {
-            // The run itself does so at its end, unless it was killed there.
-            what = "linear probe";
-            add(&["eval", "linear", "--split", &eval.split]);
-            add(&["--images", &eval.probe_images.to_string()]);
-            add(&["--steps", &eval.probe_steps.to_string()]);
-        } else if encodes && missing(&["knn_"]) {
+        if config.loss.encode() && missing(&["knn_"]) {
             what = "nearest neighbours";
-            add(&["eval", "knn", "--split", &eval.split]);
+            add(&["eval", "knn", "--split", &config.eval.split]);
         } else if let Some(extractor) = &tools.extractor
             && missing(&["fid", "fd-"])
         {
