@@ -98,7 +98,7 @@ fn a_run_that_fails_stops_no_other_and_is_named_with_its_last_words() {
     // No weight survives such rates.
     write(&file, "\"opt.lr_d=1e38\", \"opt.lr_g=1e38\"");
     let said = trainer(&borrowed(&args(&file, &out)));
-    assert_eq!(said.code, 2, "{}", said.err);
+    assert_eq!(said.code, 1, "{}", said.err);
     assert!(said.err.contains("base-0, base-1 failed"), "{}", said.err);
     assert!(said.err.contains("not finite"), "{}", said.err);
     assert!(said.out.contains("2 of 4 runs done"), "{}", said.out);

@@ -36,6 +36,10 @@ char *bb_tf32(int enabled);
 // CUBLAS_WORKSPACE_CONFIG must have been set before.
 char *bb_deterministic(int enabled);
 
+// A copy in page-locked memory, of the accelerator that there is. (tch names the device, which libtorch
+// answers with a warning each time.)
+char *bb_pinned(const at::Tensor *tensor, at::Tensor **copy);
+
 // A stream of CUDA device `index` beside the current one. (Through c10's device-independent interface:
 // nothing of CUDA is linked.)
 char *bb_lane_new(int index, void **lane);
@@ -96,6 +100,10 @@ char *bb_deterministic(int enabled) {
     at::globalContext().setDeterministicFillUninitializedMemory(false); // nothing reads it
     at::globalContext().setDeterministicCuDNN(enabled != 0);
   });
+}
+
+char *bb_pinned(const at::Tensor *tensor, at::Tensor **copy) {
+  return guarded([&] { *copy = new at::Tensor(tensor->pin_memory()); });
 }
 
 char *bb_lane_new(int index, void **lane) {

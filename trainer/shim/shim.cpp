@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
@@ -31,8 +32,8 @@ using torch::autograd::variable_list;
 extern "C" {
 
 // Computes the gradients of a node's inputs from `gradient`, that of its output: writes one owned
-// tensor (or null for none) for each input to `out`. Returns 0, or 1 if it failed.
-typedef int (*bb_backward)(void *context, const Variable *gradient, Variable **out);
+// tensor (or null for none) for each input to `out`. Returns null, or why it failed, to be freed.
+typedef char *(*bb_backward)(void *context, const Variable *gradient, Variable **out);
 typedef void (*bb_drop)(void *context);
 
 // Makes `output`, computed without a graph, a function of `inputs` whose backward pass is `backward`.
@@ -97,15 +98,17 @@ struct Custom : torch::autograd::Node {
     if (!context)
       throw std::runtime_error("a recomputed block was run backward a second time");
     std::vector<Variable *> raw(count, nullptr);
-    const int failed = backward(context.get(), &gradients.at(0), raw.data());
+    const std::unique_ptr<char, decltype(&std::free)> why(
+        backward(context.get(), &gradients.at(0), raw.data()), std::free);
     variable_list out(count);
     for (size_t i = 0; i < count; ++i) {
       std::unique_ptr<Variable> owned(raw[i]);
       if (owned)
         out[i] = *owned;
     }
-    if (failed)
-      throw std::runtime_error("the backward pass of a recomputed block failed");
+    if (why)
+      throw std::runtime_error(std::string("the backward pass of a recomputed block failed: ") +
+                               why.get());
     return out;
   }
 

@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::dist::Place;
 use crate::error::{Error, Result};
-use crate::shim::{Callback, load_cuda, outcome, through};
+use crate::shim::{Callback, load_cuda, outcome, pinned, through};
 
 /// One batch on the device, the same views at two sides.
 #[derive(Debug)]
@@ -242,19 +242,19 @@ pub fn to_u8(images: &Tensor) -> Tensor {
 #[must_use]
 pub fn memory(device: Device) -> Arc<dyn HostMemory> {
     match device {
-        Device::Cuda(_) => Arc::new(PageLocked(device)),
+        Device::Cuda(_) => Arc::new(PageLocked),
         _ => Arc::new(Heap),
     }
 }
 
 #[derive(Debug)]
-struct PageLocked(Device);
+struct PageLocked;
 
 impl HostMemory for PageLocked {
     fn allocate(&self, bytes: usize) -> std::result::Result<Box<dyn HostBlock>, pipeline::Error> {
-        let refuse = |e: tch::TchError| pipeline::Error::Memory { bytes, reason: e.to_string() };
-        let plain = Tensor::f_zeros([bytes as i64], (Kind::Uint8, Device::Cpu)).map_err(refuse)?;
-        let locked = plain.f_internal_pin_memory(self.0).map_err(refuse)?;
+        let refuse = |reason: String| pipeline::Error::Memory { bytes, reason };
+        let plain = Tensor::f_zeros([bytes as i64], (Kind::Uint8, Device::Cpu));
+        let locked = pinned(&plain.map_err(|e| refuse(e.to_string()))?).map_err(refuse)?;
         let pointer = NonNull::new(locked.data_ptr().cast())
             .ok_or(pipeline::Error::Memory { bytes, reason: "libtorch gave no address".into() })?;
         Ok(Box::new(Locked { _owner: locked, pointer, bytes }))

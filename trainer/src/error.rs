@@ -65,6 +65,14 @@ pub enum Error {
         /// Why, and what to do.
         reason: String,
     },
+    /// Runs of a study failed.
+    #[error("study {}: {reason}", path.display())]
+    Study {
+        /// The folder of the run, or of the study.
+        path: PathBuf,
+        /// Which, and their last words.
+        reason: String,
+    },
     /// A loss, gradient or weight is no longer a number.
     #[error(
         "loss_{network}, its gradient or a weight is not finite at step {step}: lower opt.lr_d and \

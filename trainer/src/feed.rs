@@ -59,10 +59,11 @@ impl Feed {
             loader_config.threads = world.part_of_cores(loader_config.threads);
         }
         let sides = (loader_config.large as i64, loader_config.small as i64);
+        // Before memory is page-locked: that is done in the name of a device that is in use, else the first.
+        let lane = Lane::new(device)?;
         let loader = Loader::start(data.clone(), loader_config, at, device::memory(device))?;
         let (first, ahead, copying) = (None, None, None);
-        let (waited, loading, cursor, lane) =
-            (Duration::ZERO, Duration::ZERO, at, Lane::new(device)?);
+        let (waited, loading, cursor) = (Duration::ZERO, Duration::ZERO, at);
         Ok(Self { loader, first, sides, device, waited, loading, cursor, lane, ahead, copying })
     }
 

@@ -23,7 +23,7 @@ pub struct Tried {
     pub fits: bool,
     /// The most bytes that tensors took, weights, moments and averages included; on a CPU alone.
     pub peak_bytes: Option<f64>,
-    /// Seconds of the step, the first of its size; `None` where it was not run, because the sizes
+    /// Seconds of a pass of the step, the first of its size; `None` where it was not run, because the sizes
     /// before it say that it would not fit.
     pub seconds: Option<f64>,
 }
@@ -76,23 +76,33 @@ fn expected(known: &[(i64, f64)], size: i64) -> Option<f64> {
 }
 
 fn attempt(config: &Config, device: Device, limit: f64, size: i64) -> Result<Tried> {
+    let whole = config.train.batch;
     let mut config = config.clone();
-    (config.train.batch, config.train.micro_batch) = (size, 0);
+    // As a run has it: from the second pass on there are sums of gradients, and the whole batch is on the
+    // device, on CUDA the next one too.
+    let passes = if size < whole { 2 } else { 1 };
+    (config.train.batch, config.train.micro_batch) = (passes * size, size);
+    let ahead = if device.is_cuda() { whole } else { 0 };
     let step = || -> Result<f64> {
         allow_tf32(config.train.precision == Precision::Tf32);
         let mut state = TrainState::new(&config, device, false);
         let players = [&state.g.live.params, &state.d.params];
         players.into_iter().chain(state.e.as_ref().map(|e| &e.live.params)).for_each(clear);
         let kinds = (Kind::Float, device);
-        let image = |side: i64| Tensor::zeros([size, 3, side, side], kinds);
-        let large = if config.loss.encode() { config.e.res } else { config.g.res };
+        let images = |count: i64| {
+            let image = |side: i64| Tensor::zeros([count, 3, side, side], kinds);
+            let large = if config.loss.encode() { config.e.res } else { config.g.res };
+            Images { large: image(large), small: image(config.g.res) }
+        };
+        let held = images((whole - passes * size).max(0) + ahead);
         let began = Instant::now();
         let losses = train_step(&config, &mut state, || {
-            Ok::<_, crate::error::Error>(Images { large: image(large), small: image(config.g.res) })
+            Ok::<_, crate::error::Error>(images(passes * size))
         })?;
         // Reading a value back waits for the device.
         let _ = losses.g.double_value(&[]);
-        Ok(began.elapsed().as_secs_f64())
+        drop(held);
+        Ok(began.elapsed().as_secs_f64() / passes as f64)
     };
     let meter = Meter::start();
     let outcome = catch_unwind(AssertUnwindSafe(step));

@@ -91,10 +91,10 @@ pub struct Cost {
     /// Floating-point operations of a whole step for each image of `train.batch`.
     pub step_flop: f64,
     /// A rough upper estimate of device memory for one micro-batch in single precision, in bytes:
-    /// weights, W/σ, gradients (twice while they are gathered), moments, averages and everything that
-    /// operators write in the larger of the two updates.
+    /// weights, W/σ, gradients (twice while they are gathered), moments, averages, two batches of images
+    /// (a step's and the next) and everything that operators write in the larger of the two updates.
     pub memory_bytes: f64,
-    /// Of these what operators write: the part that ranks share out among themselves.
+    /// Of these images and what operators write: the part that ranks share out among themselves.
     pub activation_bytes: f64,
 }
 
@@ -230,7 +230,10 @@ fn activations(config: &Config, modules: &[Module]) -> f64 {
     let written = |name| modules.iter().find(|m| m.name == name).map_or(0.0, |m| m.written);
     let of_d = 2.0 * written("F");
     let of_players = written("G") + written("E") + written("F");
-    config.micro_batch() as f64 * of_d.max(of_players)
+    let sides = [if config.loss.encode() { config.e.res } else { config.g.res }, config.g.res];
+    let image: i64 = sides.iter().map(|side| 3 * 4 * side * side).sum();
+    let images = (2 * config.train.batch * image) as f64;
+    images + config.micro_batch() as f64 * of_d.max(of_players)
 }
 
 /// Sums by the first word of the parameters' names, in order of appearance, or all under `name`.

@@ -7,6 +7,8 @@ use rand_distr::{Distribution, StandardNormal, Uniform};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
+use crate::shim::pinned;
+
 /// What a stream of random numbers is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
@@ -117,7 +119,7 @@ fn sent(values: Tensor, device: Device) -> Tensor {
     if !device.is_cuda() {
         return values.to_device(device);
     }
-    values.internal_pin_memory(device).to_device_(device, values.kind(), true, false)
+    pinned(&values).expect("page-locked memory").to_device_(device, values.kind(), true, false)
 }
 
 struct Truncated(f32);

@@ -3,12 +3,15 @@
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::ptr::NonNull;
+use std::ptr::{NonNull, null_mut};
+
+use tch::Tensor;
 
 unsafe extern "C" {
     fn bb_autocast(enabled: c_int) -> *mut c_char;
     fn bb_tf32(enabled: c_int) -> *mut c_char;
     fn bb_deterministic(enabled: c_int) -> *mut c_char;
+    fn bb_pinned(tensor: *const c_void, copy: *mut *mut c_void) -> *mut c_char;
 }
 
 thread_local! {
@@ -53,6 +56,18 @@ pub(crate) fn allow_tf32(enabled: bool) {
 pub(crate) fn want_determinism(enabled: bool) {
     // SAFETY: no precondition.
     outcome(unsafe { bb_deterministic(c_int::from(enabled)) }).expect("a switch of the process");
+}
+
+/// A copy of a tensor of host memory, in page-locked memory.
+///
+/// # Errors
+/// Where there is no device, in words.
+pub(crate) fn pinned(tensor: &Tensor) -> Result<Tensor, String> {
+    let mut copy = null_mut();
+    // SAFETY: the tensor is alive; the shim writes one that is ours.
+    outcome(unsafe { bb_pinned(tensor.as_ptr().cast(), &raw mut copy) })?;
+    // SAFETY: as above; it is taken over once.
+    Ok(unsafe { Tensor::from_ptr(copy.cast()) })
 }
 
 /// A function of the shim's that it is given to call, with the context that it is given beside it.

@@ -67,7 +67,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return Ok(());
     }
     let names: Vec<_> = outcome.failed.iter().map(|(name, _)| name.as_str()).collect();
-    Err(Error::Output {
+    Err(Error::Study {
         path: args.out.clone(),
         reason: format!("{} failed; the same command tries again", names.join(", ")),
     })

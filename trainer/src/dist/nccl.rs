@@ -44,7 +44,8 @@ mod tests {
             return;
         }
         let x = Tensor::ones([3], (Kind::Float, Device::Cuda(0)));
-        group.unwrap().all_reduce(&x, Reduce::Sum).unwrap();
+        let group = group.unwrap();
+        group.all_reduce(&x, Reduce::Sum).unwrap().wait().unwrap();
         assert_eq!(x.sum(Kind::Double).double_value(&[]), 3.0);
     }
 }

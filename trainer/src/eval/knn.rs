@@ -135,12 +135,14 @@ pub struct Neighbours {
 
 /// Rows scaled to length 1, in single precision; a row of zeros stays one.
 pub fn normalised(x: &Tensor) -> Tensor {
-    let block = |x: Tensor| {
-        let x = x.to_kind(Kind::Double);
-        let norm = x.square().sum_dim_intlist([1i64].as_slice(), true, Kind::Double).sqrt();
-        (x / norm.clamp_min(1e-30)).to_kind(Kind::Float)
-    };
-    Tensor::cat(&x.split(4096, 0).into_iter().map(block).collect::<Vec<_>>(), 0)
+    let (scaled, mut done) = (Tensor::empty(x.size(), (Kind::Float, x.device())), 0);
+    for block in x.split(4096, 0) {
+        let (rows, block) = (block.size()[0], block.to_kind(Kind::Double));
+        let norm = block.square().sum_dim_intlist([1i64].as_slice(), true, Kind::Double).sqrt();
+        scaled.narrow(0, done, rows).copy_(&(block / norm.clamp_min(1e-30)));
+        done += rows;
+    }
+    scaled
 }
 
 /// The `k` nearest rows of `bank` (N, D) to each row of `queries` (Q, D).
@@ -161,6 +163,7 @@ pub fn nearest(
     let (bank, queries) = (normalised(bank).contiguous(), normalised(queries).contiguous());
     let n = bank.size()[0];
     let k = k.min(n);
+    let labels = labels.map(|labels| labels.to_device(bank.device()));
     let flat = match (distance, bank.device()) {
         (Distance::L1, Device::Cpu) => values(&bank),
         _ => vec![],
@@ -178,8 +181,8 @@ pub fn nearest(
         for (block, candidates) in block.split(RANKED, 0).iter().zip(candidates.split(RANKED, 0)) {
             let exact = exact(block, &bank, &candidates, distance);
             // Stable sorts, the last key first: by distance, then label, then row.
-            let label = match labels {
-                Some(labels) => labels.to_device(bank.device()).take(&candidates),
+            let label = match &labels {
+                Some(labels) => labels.take(&candidates),
                 None => candidates.zeros_like(),
             };
             let tie = label * n + &candidates;

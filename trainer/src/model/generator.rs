@@ -194,7 +194,9 @@ impl Block {
 
 fn upsample(x: &Tensor) -> Tensor {
     let (_, _, h, w) = x.size4().expect("images are (N, C, H, W)");
-    x.upsample_nearest2d([2 * h, 2 * w], None, None)
+    let y = x.upsample_nearest2d([2 * h, 2 * w], None, None);
+    // Under autocast CUDA widens it: values are only repeated, so going back loses nothing.
+    if y.kind() == x.kind() { y } else { y.to_kind(x.kind()) }
 }
 
 #[cfg(test)]

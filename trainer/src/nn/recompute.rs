@@ -1,6 +1,7 @@
 use std::cell::Cell;
-use std::ffi::{c_char, c_int, c_void};
+use std::ffi::{CString, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::null_mut;
 use std::rc::Rc;
 
 use tch::{Tensor, no_grad, with_grad};
@@ -26,7 +27,7 @@ unsafe extern "C" {
         inputs: *const *mut c_void,
         count: usize,
         context: *mut c_void,
-        backward: extern "C" fn(*mut c_void, *mut c_void, *mut *mut c_void) -> c_int,
+        backward: extern "C" fn(*mut c_void, *mut c_void, *mut *mut c_void) -> *mut c_char,
         drop: extern "C" fn(*mut c_void),
     ) -> *mut c_char;
 }
@@ -123,7 +124,7 @@ extern "C" fn run_backward(
     context: *mut c_void,
     gradient: *mut c_void,
     out: *mut *mut c_void,
-) -> c_int {
+) -> *mut c_char {
     let outer = AGAIN.replace(true);
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         // SAFETY: `context` is the box made in `attach`, still owned by the node that calls.
@@ -141,7 +142,13 @@ extern "C" fn run_backward(
         }
     }));
     AGAIN.set(outer);
-    c_int::from(outcome.is_err())
+    let Err(panic) = outcome else { return null_mut() };
+    // What it says matters: that memory ran out, for one.
+    let said = panic.downcast_ref::<String>().map(String::as_str);
+    let said = said.or(panic.downcast_ref::<&str>().copied()).unwrap_or("a panic");
+    let said = CString::new(said.replace('\0', " ")).unwrap_or_default();
+    // SAFETY: a zero-terminated text, copied to memory that the C++ side frees.
+    unsafe { libc::strdup(said.as_ptr()) }
 }
 
 extern "C" fn drop_context(context: *mut c_void) {
@@ -179,6 +186,6 @@ mod tests {
         let x = Tensor::ones([1], DOUBLE_CPU).set_requires_grad(true);
         let y = attach(x.detach(), &[x.shallow_clone()], |_| panic!("on purpose"));
         let outcome = Tensor::f_run_backward(&[y.sum(Kind::Double)], &[&x], false, false);
-        assert!(outcome.unwrap_err().to_string().contains("recomputed block failed"));
+        assert!(outcome.unwrap_err().to_string().contains("recomputed block failed: on purpose"));
     }
 }

@@ -157,7 +157,7 @@ impl Work<'_> {
             }
             if before.as_ref() == Some(&stage) {
                 let reason = format!("{} ended well but left nothing behind", stage.what);
-                return Err(Error::Output { path: job.folder(self.out), reason });
+                return Err(Error::Study { path: job.folder(self.out), reason });
             }
             eprintln!("{}: {} on {device}", job.name, stage.what);
             self.execute(job, &stage)?;
@@ -213,7 +213,7 @@ impl Work<'_> {
         let lines: Vec<_> = text.lines().collect();
         let last = lines[lines.len().saturating_sub(LAST_LINES)..].join("\n    ");
         let reason = format!("{} failed ({status}); its last lines:\n    {last}", stage.what);
-        Err(Error::Output { path: job.folder(self.out), reason })
+        Err(Error::Study { path: job.folder(self.out), reason })
     }
 }
 
