@@ -24,7 +24,7 @@ pub enum Existing {
     Refuse,
     /// Accept a finished folder that the same plan made.
     Resume,
-    /// Replace it, and forget what an interrupted build left.
+    /// Replace it, and forget what an interrupted build of another plan left.
     Overwrite,
 }
 

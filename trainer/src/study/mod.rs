@@ -2,8 +2,9 @@
 //! came out.
 //!
 //! Its folder holds a run for each row and seed (`runs/ROW-SEED`, with all that [`crate::run`] writes, and
-//! what it said in `runs/ROW-SEED.log`) and the results made of them. Everything it knows it reads from
-//! there, so it can be ended at any moment and goes on.
+//! what it said in `runs/ROW-SEED.log`), the results made of them, and `terms.json`: on what data and by which
+//! extractor they are measured. Everything it knows it reads from there, so it can be ended at any moment and
+//! goes on.
 
 mod results;
 mod work;
