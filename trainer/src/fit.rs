@@ -10,7 +10,7 @@ use crate::device::Images;
 use crate::error::Result;
 use crate::measure::Meter;
 use crate::nn::Params;
-use crate::shim::allow_tf32;
+use crate::shim::{allow_tf32, words_of};
 use crate::state::TrainState;
 use crate::step::train_step;
 
@@ -119,8 +119,7 @@ fn attempt(config: &Config, device: Device, limit: f64, size: i64) -> Result<Tri
 
 /// Whether libtorch ran out of memory: its errors come as panics of operators.
 fn full(panic: &Box<dyn std::any::Any + Send>) -> bool {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or_default();
+    let text = words_of(&**panic);
     text.contains("out of memory") || text.contains("can't allocate memory")
 }
 

@@ -1,5 +1,6 @@
 //! The C++ unit behind `shim/`: what tch does not offer, and how its errors come back.
 
+use std::any::Any;
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -56,6 +57,12 @@ pub(crate) fn allow_tf32(enabled: bool) {
 pub(crate) fn want_determinism(enabled: bool) {
     // SAFETY: no precondition.
     outcome(unsafe { bb_deterministic(c_int::from(enabled)) }).expect("a switch of the process");
+}
+
+/// What a panic says.
+pub(crate) fn words_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("a panic")
 }
 
 /// A copy of a tensor of host memory, in page-locked memory.

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use tch::{Tensor, no_grad, with_grad};
 
 use super::Statistics;
-use crate::shim::{in_bf16, outcome, with_bf16};
+use crate::shim::{in_bf16, outcome, with_bf16, words_of};
 
 thread_local! {
     static AGAIN: Cell<bool> = const { Cell::new(false) };
@@ -144,9 +144,7 @@ extern "C" fn run_backward(
     AGAIN.set(outer);
     let Err(panic) = outcome else { return null_mut() };
     // What it says matters: that memory ran out, for one.
-    let said = panic.downcast_ref::<String>().map(String::as_str);
-    let said = said.or(panic.downcast_ref::<&str>().copied()).unwrap_or("a panic");
-    let said = CString::new(said.replace('\0', " ")).unwrap_or_default();
+    let said = CString::new(words_of(&*panic).replace('\0', " ")).unwrap_or_default();
     // SAFETY: a zero-terminated text, copied to memory that the C++ side frees.
     unsafe { libc::strdup(said.as_ptr()) }
 }
