@@ -1,29 +1,212 @@
 //! Key and image size to a view: which rectangle is seen, and whether it is flipped. Pure geometry.
 
+use std::fmt;
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::sampler::Stream;
 
 /// Which part of an image a sample shows, at encoder size R.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+///
+/// In TOML, JSON and on the command line a mode is a word: `"resnet"`, `"tpu"`, and so on, or with
+/// options `"random-resized-crop,scale=0.2..1,ratio=0.75..1.333,law=tensorflow,flip=false"`, of
+/// which those left out are of [`RandomResizedCrop::default`].
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Mode {
-    /// Random resized crop: area 8 to 100 %, aspect 3/4 to 4/3 log-uniform, 10 tries, else the
-    /// crop of `eval`; flipped with probability 1/2.
+    /// [`RandomResizedCrop::default`]: torchvision's random resized crop, flipped with probability
+    /// 1/2.
     #[default]
     Resnet,
-    /// Random square of 50 to 100 % of the area, no flip.
+    /// The same by TensorFlow's law, as the paper's own code draws it.
+    Tpu,
+    /// Random square of 50 to 100 % of the area by torchvision's law, no flip.
     Distorted,
     /// The square on the short side, at a random place on the long side; flipped with
     /// probability 1/2.
     Biggan,
-    /// The central square of side ⌊min(H, W) · R / (R + 32)⌋.
+    /// The central square of side ⌊min(H, W) · R / (R + 32)⌋; an odd pixel goes to the left and
+    /// above.
     Eval,
-    /// The central square on the short side: short side to R, then centre crop.
+    /// The central square on the short side; of an odd number of pixels beside it, such that those
+    /// on the left and above are even in number.
     Full,
     /// For sets of small images: the view of `full`, padded by R/8 with its mirror image on all
     /// sides, a random R by R crop of that; flipped with probability 1/2.
     Small,
+    /// A random resized crop of one's own.
+    RandomResizedCrop(RandomResizedCrop),
+}
+
+/// The modes without options, by name.
+const NAMES: [(&str, Mode); 7] = [
+    ("resnet", Mode::Resnet),
+    ("tpu", Mode::Tpu),
+    ("distorted", Mode::Distorted),
+    ("biggan", Mode::Biggan),
+    ("eval", Mode::Eval),
+    ("full", Mode::Full),
+    ("small", Mode::Small),
+];
+
+/// A random rectangle of the image, by [`CropLaw`], to be resized to R by R.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RandomResizedCrop {
+    /// Smallest and largest share of the image's area.
+    pub scale: (f64, f64),
+    /// Smallest and largest width over height.
+    pub ratio: (f64, f64),
+    /// How area and aspect are drawn.
+    pub law: CropLaw,
+    /// Whether left and right are exchanged with probability 1/2.
+    pub flip: bool,
+}
+
+impl Default for RandomResizedCrop {
+    /// 8 to 100 % of the area, aspect 3/4 to 4/3, torchvision's law, flipped.
+    fn default() -> Self {
+        let law = CropLaw::default();
+        Self { scale: (0.08, 1.0), ratio: (0.75, 4.0 / 3.0), law, flip: true }
+    }
+}
+
+/// How a random crop's area and aspect are drawn. Of a photograph of 500 x 375 pixels, by the
+/// ranges of [`RandomResizedCrop::default`], torchvision's crops have 43 % of the area in the mean
+/// and TensorFlow's 39 %.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CropLaw {
+    /// Area uniform, aspect log-uniform, 10 tries; then the largest central crop whose aspect is
+    /// in the range.
+    ///
+    /// # Source
+    /// `RandomResizedCrop.get_params` of torchvision.
+    #[default]
+    Torchvision,
+    /// Aspect uniform; then height uniform among those whose area is in the range, and at least
+    /// 10 % of the image; 10 tries. Where none fits, or the crop is the whole image, the crop of
+    /// [`Mode::Eval`]. The last place to the right and below is never drawn.
+    ///
+    /// # Source
+    /// `sample_distorted_bounding_box` of TensorFlow and what tensorflow/tpu's
+    /// `resnet_preprocessing.py` makes of it, in single precision as there.
+    Tensorflow,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Self::RandomResizedCrop(crop) = self {
+            let RandomResizedCrop { scale, ratio, law, flip } = crop;
+            let law = match law {
+                CropLaw::Torchvision => "torchvision",
+                CropLaw::Tensorflow => "tensorflow",
+            };
+            let ((a, b), (c, d)) = (scale, ratio);
+            return write!(
+                f,
+                "random-resized-crop,scale={a}..{b},ratio={c}..{d},law={law},flip={flip}"
+            );
+        }
+        let name = NAMES.iter().find(|(_, mode)| mode == self);
+        f.write_str(name.map_or("", |(name, _)| name))
+    }
+}
+
+impl From<Mode> for String {
+    fn from(mode: Mode) -> Self {
+        mode.to_string()
+    }
+}
+
+impl TryFrom<String> for Mode {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some((_, mode)) = NAMES.iter().find(|(name, _)| *name == text) {
+            return Ok(*mode);
+        }
+        let mut parts = text.split(',').map(str::trim);
+        if parts.next() != Some("random-resized-crop") {
+            let names: Vec<_> = NAMES.iter().map(|(name, _)| *name).collect();
+            return Err(format!(
+                "unknown mode {text:?}: one of {}, random-resized-crop[,scale=A..B][,ratio=A..B]\
+                 [,law=torchvision|tensorflow][,flip=true|false]",
+                names.join(", ")
+            ));
+        }
+        let mut crop = RandomResizedCrop::default();
+        for part in parts {
+            let wrong = || format!("{part:?} of mode {text:?} is no option of it");
+            let (key, value) = part.split_once('=').ok_or_else(wrong)?;
+            let range = || {
+                let (low, high) = value.split_once("..").ok_or_else(wrong)?;
+                Ok::<_, String>((
+                    low.parse().map_err(|_| wrong())?,
+                    high.parse().map_err(|_| wrong())?,
+                ))
+            };
+            match (key, value) {
+                ("scale", _) => crop.scale = range()?,
+                ("ratio", _) => crop.ratio = range()?,
+                ("law", "torchvision") => crop.law = CropLaw::Torchvision,
+                ("law", "tensorflow") => crop.law = CropLaw::Tensorflow,
+                ("flip", _) => crop.flip = value.parse().map_err(|_| wrong())?,
+                _ => return Err(wrong()),
+            }
+        }
+        crop.check()?;
+        Ok(Self::RandomResizedCrop(crop))
+    }
+}
+
+impl Mode {
+    /// What is wrong with it for rows of `side` pixels a side.
+    pub(crate) fn check(&self, side: usize) -> Result<(), String> {
+        match self {
+            Self::Small if side < 8 => Err(format!("mode = small needs large >= 8, not {side}")),
+            Self::RandomResizedCrop(crop) => crop.check(),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl RandomResizedCrop {
+    fn check(&self) -> Result<(), String> {
+        let Self { scale, ratio, .. } = self;
+        if !(0.0 < scale.0 && scale.0 <= scale.1 && scale.1 <= 1.0) {
+            return Err(format!(
+                "scale = {}..{} of a random crop: shares of the area, above 0, at most 1, the \
+                 smaller first",
+                scale.0, scale.1
+            ));
+        }
+        if !(0.0 < ratio.0 && ratio.0 <= ratio.1 && ratio.1.is_finite()) {
+            return Err(format!(
+                "ratio = {}..{} of a random crop: width over height, above 0, the smaller first",
+                ratio.0, ratio.1
+            ));
+        }
+        Ok(())
+    }
+
+    fn view(&self, size: (usize, usize), side: usize, random: &mut Stream) -> View {
+        let crop = match self.law {
+            CropLaw::Torchvision => torchvision(self, size, random),
+            CropLaw::Tensorflow => tensorflow(self, size, random)
+                .filter(|crop| (crop.width, crop.height) != size)
+                .unwrap_or_else(|| eval_crop(size, side)),
+        };
+        let flip = self.flip && random.bits() >> 63 == 1;
+        View { crop, flip, shift: (0, 0) }
+    }
 }
 
 /// A rectangle in pixels of the source image.
@@ -53,9 +236,10 @@ pub struct View {
 /// The view of an image of `width` x `height` pixels, to be shown at `side` x `side`.
 ///
 /// # Source
-/// `resnet` and `eval`: the ResNet preprocessing of tensorflow/tpu, July 2019, as the BigBiGAN
-/// paper uses it (appendix A), with the aspect drawn log-uniformly as torchvision does;
-/// `distorted`: compare_gan, as S3GAN; `biggan`: BigGAN-PyTorch.
+/// `tpu` and `eval`: the ResNet preprocessing of tensorflow/tpu, July 2019, which the BigBiGAN
+/// paper uses (appendix A); `resnet`: torchvision's, of the same ranges. `distorted`: compare_gan,
+/// as S3GAN, by torchvision's law instead of TensorFlow's. `biggan` and `full`: BigGAN-PyTorch,
+/// with torchvision's `center_crop`.
 pub(crate) fn view(
     mode: Mode,
     (width, height): (usize, usize),
@@ -65,15 +249,17 @@ pub(crate) fn view(
     let short = width.min(height);
     let still = |crop| View { crop, flip: false, shift: (0, 0) };
     match mode {
-        Mode::Resnet => {
-            let crop = random_crop((width, height), (0.08, 1.0), (0.75, 4.0 / 3.0), random);
-            let crop = crop.unwrap_or_else(|| eval_crop((width, height), side));
-            View { flip: random.bits() >> 63 == 1, ..still(crop) }
+        Mode::Resnet => RandomResizedCrop::default().view((width, height), side, random),
+        Mode::Tpu => {
+            let crop = RandomResizedCrop { law: CropLaw::Tensorflow, ..Default::default() };
+            crop.view((width, height), side, random)
         }
         Mode::Distorted => {
-            let crop = random_crop((width, height), (0.5, 1.0), (1.0, 1.0), random);
-            still(crop.unwrap_or_else(|| centre((width, height), short)))
+            let (scale, ratio) = ((0.5, 1.0), (1.0, 1.0));
+            let crop = RandomResizedCrop { scale, ratio, flip: false, ..Default::default() };
+            crop.view((width, height), side, random)
         }
+        Mode::RandomResizedCrop(crop) => crop.view((width, height), side, random),
         Mode::Biggan => {
             let x = random.below((width - short) as u64 + 1) as usize;
             let y = random.below((height - short) as u64 + 1) as usize;
@@ -81,47 +267,113 @@ pub(crate) fn view(
             View { flip: random.bits() >> 63 == 1, ..still(crop) }
         }
         Mode::Eval => still(eval_crop((width, height), side)),
-        Mode::Full => still(centre((width, height), short)),
+        Mode::Full => still(full_crop((width, height))),
         Mode::Small => {
             let pad = side / 8;
             let mut shift = || random.below(2 * pad as u64 + 1) as isize - pad as isize;
             let shift = (shift(), shift());
             let flip = random.bits() >> 63 == 1;
-            View { crop: centre((width, height), short), flip, shift }
+            View { crop: full_crop((width, height)), flip, shift }
         }
     }
 }
 
-/// A rectangle of random area and aspect at a random place; none when 10 tries do not fit.
-fn random_crop(
+/// See [`CropLaw::Torchvision`].
+fn torchvision(
+    RandomResizedCrop { scale, ratio, .. }: &RandomResizedCrop,
     (width, height): (usize, usize),
-    share: (f64, f64),
-    aspect: (f64, f64),
     random: &mut Stream,
-) -> Option<Crop> {
+) -> Crop {
     let area = width as f64 * height as f64;
     for _ in 0..10 {
-        let target = area * random.range(share.0, share.1);
-        let ratio = random.range(aspect.0.ln(), aspect.1.ln()).exp();
-        let w = (target * ratio).sqrt().round() as usize;
-        let h = (target / ratio).sqrt().round() as usize;
+        let target = area * random.range(scale.0, scale.1);
+        let aspect = random.range(ratio.0.ln(), ratio.1.ln()).exp();
+        let w = (target * aspect).sqrt().round_ties_even() as usize;
+        let h = (target / aspect).sqrt().round_ties_even() as usize;
         if (1..=width).contains(&w) && (1..=height).contains(&h) {
             let x = random.below((width - w) as u64 + 1) as usize;
             let y = random.below((height - h) as u64 + 1) as usize;
-            return Some(Crop { x, y, width: w, height: h });
+            return Crop { x, y, width: w, height: h };
+        }
+    }
+    central(*ratio, (width, height))
+}
+
+/// The largest central crop whose aspect is in the range.
+fn central(ratio: (f64, f64), (width, height): (usize, usize)) -> Crop {
+    let aspect = width as f64 / height as f64;
+    let at_least_one = |length: f64| (length.round_ties_even() as usize).max(1);
+    let (w, h) = if aspect < ratio.0 {
+        (width, at_least_one(width as f64 / ratio.0).min(height))
+    } else if aspect > ratio.1 {
+        (at_least_one(height as f64 * ratio.1).min(width), height)
+    } else {
+        (width, height)
+    };
+    Crop { x: (width - w) / 2, y: (height - h) / 2, width: w, height: h }
+}
+
+/// See [`CropLaw::Tensorflow`]. None where 10 tries do not fit.
+fn tensorflow(
+    RandomResizedCrop { scale, ratio, .. }: &RandomResizedCrop,
+    (width, height): (usize, usize),
+    random: &mut Stream,
+) -> Option<Crop> {
+    let whole = |length: f32| length.round_ties_even() as i64;
+    let (w, h) = (width as i64, height as i64);
+    let least_area = scale.0 as f32 * w as f32 * h as f32;
+    let most_area = scale.1 as f32 * w as f32 * h as f32;
+    for _ in 0..10 {
+        let aspect = random.range(f64::from(ratio.0 as f32), f64::from(ratio.1 as f32)) as f32;
+        let wide = |height: i64| whole(height as f32 * aspect);
+        let least = whole((least_area / aspect).sqrt());
+        let mut most = whole((most_area / aspect).sqrt());
+        if wide(most) > w {
+            most = ((w as f64 + 0.5 - f64::from(1e-7_f32)) / f64::from(aspect)) as i64;
+            most -= i64::from(wide(most) > w);
+        }
+        let most = most.min(h);
+        let mut height = least.min(most);
+        if height < most {
+            height += random.below((most - height) as u64 + 1) as i64;
+        }
+        // One pixel more or less where rounding brought the area out of its range.
+        if ((wide(height) * height) as f32) < least_area {
+            height += 1;
+        }
+        if (wide(height) * height) as f32 > most_area {
+            height -= 1;
+        }
+        let width = wide(height);
+        let area = (width * height) as f32;
+        if area < least_area || area > most_area || width > w || height > h {
+            continue;
+        }
+        if width <= 0 || height <= 0 {
+            continue;
+        }
+        let mut place = |room: i64| if room > 0 { random.below(room as u64) as usize } else { 0 };
+        let (y, x) = (place(h - height), place(w - width));
+        if area / (w * h) as f32 >= 0.1 {
+            return Some(Crop { x, y, width: width as usize, height: height as usize });
         }
     }
     None
 }
 
+/// See [`Mode::Eval`]; in single precision as there.
 fn eval_crop((width, height): (usize, usize), side: usize) -> Crop {
-    let short = width.min(height);
-    centre((width, height), (short * side / (side + 32)).max(1))
+    let share = (side as f64 / (side as f64 + 32.0)) as f32;
+    let square = ((share * width.min(height) as f32) as usize).max(1);
+    let offset = |length: usize| (length - square).div_ceil(2);
+    Crop { x: offset(width), y: offset(height), width: square, height: square }
 }
 
-/// The central square; an odd pixel goes to the right and below.
-fn centre((width, height): (usize, usize), side: usize) -> Crop {
-    Crop { x: (width - side) / 2, y: (height - side) / 2, width: side, height: side }
+/// See [`Mode::Full`].
+fn full_crop((width, height): (usize, usize)) -> Crop {
+    let square = width.min(height);
+    let offset = |length: usize| ((length - square) as f64 / 2.0).round_ties_even() as usize;
+    Crop { x: offset(width), y: offset(height), width: square, height: square }
 }
 
 #[cfg(test)]
@@ -134,12 +386,13 @@ mod tests {
             .map(move |item| view(mode, size, 256, &mut Stream::new(1, 0, item, Purpose::View)))
     }
 
-    const MODES: [Mode; 6] =
-        [Mode::Resnet, Mode::Distorted, Mode::Biggan, Mode::Eval, Mode::Full, Mode::Small];
-
     #[test]
     fn every_view_lies_inside_the_image() {
-        for mode in MODES {
+        let (scale, ratio) = ((0.01, 0.3), (0.2, 7.0));
+        let own = [CropLaw::Torchvision, CropLaw::Tensorflow].map(|law| {
+            Mode::RandomResizedCrop(RandomResizedCrop { scale, ratio, law, flip: true })
+        });
+        for mode in NAMES.map(|(_, mode)| mode).into_iter().chain(own) {
             for size in [(1, 1), (1, 500), (500, 1), (2, 3), (300, 200), (4000, 17)] {
                 for View { crop, .. } in views(mode, size).take(300) {
                     assert!(crop.width > 0 && crop.height > 0, "{mode:?} {size:?}");
@@ -169,13 +422,165 @@ mod tests {
         assert!((1880..2120).contains(&wide), "{wide} of 4000 are wide: not log-uniform");
     }
 
+    /// What `tests/golden/crops.py` writes.
+    #[derive(Debug, Deserialize)]
+    struct Golden {
+        fallbacks: Vec<Place>,
+        full: Vec<Place>,
+        eval: Vec<Place>,
+        torchvision: Vec<Statistics>,
+        tensorflow: Vec<Statistics>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    struct Place {
+        size: (usize, usize),
+        #[serde(default)]
+        ratio: (f64, f64),
+        #[serde(default)]
+        side: usize,
+        crop: [usize; 4],
+    }
+
+    #[derive(Debug, Deserialize)]
+    struct Statistics {
+        size: (usize, usize),
+        area: f64,
+        deciles: Vec<f64>,
+        aspect: f64,
+        x: f64,
+        y: f64,
+        whole: f64,
+    }
+
+    fn golden() -> Golden {
+        serde_json::from_str(include_str!("../../tests/golden/crops.json")).unwrap()
+    }
+
     #[test]
-    fn eval_takes_the_centre() {
-        let seen = views(Mode::Eval, (500, 375)).next().map(|view| view.crop);
-        // floor(375 * 256 / 288) = 333
-        assert_eq!(seen, Some(Crop { x: 83, y: 21, width: 333, height: 333 }));
-        let seen = views(Mode::Full, (500, 375)).next().map(|view| view.crop);
-        assert_eq!(seen, Some(Crop { x: 62, y: 0, width: 375, height: 375 }));
+    fn central_crops_are_torchvision_s_and_tensorflow_s() {
+        let numbers = |crop: Crop| [crop.x, crop.y, crop.width, crop.height];
+        let golden = golden();
+        assert!(golden.fallbacks.len() > 15 && golden.full.len() == 10 && golden.eval.len() == 35);
+        for place in golden.fallbacks {
+            assert_eq!(numbers(central(place.ratio, place.size)), place.crop, "{place:?}");
+        }
+        for place in golden.full {
+            let mut random = Stream::new(1, 0, 0, Purpose::View);
+            let seen = view(Mode::Full, place.size, 256, &mut random);
+            assert_eq!(numbers(seen.crop), place.crop, "{place:?}");
+        }
+        for place in golden.eval {
+            let mut random = Stream::new(1, 0, 0, Purpose::View);
+            let seen = view(Mode::Eval, place.size, place.side, &mut random);
+            assert_eq!(numbers(seen.crop), place.crop, "{place:?}");
+        }
+    }
+
+    /// Holds 4,000 crops to the statistics of 40,000: within 4.5 standard errors.
+    fn check_law(wanted: &Statistics, law: CropLaw) {
+        let size = wanted.size;
+        let mode = Mode::RandomResizedCrop(RandomResizedCrop { law, ..Default::default() });
+        // The fallback of tensorflow/tpu, which the statistics have as the whole image.
+        let fallback = eval_crop(size, 256);
+        let crops: Vec<_> = views(mode, size)
+            .map(|view| match law {
+                CropLaw::Tensorflow if view.crop == fallback => {
+                    Crop { x: 0, y: 0, width: size.0, height: size.1 }
+                }
+                _ => view.crop,
+            })
+            .collect();
+        let place =
+            |at: usize, length: usize, size: usize| at as f64 / (size - length).max(1) as f64;
+        let all = (size.0 * size.1) as f64;
+        let area = |crop: &Crop| (crop.width * crop.height) as f64 / all;
+        let check = |name: &str, wanted: f64, of: &dyn Fn(&Crop) -> f64| {
+            let count = crops.len() as f64;
+            let mean = crops.iter().map(of).sum::<f64>() / count;
+            let variance = crops.iter().map(|crop| (of(crop) - mean).powi(2)).sum::<f64>() / count;
+            let error = 4.5 * (variance * (1.0 / count + 1.0 / 40_000.0)).sqrt() + 1e-3;
+            assert!((mean - wanted).abs() < error, "{name} of {size:?}, {law:?}: {mean}, {wanted}");
+        };
+        check("area", wanted.area, &area);
+        check("aspect", wanted.aspect, &|crop| (crop.width as f64 / crop.height as f64).ln());
+        check("x", wanted.x, &|crop| place(crop.x, crop.width, size.0));
+        check("y", wanted.y, &|crop| place(crop.y, crop.height, size.1));
+        check("whole", wanted.whole, &|crop| {
+            f64::from(u8::from((crop.width, crop.height) == size))
+        });
+        // Where many crops have one area, a decile may lie anywhere among them.
+        for (n, &decile) in wanted.deciles.iter().enumerate() {
+            let share = |of: &dyn Fn(f64) -> bool| {
+                crops.iter().filter(|crop| of(area(crop))).count() as f64 / crops.len() as f64
+            };
+            let (below, up_to) = (share(&|area| area < decile), share(&|area| area <= decile));
+            let wanted = (n + 1) as f64 / 10.0;
+            assert!(
+                below - 0.04 < wanted && wanted < up_to + 0.04,
+                "decile of {size:?}, {law:?}: {below} to {up_to}, {wanted}"
+            );
+        }
+    }
+
+    #[test]
+    fn random_crops_follow_torchvision_s_law_or_tensorflow_s() {
+        let golden = golden();
+        assert_eq!((golden.torchvision.len(), golden.tensorflow.len()), (7, 7));
+        golden.torchvision.iter().for_each(|wanted| check_law(wanted, CropLaw::Torchvision));
+        golden.tensorflow.iter().for_each(|wanted| check_law(wanted, CropLaw::Tensorflow));
+        // The two are not alike.
+        let [one, other] = [&golden.torchvision[0], &golden.tensorflow[0]];
+        assert!(one.area - other.area > 0.04, "{} and {}", one.area, other.area);
+    }
+
+    #[test]
+    fn tensorflow_s_law_shows_the_crop_of_eval_where_nothing_fits() {
+        // 75 of 8,000 pixels can be seen at most, less than 8 % of the area.
+        let seen = views(Mode::Tpu, (75, 8000)).map(|view| view.crop);
+        assert!(seen.into_iter().all(|crop| crop == eval_crop((75, 8000), 256)));
+        let seen = views(Mode::Resnet, (75, 8000)).map(|view| view.crop);
+        let central = Crop { x: 0, y: 3950, width: 75, height: 100 };
+        assert!(seen.into_iter().all(|crop| crop == central));
+    }
+
+    #[test]
+    fn modes_are_words_and_come_back_from_them() {
+        for (name, mode) in NAMES {
+            assert_eq!((mode.to_string().as_str(), name.parse()), (name, Ok(mode)));
+            assert_eq!(serde_json::to_value(mode).unwrap(), name);
+        }
+        assert_eq!(serde_json::from_value::<Mode>("resnet".into()).unwrap(), Mode::Resnet);
+        let crop = RandomResizedCrop::default();
+        let mode = |text: &str| text.parse::<Mode>();
+        assert_eq!(mode("random-resized-crop"), Ok(Mode::RandomResizedCrop(crop)));
+        let own = RandomResizedCrop {
+            scale: (0.2, 1.0),
+            ratio: (0.5, 2.0),
+            law: CropLaw::Tensorflow,
+            flip: false,
+        };
+        let text = "random-resized-crop, scale=0.2..1, ratio=0.5..2, law=tensorflow, flip=false";
+        assert_eq!(mode(text), Ok(Mode::RandomResizedCrop(own)));
+        for mode in [own, crop].map(Mode::RandomResizedCrop) {
+            assert_eq!(mode.to_string().parse(), Ok(mode));
+        }
+        for (text, names) in [
+            ("resnt", "resnet, tpu"),
+            ("resnet,scale=1..1", "unknown mode"),
+            ("random-resized-crop,scale=0.2", "scale=0.2"),
+            ("random-resized-crop,scale=0..1", "above 0"),
+            ("random-resized-crop,scale=0.5..0.2", "the smaller first"),
+            ("random-resized-crop,scale=0.5..2", "at most 1"),
+            ("random-resized-crop,ratio=0..1", "width over height"),
+            ("random-resized-crop,ratio=1..inf", "width over height"),
+            ("random-resized-crop,ratio=NaN..1", "width over height"),
+            ("random-resized-crop,law=pytorch", "law=pytorch"),
+            ("random-resized-crop,size=3", "size=3"),
+        ] {
+            let error = mode(text).unwrap_err();
+            assert!(error.contains(names), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -207,9 +207,6 @@ pub enum Fault {
     /// The PNG decoder refused the data.
     #[error("the PNG data are damaged")]
     Png(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// Resampling failed, which only memory exhaustion or a bug can cause.
-    #[error("resizing failed: {0}")]
-    Resize(String),
 }
 
 impl Error {

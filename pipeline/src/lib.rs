@@ -44,7 +44,7 @@ pub mod shard;
 mod slab;
 mod stats;
 
-pub use augment::{Crop, Mode, View};
+pub use augment::{Crop, CropLaw, Mode, RandomResizedCrop, View};
 pub use batch::Batch;
 pub use cursor::Cursor;
 pub use dataset::Dataset;

@@ -142,10 +142,9 @@ impl LoaderConfig {
         require((1..=1024).contains(&threads), format!("threads = {threads}: 1 to 1024"));
         require(world > 0 && rank < world, format!("rank = {rank}: must be below world = {world}"));
         require((1..=1024).contains(&depth), format!("depth = {depth}: 1 to 1024 batches"));
-        require(
-            self.mode != Mode::Small || large >= 8,
-            format!("mode = small needs large >= 8, not {large}"),
-        );
+        if let Err(problem) = self.mode.check(large) {
+            require(false, problem);
+        }
         if let BadSamples::Skip { max_share } = self.bad {
             let good = (0.0..=1.0).contains(&max_share);
             require(good, format!("max_share = {max_share}: 0 to 1"));

@@ -19,6 +19,7 @@ mod resize;
 mod rows;
 #[cfg(test)]
 mod tests;
+mod weights;
 
 use std::io::Cursor;
 
@@ -36,9 +37,10 @@ use crate::jpeg;
 /// Scratch that is kept between images; a rare giant's is given back.
 const KEPT: usize = 24 << 20;
 
-/// The resampling filter. Both are antialiased: their support grows with the reduction, as in
-/// Pillow. The papers' TensorFlow code does not antialias; this is a departure of ours, for
-/// sparse sampling of a large photograph is noise.
+/// The resampling filter. Both are antialiased: their support grows with the reduction. Pixels are
+/// those of Pillow 13's `Image.crop` and `Image.resize`, to the bit. The papers' TensorFlow code
+/// does not antialias; this is a departure of ours, for sparse sampling of a large photograph is
+/// noise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Filter {
@@ -216,7 +218,7 @@ impl Decoder {
         })?;
         let View { flip, shift: (right, down), .. } = seen;
         let rows = (&mut *large, &mut *small);
-        self.resizer.resize(&mut self.pixels, &window, flip, side, rows)?;
+        self.resizer.resize(&mut self.pixels, &window, flip, side, rows);
         if seen.shift != (0, 0) {
             self.spare.clear();
             self.spare.extend_from_slice(large);
@@ -372,10 +374,12 @@ impl Window {
         Self { width, height, inner, fraction: None }
     }
 
-    /// The crop within `inner`: left, top, width, height.
-    fn span(&self) -> [f64; 4] {
+    /// The crop within `inner`: where it begins and ends across and down, as Pillow's `box`.
+    fn span(&self) -> [(f32, f32); 2] {
         let Crop { width, height, .. } = self.inner;
-        self.fraction.unwrap_or([0.0, 0.0, width as f64, height as f64])
+        let whole = [0.0, 0.0, width as f64, height as f64];
+        let [left, top, width, height] = self.fraction.unwrap_or(whole);
+        [(left as f32, (left + width) as f32), (top as f32, (top + height) as f32)]
     }
 }
 

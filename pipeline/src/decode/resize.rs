@@ -1,17 +1,17 @@
-//! A crop to a row, and a row to its mean. On machines with AVX2 by code of ours, which takes four
-//! rows at a time through both passes, mirroring on the way, and on to their mean while they are in
-//! the nearest cache, and writes past the caches; elsewhere by `fast_image_resize`.
-//! Both give the same pixels: separable filters, columns first, in whole numbers of the same
-//! precision.
+//! A crop to a row of a batch, and the row to its mean. The pixels are Pillow's to the bit, of the
+//! crop cut out and resized by `Image.resize`: two passes, rounded to whole levels between them,
+//! rows first unless the height shrinks much more than the width. On machines with AVX2 by code of
+//! ours that takes four lines at a time across, keeps no more of them than a line of the result is
+//! made of, mirrors on the way, goes on to the mean while the result is in the nearest cache, and
+//! writes past the caches; elsewhere by plain loops.
 
-use fast_image_resize as fir;
-use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
-use fast_image_resize::pixels::U8x3;
+#[cfg(test)]
+mod tests;
 
 use super::rows::{flip, shrink};
+use super::weights::{Axis, PRECISION};
 use super::{Filter, KEPT, Window, grow};
 use crate::augment::Crop;
-use crate::error::Fault;
 
 /// Memory of the resizer, kept between pictures.
 #[derive(Debug)]
@@ -19,7 +19,10 @@ pub(super) struct Resizer {
     filter: Filter,
     #[cfg(target_arch = "x86_64")]
     fast: Option<avx2::Resizer>,
-    portable: fir::Resizer,
+    across: Axis,
+    down: Axis,
+    /// What one pass gives the other.
+    lines: Vec<u8>,
 }
 
 impl Resizer {
@@ -28,7 +31,9 @@ impl Resizer {
             filter,
             #[cfg(target_arch = "x86_64")]
             fast: is_x86_feature_detected!("avx2").then(avx2::Resizer::default),
-            portable: fir::Resizer::new(),
+            across: Axis::default(),
+            down: Axis::default(),
+            lines: Vec::new(),
         }
     }
 
@@ -41,54 +46,97 @@ impl Resizer {
         mirrored: bool,
         side: usize,
         (large, small): (&mut [u8], &mut [u8]),
-    ) -> Result<(), Fault> {
+    ) {
         #[cfg(target_arch = "x86_64")]
         if let Some(fast) = &mut self.fast {
-            fast.resize(self.filter, pixels, window, mirrored, side, (large, small));
-            return Ok(());
+            return fast.resize(self.filter, pixels, window, mirrored, side, (large, small));
         }
-        self.portable(pixels, window, large, side)?;
+        self.portable(pixels, window, large, side);
         if mirrored {
             flip(large, side);
         }
         shrink(large, side, small);
-        Ok(())
     }
 
-    pub(super) fn portable(
-        &mut self,
-        pixels: &[u8],
-        window: &Window,
-        row: &mut [u8],
-        side: usize,
-    ) -> Result<(), Fault> {
-        let fail = |error: &dyn std::fmt::Display| Fault::Resize(error.to_string());
-        let used = &pixels[..window.width * window.height * 3];
-        let (width, height) = (window.width as u32, window.height as u32);
-        let source: TypedImageRef<U8x3> =
-            TypedImageRef::from_buffer(width, height, used).map_err(|e| fail(&e))?;
-        // The resizer must see nothing beyond the crop: filters reach over its edges.
+    pub(super) fn portable(&mut self, pixels: &[u8], window: &Window, row: &mut [u8], side: usize) {
         let Crop { x, y, width, height } = window.inner;
-        let [x, y, width, height] = [x, y, width, height].map(|v| v as u32);
-        let inner =
-            TypedCroppedImage::from_ref(&source, x, y, width, height).map_err(|e| fail(&e))?;
-        let mut target: TypedImage<U8x3> =
-            TypedImage::from_buffer(side as u32, side as u32, row).map_err(|e| fail(&e))?;
-        let filter = match self.filter {
-            Filter::Bicubic => fir::FilterType::CatmullRom,
-            Filter::Bilinear => fir::FilterType::Bilinear,
-        };
-        let [left, top, width, height] = window.span();
-        let options = fir::ResizeOptions::new()
-            .resize_alg(fir::ResizeAlg::Convolution(filter))
-            .crop(left, top, width, height);
-        self.portable.resize_typed(&inner, &mut target, &options).map_err(|e| fail(&e))
+        let [left_right, top_bottom] = window.span();
+        let Self { filter, across, down, lines, .. } = self;
+        across.plan(*filter, width, left_right, side);
+        down.plan(*filter, height, top_bottom, side);
+        let stride = 3 * window.width;
+        let line = |n: usize| &pixels[(y + n) * stride + 3 * x..][..3 * width];
+        if columns_first(window.inner, side) {
+            grow(lines, 3 * width * side);
+            let lines = &mut lines[..3 * width * side];
+            pass_down(down, line, 3 * width, lines);
+            for (line, row) in lines.chunks_exact(3 * width).zip(row.chunks_exact_mut(3 * side)) {
+                pass_across(across, line, row);
+            }
+            return;
+        }
+        let first = down.starts.first().map_or(0, |&first| first);
+        let end = down.starts.last().map_or(0, |last| (last + down.taps).min(height));
+        grow(lines, 3 * side * (end - first));
+        let lines = &mut lines[..3 * side * (end - first)];
+        for (n, made) in lines.chunks_exact_mut(3 * side).enumerate() {
+            pass_across(across, line(first + n), made);
+        }
+        pass_down(down, |n| &lines[3 * side * (n - first)..][..3 * side], 3 * side, row);
     }
 
     /// Gives a rare giant's memory back.
     pub(super) fn forget_giants(&mut self) {
-        if self.portable.size_of_internal_buffers() > KEPT {
-            self.portable.reset_internal_buffers();
+        if self.lines.capacity() > KEPT {
+            self.lines = Vec::new();
+        }
+    }
+}
+
+/// Whether columns are resized before rows: where the height shrinks by more than twice what the
+/// width does.
+///
+/// # Source
+/// `ImagingResampleInner` of Pillow 13. Versions before it always begin with rows.
+fn columns_first(Crop { width, height, .. }: Crop, side: usize) -> bool {
+    let [width, height, side] = [width, height, side].map(|length| length as i64);
+    height > side && height - side > 2 * (width - side)
+}
+
+fn level(sum: i32) -> u8 {
+    (sum >> PRECISION).clamp(0, 255) as u8
+}
+
+const HALF: i32 = 1 << (PRECISION - 1);
+
+fn pass_across(axis: &Axis, line: &[u8], out: &mut [u8]) {
+    let (line, _) = line.as_chunks::<3>();
+    let weights = axis.weights.chunks_exact(axis.taps);
+    let places = out.as_chunks_mut::<3>().0.iter_mut();
+    for ((out, &start), weights) in places.zip(&axis.starts).zip(weights) {
+        let mut sums = [HALF; 3];
+        for (pixel, &weight) in line[start..].iter().zip(weights) {
+            for (sum, &value) in sums.iter_mut().zip(pixel) {
+                *sum += i32::from(value) * weight;
+            }
+        }
+        *out = sums.map(level);
+    }
+}
+
+/// Makes lines of `width` bytes of the lines that `source` has.
+fn pass_down<'a>(axis: &Axis, source: impl Fn(usize) -> &'a [u8], width: usize, out: &mut [u8]) {
+    let mut sums = vec![0; width];
+    let weights = axis.weights.chunks_exact(axis.taps);
+    for ((out, &start), weights) in out.chunks_exact_mut(width).zip(&axis.starts).zip(weights) {
+        sums.fill(HALF);
+        for (n, &weight) in weights.iter().enumerate().filter(|(_, weight)| **weight != 0) {
+            for (sum, &value) in sums.iter_mut().zip(source(start + n)) {
+                *sum += i32::from(value) * weight;
+            }
+        }
+        for (out, &sum) in out.iter_mut().zip(&sums) {
+            *out = level(sum);
         }
     }
 }
@@ -97,143 +145,83 @@ impl Resizer {
 mod avx2 {
     #[allow(clippy::wildcard_imports, reason = "intrinsics")]
     use std::arch::x86_64::*;
+    use std::ops::Range;
 
-    use super::{Filter, Window, grow, shrink};
+    use super::{Axis, Filter, HALF, PRECISION, Window, columns_first, grow, shrink};
 
-    /// Rows that go through both passes together.
-    const ROWS: usize = 4;
-    /// Pixels that the second pass makes at once.
+    /// Lines that are made together.
+    const LINES: usize = 4;
+    /// Pixels that are made at once.
     const PIXELS: usize = 4;
     /// Bytes of a vector.
     const LANES: usize = 32;
 
-    /// Where the values of an axis come from.
+    /// The weights of an axis for sums of pairs of 16-bit numbers: each is 256 times a high part
+    /// and a low part from 0 to 255.
     #[derive(Debug, Default)]
-    struct Axis {
-        /// The first source of each value.
+    struct Plan {
+        axis: Axis,
         starts: Vec<usize>,
-        /// The weights of each value, `2 * pairs`, zeros behind the last.
-        weights: Vec<i16>,
+        /// Of each value, two parts in 16 bits each: the high parts of all pairs of sources, then
+        /// the low parts.
+        weights: Vec<i32>,
+        /// Pairs of sources of a value.
         pairs: usize,
-        /// Bits of a weight behind the point.
-        precision: i32,
-        /// The weights before they are rounded, and how many a value has.
-        exact: Vec<f64>,
-        counts: Vec<usize>,
+        /// The last of `starts`.
+        furthest: usize,
     }
 
     #[derive(Debug, Default)]
     pub(super) struct Resizer {
-        across: Axis,
-        down: Axis,
-        /// What the first pass gives the second.
-        rows: Vec<u8>,
-        /// What the second pass makes of it.
+        across: Plan,
+        down: Plan,
+        /// What the first pass gives the second: the newest lines, each in the place of one that
+        /// is not needed any more.
+        lines: Vec<u8>,
+        /// `LINES` lines of the result.
         made: Vec<u8>,
     }
 
-    fn bilinear(x: f64) -> f64 {
-        (1.0 - x.abs()).max(0.0)
-    }
-
-    /// The cubic convolution with a = -0.5.
-    fn bicubic(x: f64) -> f64 {
-        let x = x.abs();
-        if x < 1.0 {
-            (1.5 * x - 2.5) * x * x + 1.0
-        } else if x < 2.0 {
-            (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5
-        } else {
-            0.0
-        }
-    }
-
-    impl Axis {
-        /// Plans `side` values over `length` sources from `from` on, of `size`.
+    impl Plan {
+        /// Plans `side` values over a part of a line of `size`; `mirrored`, from the last to the
+        /// first.
         #[target_feature(enable = "avx2")]
-        fn plan(
+        fn make(
             &mut self,
             filter: Filter,
             size: usize,
-            (from, length): (f64, f64),
+            part: (f32, f32),
             side: usize,
             mirrored: bool,
         ) {
-            match filter {
-                Filter::Bilinear => self.weigh(bilinear, 1.0, size, (from, length), side),
-                Filter::Bicubic => self.weigh(bicubic, 2.0, size, (from, length), side),
-            }
-            self.round(mirrored);
-        }
-
-        #[inline]
-        #[target_feature(enable = "avx2")]
-        fn weigh(
-            &mut self,
-            filter: impl Fn(f64) -> f64,
-            support: f64,
-            size: usize,
-            (from, length): (f64, f64),
-            side: usize,
-        ) {
-            let scale = (from + length - from) / side as f64;
-            let wide = scale.max(1.0);
-            let (radius, narrow) = (support * wide, 1.0 / wide);
-            self.exact.clear();
-            self.starts.clear();
-            self.counts.clear();
-            for value in 0..side {
-                let centre = from + (value as f64 + 0.5) * scale;
-                let start = (centre - radius).floor().max(0.0) as usize;
-                let end = (centre + radius).ceil().min(size as f64) as usize;
-                let first = self.exact.len();
-                let mut begun = start;
-                let mut sum = 0.0;
-                for at in start..end {
-                    let weight = filter((at as f64 - (centre - 0.5)) * narrow);
-                    if at == begun && weight == 0.0 {
-                        begun += 1;
-                        continue;
-                    }
-                    self.exact.push(weight);
-                    sum += weight;
-                }
-                while self.exact.len() > first && self.exact.last() == Some(&0.0) {
-                    self.exact.pop();
-                }
-                for weight in &mut self.exact[first..] {
-                    *weight /= sum;
-                }
-                self.starts.push(begun);
-                self.counts.push(self.exact.len() - first);
-            }
-        }
-
-        /// Makes whole numbers of the weights, as precise as 16 bits allow.
-        #[inline]
-        #[target_feature(enable = "avx2")]
-        fn round(&mut self, mirrored: bool) {
-            let most = self.exact.iter().copied().fold(0.0, f64::max);
-            let fits = |bits: &i32| (most * f64::from(1 << (bits + 1))).round() < 32768.0;
-            self.precision = (0..21).find(|bits| !fits(bits)).unwrap_or(21);
-            let scale = f64::from(1 << self.precision);
-            self.pairs = self.counts.iter().max().map_or(0, |most| most.div_ceil(2));
-            self.weights.clear();
+            let Self { axis, starts, weights, pairs, furthest } = self;
+            axis.plan(filter, size, part, side);
+            *pairs = axis.taps.div_ceil(2);
             // Whole groups of values, of which the last may come to nothing.
-            self.weights.resize(self.starts.len().next_multiple_of(PIXELS) * 2 * self.pairs, 0);
-            let mut from = 0;
-            for (value, count) in self.counts.iter().enumerate() {
-                let place = if mirrored { self.counts.len() - 1 - value } else { value };
-                let place = &mut self.weights[2 * self.pairs * place..];
-                for (place, weight) in place.iter_mut().zip(&self.exact[from..from + count]) {
-                    *place = (weight * scale).round() as i16;
-                }
-                from += count;
-            }
+            let all = side.next_multiple_of(PIXELS);
+            starts.clear();
+            starts.extend_from_slice(&axis.starts);
+            *furthest = axis.starts.iter().copied().max().unwrap_or(0);
             if mirrored {
-                self.starts.reverse();
+                starts.reverse();
             }
-            self.starts.resize(self.starts.len().next_multiple_of(PIXELS), 0);
+            starts.resize(all, 0);
+            weights.clear();
+            weights.resize(all * 2 * *pairs, 0);
+            let places = weights.chunks_exact_mut(2 * *pairs);
+            let split = |(place, whole): (&mut [i32], &[i32])| {
+                let (high, low) = place.split_at_mut(*pairs);
+                for ((high, low), pair) in high.iter_mut().zip(low).zip(whole.chunks(2)) {
+                    let [first, second] = [pair[0], pair.get(1).copied().unwrap_or(0)];
+                    *high = (first >> 8) & 0xffff | (second >> 8) << 16;
+                    *low = first & 255 | (second & 255) << 16;
+                }
+            };
+            let whole = axis.weights.chunks_exact(axis.taps);
+            match mirrored {
+                false => places.zip(whole).for_each(split),
+                true => places.zip(whole.rev()).for_each(split),
+            }
         }
     }
 
@@ -248,57 +236,53 @@ mod avx2 {
             side: usize,
             (large, small): (&mut [u8], &mut [u8]),
         ) {
-            let [left, top, width, height] = window.span();
+            let [left_right, top_bottom] = window.span();
             let inner = window.inner;
             // SAFETY: without AVX2 there is no `Resizer`.
             unsafe {
-                self.across.plan(filter, inner.width, (left, width), side, mirrored);
-                self.down.plan(filter, inner.height, (top, height), side, false);
+                self.across.make(filter, inner.width, left_right, side, mirrored);
+                self.down.make(filter, inner.height, top_bottom, side, false);
             }
-            let Self { across, down, rows, made } = self;
+            let columns_first = columns_first(inner, side);
             let stride = 3 * window.width;
-            // The last loads of a row, of either pass, reach beyond it.
-            let line = (3 * inner.width).next_multiple_of(LANES);
-            let gap = line + 6 * across.pairs + 16;
-            grow(pixels, stride * window.height + LANES);
-            grow(rows, ROWS * gap);
-            let (crop, last) = (&pixels[inner.y * stride + 3 * inner.x..], inner.height - 1);
-            let fits = |start: &usize| 3 * (start + 2 * across.pairs) + 16 <= gap;
-            assert!(across.starts.iter().all(fits) && rows.len() >= ROWS * gap);
-            grow(made, ROWS * 3 * side);
+            let longest = 3 * if columns_first { inner.width } else { side };
+            // Loads and stores reach beyond the end of a line.
+            let reach = 6 * self.across.pairs + 2 * LANES;
+            let gap = longest + reach;
+            grow(pixels, stride * window.height + reach);
+            grow(&mut self.lines, (2 * self.down.pairs + LINES) * gap);
+            let made_gap = 3 * side + LANES;
+            grow(&mut self.made, LINES * made_gap);
+            let from = Source {
+                pixels: &pixels[inner.y * stride + 3 * inner.x..],
+                stride,
+                width: 3 * inner.width,
+                reach: 3 * inner.width + reach,
+                last: inner.height - 1,
+            };
             let halved = large.len() == 4 * small.len() && side.is_multiple_of(16);
-            for (four, large) in large.chunks_mut(ROWS * 3 * side).enumerate() {
-                let out = &mut made[..large.len()];
-                for (n, row) in rows.chunks_exact_mut(gap).take(out.len() / (3 * side)).enumerate()
-                {
-                    let value = ROWS * four + n;
-                    let weights = &down.weights[2 * down.pairs * value..][..2 * down.pairs];
-                    let source = |n: usize| {
-                        crop[(down.starts[value] + n).min(last) * stride..][..line].as_chunks().0
-                    };
-                    let (row, precision) = (row[..line].as_chunks_mut().0, down.precision);
-                    // SAFETY: as above.
-                    unsafe {
-                        match down.pairs {
-                            1 => blend::<2>(weights, source, precision, row),
-                            2 => blend::<4>(weights, source, precision, row),
-                            3 => blend::<6>(weights, source, precision, row),
-                            _ => blend::<0>(weights, source, precision, row),
-                        }
-                    }
-                }
-                // SAFETY: as above, and by the assertion.
+            let mut next = self.down.starts[0];
+            for (four, large) in large.chunks_mut(LINES * 3 * side).enumerate() {
+                let values = LINES * four..LINES * four + large.len() / (3 * side);
+                // SAFETY: as above.
                 unsafe {
-                    match across.pairs {
-                        1 => gather::<2>(across, rows, gap, out, side),
-                        2 => gather::<4>(across, rows, gap, out, side),
-                        3 => gather::<6>(across, rows, gap, out, side),
-                        _ => gather::<0>(across, rows, gap, out, side),
+                    if columns_first {
+                        self.columns_first(&from, gap, values, made_gap);
+                    } else {
+                        self.rows_first(&from, gap, values, made_gap, &mut next);
+                    }
+                    let mut made = self.made.chunks_exact(made_gap).map(|line| &line[..3 * side]);
+                    for (line, large) in made.clone().zip(large.chunks_exact_mut(3 * side)) {
+                        stream(line, large);
                     }
                     if halved {
-                        halve(out, side, &mut small[ROWS * 3 * side / 4 * four..]);
+                        let small = &mut small[LINES * 3 * side / 4 * four..];
+                        for small in small.chunks_exact_mut(3 * side / 2).take(LINES / 2) {
+                            if let [Some(upper), Some(lower)] = [made.next(), made.next()] {
+                                halve(upper, lower, small);
+                            }
+                        }
                     }
-                    stream(out, large);
                 }
             }
             // Before another thread is told of the row.
@@ -308,123 +292,265 @@ mod avx2 {
                 shrink(large, side, small);
             }
         }
+
+        /// Makes `values` of the result, taking further lines across where they need them. `next`
+        /// is the first line that has not gone across.
+        #[target_feature(enable = "avx2")]
+        fn rows_first(
+            &mut self,
+            from: &Source,
+            gap: usize,
+            values: Range<usize>,
+            made_gap: usize,
+            next: &mut usize,
+        ) {
+            let Self { across, down, lines, made } = self;
+            let turns = 2 * down.pairs + LINES;
+            for (value, made) in values.zip(made.chunks_exact_mut(made_gap)) {
+                let start = down.starts[value];
+                while *next < (start + down.axis.taps).min(from.last + 1) {
+                    let four = std::array::from_fn(|n| from.line(*next + n));
+                    let places = std::array::from_fn(|n| (*next + n) % turns * gap);
+                    across.sideways(four, lines, places);
+                    *next += LINES;
+                }
+                let turn = start % turns;
+                let line = |n| {
+                    let at = if turn + n < turns { turn + n } else { turn + n - turns };
+                    &lines[at * gap..][..gap]
+                };
+                down.lengthwise(value, line, made_gap - LANES, made);
+            }
+        }
+
+        /// Makes `values` of the result.
+        #[target_feature(enable = "avx2")]
+        fn columns_first(
+            &mut self,
+            from: &Source,
+            gap: usize,
+            values: Range<usize>,
+            made_gap: usize,
+        ) {
+            let Self { across, down, lines, made } = self;
+            for (value, line) in values.zip(lines.chunks_exact_mut(gap)) {
+                let start = down.starts[value];
+                down.lengthwise(value, |n| from.line(start + n), from.width, line);
+            }
+            let four = std::array::from_fn(|n| &lines[n * gap..][..gap]);
+            across.sideways(four, made, std::array::from_fn(|n| n * made_gap));
+        }
     }
 
-    /// The sum of the rows of `source` by `weights`, `TAPS` of them or, where that is 0, any number.
-    #[target_feature(enable = "avx2")]
-    fn blend<'a, const TAPS: usize>(
-        weights: &[i16],
-        source: impl Fn(usize) -> &'a [[u8; LANES]],
-        precision: i32,
-        row: &mut [[u8; LANES]],
-    ) {
-        let known: [_; TAPS] = std::array::from_fn(&source);
-        let source = |tap| if TAPS > 0 { known[tap] } else { source(tap) };
-        let (half, bits) = rounding(precision);
-        let zero = _mm256_setzero_si256();
-        let taps = if TAPS > 0 { TAPS } else { weights.len() };
-        for (n, out) in row.iter_mut().enumerate() {
-            let mut sums = [half; 4];
-            for tap in (0..taps).step_by(2) {
-                let weights = pair(&weights[tap..]);
-                // SAFETY: arrays of as many bytes.
-                let [first, second] = [source(tap), source(tap + 1)]
-                    .map(|row| unsafe { _mm256_loadu_si256(row[n].as_ptr().cast()) });
-                let low = _mm256_unpacklo_epi8(first, second);
-                let high = _mm256_unpackhi_epi8(first, second);
-                let quarters = [
-                    _mm256_unpacklo_epi8(low, zero),
-                    _mm256_unpackhi_epi8(low, zero),
-                    _mm256_unpacklo_epi8(high, zero),
-                    _mm256_unpackhi_epi8(high, zero),
-                ];
-                for (sum, bytes) in sums.iter_mut().zip(quarters) {
-                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(bytes, weights));
+    /// The crop in a decoder's memory.
+    #[derive(Debug)]
+    struct Source<'a> {
+        pixels: &'a [u8],
+        stride: usize,
+        /// Bytes of a line.
+        width: usize,
+        /// Bytes of a line that may be read.
+        reach: usize,
+        last: usize,
+    }
+
+    impl Source<'_> {
+        /// A line, or the last.
+        fn line(&self, n: usize) -> &[u8] {
+            &self.pixels[n.min(self.last) * self.stride..][..self.reach]
+        }
+    }
+
+    impl Plan {
+        /// Takes four lines across, to their places in `to`.
+        #[target_feature(enable = "avx2")]
+        fn sideways(&self, from: [&[u8]; LINES], to: &mut [u8], places: [usize; LINES]) {
+            match self.pairs {
+                1 => self.sideways_by::<1>(from, to, places),
+                2 => self.sideways_by::<2>(from, to, places),
+                3 => self.sideways_by::<3>(from, to, places),
+                4 => self.sideways_by::<4>(from, to, places),
+                _ => self.sideways_by::<0>(from, to, places),
+            }
+        }
+
+        /// By `PAIRS` pairs of sources or, where that is 0, any number.
+        #[target_feature(enable = "avx2")]
+        fn sideways_by<const PAIRS: usize>(
+            &self,
+            from: [&[u8]; LINES],
+            to: &mut [u8],
+            places: [usize; LINES],
+        ) {
+            let pairs = if PAIRS > 0 { PAIRS } else { self.pairs };
+            let zero = _mm256_setzero_si256();
+            // Two pixels as 16-bit pairs of red, green and blue, and the two behind them.
+            let near = _mm256_broadcastsi128_si256(_mm_setr_epi8(
+                0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1,
+            ));
+            let far = _mm256_broadcastsi128_si256(_mm_setr_epi8(
+                6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1,
+            ));
+            let dense = _mm256_broadcastsi128_si256(_mm_setr_epi8(
+                0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1,
+            ));
+            let groups = self.starts.as_chunks::<PIXELS>().0;
+            let furthest = 3 * (self.furthest + 2 * (pairs - 1)) + 16;
+            assert!(from.iter().all(|line| line.len() >= furthest));
+            let needed = 3 * PIXELS * groups.len() + 4;
+            assert!(places.iter().all(|place| place + needed <= to.len()));
+            let groups = groups.iter().zip(self.weights.chunks_exact(PIXELS * 2 * pairs));
+            for (group, (starts, weights)) in groups.enumerate() {
+                let mut levels = [[zero; PIXELS]; LINES / 2];
+                for pixel in 0..PIXELS {
+                    let mut sums = [Sum::new(); LINES / 2];
+                    let weights = |pair| Weights::new(weights, 2 * pairs * pixel + pair, pairs);
+                    for four in 0..pairs.div_ceil(2) {
+                        let at = 3 * (starts[pixel] + 4 * four);
+                        let first = weights(2 * four);
+                        let second = (2 * four + 1 < pairs).then(|| weights(2 * four + 1));
+                        for two in 0..LINES / 2 {
+                            // SAFETY: the assertion.
+                            let [one, other] = [0, 1].map(|n| unsafe {
+                                _mm_loadu_si128(from[2 * two + n].as_ptr().add(at).cast())
+                            });
+                            let bytes = _mm256_set_m128i(other, one);
+                            sums[two].add(_mm256_shuffle_epi8(bytes, near), first);
+                            if let Some(second) = second {
+                                sums[two].add(_mm256_shuffle_epi8(bytes, far), second);
+                            }
+                        }
+                    }
+                    for two in 0..LINES / 2 {
+                        levels[two][pixel] = sums[two].levels();
+                    }
+                }
+                for (two, levels) in levels.into_iter().enumerate() {
+                    let bytes = _mm256_shuffle_epi8(pack(levels), dense);
+                    let (one, other) =
+                        (_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));
+                    for (n, bytes) in [one, other].into_iter().enumerate() {
+                        // What is behind the four is written over with the next.
+                        // SAFETY: the assertion.
+                        unsafe {
+                            let place = to.as_mut_ptr().add(places[2 * two + n]);
+                            _mm_storeu_si128(place.add(3 * PIXELS * group).cast(), bytes);
+                        }
+                    }
                 }
             }
-            let [a, b, c, d] = sums.map(|sum| _mm256_sra_epi32(sum, bits));
-            let bytes = _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+        }
+
+        /// Makes one line, of `width` bytes, of those that `line` gives, and writes whole vectors.
+        #[target_feature(enable = "avx2")]
+        fn lengthwise<'a>(
+            &self,
+            value: usize,
+            line: impl Fn(usize) -> &'a [u8],
+            width: usize,
+            out: &mut [u8],
+        ) {
+            let weights = &self.weights[2 * self.pairs * value..][..2 * self.pairs];
+            let width = width.next_multiple_of(LANES);
+            let line = |n| line(n)[..width].as_chunks().0;
+            let out = out[..width].as_chunks_mut().0;
+            match self.pairs {
+                1 => lengthwise_by::<1>(weights, line, out),
+                2 => lengthwise_by::<2>(weights, line, out),
+                3 => lengthwise_by::<3>(weights, line, out),
+                4 => lengthwise_by::<4>(weights, line, out),
+                _ => lengthwise_by::<0>(weights, line, out),
+            }
+        }
+    }
+
+    /// By `PAIRS` pairs of lines or, where that is 0, any number.
+    #[target_feature(enable = "avx2")]
+    fn lengthwise_by<'a, const PAIRS: usize>(
+        weights: &[i32],
+        line: impl Fn(usize) -> &'a [[u8; LANES]],
+        out: &mut [[u8; LANES]],
+    ) {
+        let pair = |n| [line(2 * n), line(2 * n + 1)];
+        let known: [_; PAIRS] = std::array::from_fn(pair);
+        let pairs = if PAIRS > 0 { PAIRS } else { weights.len() / 2 };
+        let weights = |n| Weights::new(weights, n, pairs);
+        let known_weights: [_; PAIRS] = std::array::from_fn(weights);
+        let pair = |n| {
+            if PAIRS > 0 { (known[n], known_weights[n]) } else { (pair(n), weights(n)) }
+        };
+        let zero = _mm256_setzero_si256();
+        for (n, out) in out.iter_mut().enumerate() {
+            let mut sums = [Sum::new(); 4];
+            for (lines, weights) in (0..pairs).map(pair) {
+                // SAFETY: arrays of as many bytes.
+                let [first, second] =
+                    lines.map(|line| unsafe { _mm256_loadu_si256(line[n].as_ptr().cast()) });
+                let low = _mm256_unpacklo_epi8(first, second);
+                let high = _mm256_unpackhi_epi8(first, second);
+                sums[0].add(_mm256_unpacklo_epi8(low, zero), weights);
+                sums[1].add(_mm256_unpackhi_epi8(low, zero), weights);
+                sums[2].add(_mm256_unpacklo_epi8(high, zero), weights);
+                sums[3].add(_mm256_unpackhi_epi8(high, zero), weights);
+            }
+            let bytes = pack(sums.map(|sum| sum.levels()));
             // SAFETY: an array of as many bytes.
             unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), bytes) }
         }
     }
 
-    /// The second pass, over `ROWS` rows that are `gap` bytes apart, into as many or, at the end,
-    /// fewer.
-    ///
-    /// # Safety
-    /// From every start, as many pixels as there are weights and 16 bytes must be within `gap`.
-    #[target_feature(enable = "avx2")]
-    unsafe fn gather<const TAPS: usize>(
-        across: &Axis,
-        rows: &[u8],
-        gap: usize,
-        out: &mut [u8],
-        side: usize,
-    ) {
-        let taps = if TAPS > 0 { TAPS } else { 2 * across.pairs };
-        let (half, bits) = rounding(across.precision);
-        // Two pixels as 16-bit pairs of red, green and blue, and the two behind them.
-        let near = _mm256_broadcastsi128_si256(_mm_setr_epi8(
-            0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1,
-        ));
-        let far = _mm256_broadcastsi128_si256(_mm_setr_epi8(
-            6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1,
-        ));
-        let dense = _mm256_broadcastsi128_si256(_mm_setr_epi8(
-            0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1,
-        ));
-        let groups = across.starts.as_chunks::<PIXELS>().0.iter();
-        let groups = groups.zip(across.weights.chunks_exact(PIXELS * taps));
-        for (group, (starts, weights)) in groups.enumerate() {
-            for two_rows in 0..ROWS / 2 {
-                let [one, other] = [0, gap].map(|row| rows[2 * gap * two_rows + row..].as_ptr());
-                let mut sums = [half; PIXELS];
-                for ((sum, start), weights) in
-                    sums.iter_mut().zip(starts).zip(weights.chunks_exact(taps))
-                {
-                    for tap in (0..taps).step_by(4) {
-                        let at = 3 * (start + tap);
-                        // SAFETY: within `gap` by the caller's word, and slices begin `gap` apart.
-                        let [one, other] =
-                            [one, other].map(|row| unsafe { _mm_loadu_si128(row.add(at).cast()) });
-                        let bytes = _mm256_set_m128i(other, one);
-                        let two = _mm256_shuffle_epi8(bytes, near);
-                        let product = _mm256_madd_epi16(two, pair(&weights[tap..]));
-                        *sum = _mm256_add_epi32(*sum, product);
-                        if tap + 2 < taps {
-                            let two = _mm256_shuffle_epi8(bytes, far);
-                            let product = _mm256_madd_epi16(two, pair(&weights[tap + 2..]));
-                            *sum = _mm256_add_epi32(*sum, product);
-                        }
-                    }
-                }
-                let [a, b, c, d] = sums.map(|sum| _mm256_sra_epi32(sum, bits));
-                let bytes = _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
-                let bytes = _mm256_shuffle_epi8(bytes, dense);
-                let at = 3 * (2 * side * two_rows + PIXELS * group);
-                let room = 3 * (side - PIXELS * group);
-                put(out, at, room, _mm256_castsi256_si128(bytes));
-                put(out, at + 3 * side, room, _mm256_extracti128_si256::<1>(bytes));
-            }
+    /// The weights of a pair, everywhere in a vector.
+    #[derive(Debug, Clone, Copy)]
+    struct Weights {
+        high: __m256i,
+        low: __m256i,
+    }
+
+    impl Weights {
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        fn new(weights: &[i32], at: usize, pairs: usize) -> Self {
+            let [high, low] = [weights[at], weights[at + pairs]].map(|two| _mm256_set1_epi32(two));
+            Self { high, low }
         }
     }
 
-    /// Writes four pixels, or as many as there is `room` for, unless they are beyond the last row.
+    /// Sums by the high and by the low parts of weights.
+    #[derive(Debug, Clone, Copy)]
+    struct Sum {
+        high: __m256i,
+        low: __m256i,
+    }
+
+    impl Sum {
+        /// Half of a level, which rounds.
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        fn new() -> Self {
+            Self { high: _mm256_setzero_si256(), low: _mm256_set1_epi32(HALF) }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        fn add(&mut self, pairs: __m256i, weights: Weights) {
+            self.high = _mm256_add_epi32(self.high, _mm256_madd_epi16(pairs, weights.high));
+            self.low = _mm256_add_epi32(self.low, _mm256_madd_epi16(pairs, weights.low));
+        }
+
+        /// Whole levels, not yet held between 0 and 255.
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        fn levels(self) -> __m256i {
+            let sum = _mm256_add_epi32(_mm256_slli_epi32::<8>(self.high), self.low);
+            _mm256_srai_epi32::<{ PRECISION as i32 }>(sum)
+        }
+    }
+
+    /// Four vectors of levels as bytes, held between 0 and 255.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn put(out: &mut [u8], at: usize, room: usize, bytes: __m128i) {
-        let Some(out) = out.get_mut(at..at + room) else { return };
-        // What is behind the four is written over with the next.
-        if let Some(place) = out.first_chunk_mut::<16>() {
-            // SAFETY: an array of as many bytes.
-            return unsafe { _mm_storeu_si128(place.as_mut_ptr().cast(), bytes) };
-        }
-        let mut all = [0; 16];
-        // SAFETY: as above.
-        unsafe { _mm_storeu_si128(all.as_mut_ptr().cast(), bytes) };
-        let room = room.min(3 * PIXELS);
-        out[..room].copy_from_slice(&all[..room]);
+    fn pack([a, b, c, d]: [__m256i; 4]) -> __m256i {
+        _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d))
     }
 
     /// Copies past the caches: what reads a batch comes later, and mostly by another way.
@@ -441,9 +567,10 @@ mod avx2 {
         }
     }
 
-    /// The mean of each 2 x 2 square, halves rounded up, of rows of a multiple of 16 pixels.
+    /// The mean of each 2 x 2 square, halves rounded up, of two lines of a multiple
+    /// of 16 pixels.
     #[target_feature(enable = "avx2")]
-    fn halve(large: &[u8], side: usize, small: &mut [u8]) {
+    fn halve(upper: &[u8], lower: &[u8], small: &mut [u8]) {
         // The bytes of four pixels by pairs of red, green and blue, where they begin 16 bytes and,
         // in the upper half of the second, where they end them.
         let first = _mm_setr_epi8(0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11, -1, -1, -1, -1);
@@ -453,30 +580,21 @@ mod avx2 {
         let dense = _mm256_broadcastsi128_si256(_mm_setr_epi8(
             0, 1, 2, 3, 4, 5, 8, 9, 10, 11, 12, 13, -1, -1, -1, -1,
         ));
-        let lines = large.as_chunks::<48>().0.chunks_exact(side / 16 * 2);
-        let outs = small.as_chunks_mut::<24>().0.chunks_exact_mut(side / 16);
-        for (lines, outs) in lines.zip(outs) {
-            let (upper, lower) = lines.split_at(side / 16);
-            for ((upper, lower), out) in upper.iter().zip(lower).zip(outs) {
-                let sums =
-                    _mm256_add_epi16(couples(upper, 0, 24, first), couples(lower, 0, 24, first));
-                let left = _mm256_srli_epi16::<2>(_mm256_add_epi16(sums, two));
-                let sums = _mm256_add_epi16(
-                    couples(upper, 12, 32, second),
-                    couples(lower, 12, 32, second),
-                );
-                let right = _mm256_srli_epi16::<2>(_mm256_add_epi16(sums, two));
-                let means = _mm256_packus_epi16(left, right);
-                let means = _mm256_shuffle_epi8(means, dense);
-                let (low, high) =
-                    (_mm256_castsi256_si128(means), _mm256_extracti128_si256::<1>(means));
-                // SAFETY: 16 bytes from the first on, then 12 from the twelfth, of 24.
-                unsafe {
-                    let out = out.as_mut_ptr();
-                    _mm_storeu_si128(out.cast(), low);
-                    _mm_storel_epi64(out.add(12).cast(), high);
-                    out.add(20).cast::<i32>().write_unaligned(_mm_extract_epi32::<2>(high));
-                }
+        let (upper, lower) = (upper.as_chunks::<48>().0, lower.as_chunks::<48>().0);
+        for ((upper, lower), out) in upper.iter().zip(lower).zip(small.as_chunks_mut::<24>().0) {
+            let sums = _mm256_add_epi16(couples(upper, 0, 24, first), couples(lower, 0, 24, first));
+            let left = _mm256_srli_epi16::<2>(_mm256_add_epi16(sums, two));
+            let sums =
+                _mm256_add_epi16(couples(upper, 12, 32, second), couples(lower, 12, 32, second));
+            let right = _mm256_srli_epi16::<2>(_mm256_add_epi16(sums, two));
+            let means = _mm256_shuffle_epi8(_mm256_packus_epi16(left, right), dense);
+            let (low, high) = (_mm256_castsi256_si128(means), _mm256_extracti128_si256::<1>(means));
+            // SAFETY: 16 bytes from the first on, then 12 from the twelfth, of 24.
+            unsafe {
+                let out = out.as_mut_ptr();
+                _mm_storeu_si128(out.cast(), low);
+                _mm_storel_epi64(out.add(12).cast(), high);
+                out.add(20).cast::<i32>().write_unaligned(_mm_extract_epi32::<2>(high));
             }
         }
     }
@@ -492,20 +610,5 @@ mod avx2 {
             _mm256_set_m128i(_mm_loadu_si128(high.cast()), _mm_loadu_si128(low.cast()))
         };
         _mm256_maddubs_epi16(_mm256_shuffle_epi8(bytes, order), _mm256_set1_epi8(1))
-    }
-
-    /// What rounds a sum, and the bits to drop then.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn rounding(precision: i32) -> (__m256i, __m128i) {
-        (_mm256_set1_epi32(1 << (precision - 1)), _mm_cvtsi32_si128(precision))
-    }
-
-    /// The first two weights, everywhere.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn pair(weights: &[i16]) -> __m256i {
-        let [low, high] = [weights[0], weights[1]].map(|weight| i32::from(weight as u16));
-        _mm256_set1_epi32(high << 16 | low)
     }
 }

@@ -417,51 +417,6 @@ fn orientation_is_ignored_unless_asked_for() {
     }
 }
 
-proptest! {
-    /// Of crops of any size and place, to rows of any side, of both filters and both ways round.
-    #[test]
-    fn both_resizers_make_the_same_pixels(
-        (width, height) in (1..400usize, 1..90usize),
-        side in prop_oneof![1..140usize, (1..9usize).prop_map(|n| 16 * n)],
-        (left, top, across, down) in (0.0..1.0f64, 0.0..1.0f64, 0.0..1.0f64, 0.0..1.0f64),
-        (fraction, bicubic, mirrored) in any::<(bool, bool, bool)>(),
-        noise in any::<u64>(),
-    ) {
-        let mut random = Stream::new(noise, 0, 0, Purpose::Order);
-        let whole = |share: f64, of: usize| (share * of as f64) as usize;
-        let (x, y) = (whole(left, width), whole(top, height));
-        let inner = Crop {
-            x,
-            y,
-            width: whole(across, width - x - 1) + 1,
-            height: whole(down, height - y - 1) + 1,
-        };
-        let mut window = Window::whole(width, height, inner);
-        if fraction {
-            let (width, height) = (inner.width as f64, inner.height as f64);
-            let (left, top) = (0.9 * left, 0.9 * top);
-            window.fraction = Some([left, top, width - left, height - top]);
-        }
-        // Extremes make filters ring.
-        let mut pixels: Vec<u8> = (0..width * height * 3)
-            .map(|_| [0, 255, (random.range(0.0, 256.0)) as u8][random.range(0.0, 3.0) as usize])
-            .collect();
-        let mut resizer = Resizer::new(if bicubic { Filter::Bicubic } else { Filter::Bilinear });
-        let [mut row, mut portable] = [(); 2].map(|()| vec![0; side * side * 3]);
-        resizer.portable(&pixels, &window, &mut portable, side).unwrap();
-        if mirrored {
-            rows::flip(&mut portable, side);
-        }
-        // Of a side without a mean, the row itself.
-        let by = if side % 2 == 0 { 2 } else { 1 };
-        let [mut mean, mut portable_mean] = [(); 2].map(|()| vec![0; row.len() / (by * by)]);
-        rows::shrink(&portable, side, &mut portable_mean);
-        let both = (&mut row[..], &mut mean[..]);
-        resizer.resize(&mut pixels, &window, mirrored, side, both).unwrap();
-        prop_assert!(row == portable && mean == portable_mean);
-    }
-}
-
 fn view_of(bytes: &[u8], options: DecodeOptions, view: View, side: usize) -> Vec<u8> {
     let mut row = vec![0; side * side * 3];
     let mut small = row.clone();

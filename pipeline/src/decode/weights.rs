@@ -1,0 +1,137 @@
+//! What each pixel of a resized line is made of: the weights of Pillow's `precompute_coeffs`, to
+//! the bit.
+
+use super::Filter;
+
+/// Bits of a weight behind the point, as in Pillow: 8 for a level and 2 for what filters ring.
+pub(super) const PRECISION: u32 = 32 - 8 - 2;
+
+/// Values that are planned together, in vectors.
+const BLOCK: usize = 32;
+
+/// Where the values of an axis come from.
+#[derive(Debug, Default)]
+pub(super) struct Axis {
+    /// The first source of each value. They never go back.
+    pub(super) starts: Vec<usize>,
+    /// The weights of each value, `taps` in number, zeros behind the last. A weight that is not
+    /// zero has its source within the line.
+    pub(super) weights: Vec<i32>,
+    /// The most weights that a value has.
+    pub(super) taps: usize,
+    exact: Vec<[f64; BLOCK]>,
+    rounded: Vec<i32>,
+    spans: Vec<(usize, usize)>,
+}
+
+fn bilinear(x: f64) -> f64 {
+    (1.0 - x.abs()).max(0.0)
+}
+
+/// The cubic convolution with a = -0.5, in the order of operations that Pillow rounds in.
+fn bicubic(x: f64) -> f64 {
+    let x = x.abs();
+    let near = (1.5 * x - 2.5) * x * x + 1.0;
+    let far = (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5;
+    if x < 1.0 {
+        near
+    } else if x < 2.0 {
+        far
+    } else {
+        0.0
+    }
+}
+
+impl Axis {
+    /// Plans `side` values over the part of a line of `size` pixels that lies between `from` and
+    /// `to`. Filters reach over the ends of the part, not over those of the line.
+    #[inline(always)]
+    pub(super) fn plan(
+        &mut self,
+        filter: Filter,
+        size: usize,
+        (from, to): (f32, f32),
+        side: usize,
+    ) {
+        match filter {
+            Filter::Bilinear => self.weigh(bilinear, 1.0, size, (from, to), side),
+            Filter::Bicubic => self.weigh(bicubic, 2.0, size, (from, to), side),
+        }
+    }
+
+    #[inline(always)]
+    fn weigh(
+        &mut self,
+        filter: impl Fn(f64) -> f64,
+        support: f64,
+        size: usize,
+        (from, to): (f32, f32),
+        side: usize,
+    ) {
+        let scale = f64::from(to - from) / side as f64;
+        let wide = scale.max(1.0);
+        let (radius, narrow) = (support * wide, 1.0 / wide);
+        let most = radius.ceil() as usize * 2 + 1;
+        let unit = f64::from(1 << PRECISION);
+        self.rounded.clear();
+        self.rounded.resize(side.next_multiple_of(BLOCK) * most, 0);
+        self.starts.clear();
+        self.exact.resize(most, [0.0; BLOCK]);
+        for (block, rounded) in self.rounded.chunks_exact_mut(BLOCK * most).enumerate() {
+            let (mut centres, mut begins, mut counts, mut sums) =
+                ([0.0; BLOCK], [0.0; BLOCK], [0.0; BLOCK], [0.0; BLOCK]);
+            for value in 0..BLOCK {
+                let centre = f64::from(from) + ((BLOCK * block + value) as f64 + 0.5) * scale;
+                let begin = (centre - radius + 0.5).max(0.0).floor();
+                let end = (centre + radius + 0.5).floor().min(size as f64);
+                (centres[value], begins[value], counts[value]) = (centre, begin, end - begin);
+            }
+            for (tap, exact) in self.exact.iter_mut().enumerate() {
+                for value in 0..BLOCK {
+                    let at = begins[value] + tap as f64;
+                    let weight = filter((at - centres[value] + 0.5) * narrow);
+                    let weight = if (tap as f64) < counts[value] { weight } else { 0.0 };
+                    exact[value] = weight;
+                    sums[value] += weight;
+                }
+            }
+            for (tap, exact) in self.exact.iter().enumerate() {
+                let mut whole = [0; BLOCK];
+                for value in 0..BLOCK {
+                    let scaled = exact[value] / sums[value] * unit;
+                    whole[value] = (scaled + 0.5_f64.copysign(scaled)) as i32;
+                }
+                for (value, whole) in whole.into_iter().enumerate() {
+                    rounded[value * most + tap] = whole;
+                }
+            }
+            self.starts.extend(begins.map(|begin| begin as usize));
+        }
+        self.starts.truncate(side);
+        self.pack(most);
+    }
+
+    /// Leaves zeros at either end out.
+    #[inline(always)]
+    fn pack(&mut self, most: usize) {
+        let Self { starts, weights, taps, rounded, spans, .. } = self;
+        let mut next = usize::MAX;
+        *taps = 1;
+        spans.clear();
+        for (start, weights) in starts.iter_mut().zip(rounded.chunks_exact(most)).rev() {
+            let first = weights.iter().position(|&weight| weight != 0).unwrap_or(0);
+            let end = weights.iter().rposition(|&weight| weight != 0).map_or(1, |last| last + 1);
+            let first = first.min(next - *start);
+            spans.push((first, end));
+            *taps = (*taps).max(end - first);
+            *start += first;
+            next = *start;
+        }
+        weights.clear();
+        weights.resize(starts.len() * *taps, 0);
+        let places = weights.chunks_exact_mut(*taps).zip(rounded.chunks_exact(most));
+        for ((place, weights), &(first, end)) in places.zip(spans.iter().rev()) {
+            place[..end - first].copy_from_slice(&weights[first..end]);
+        }
+    }
+}
