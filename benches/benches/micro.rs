@@ -61,7 +61,7 @@ fn view(bencher: Bencher, bytes: &[u8], crop: Crop, small: usize, scaling: Scali
     let mut decoder = decoder(scaling);
     let (mut large, mut small) = (vec![0; SIDE * SIDE * 3], vec![0; small * small * 3]);
     bencher.bench_local(|| {
-        let choose = |_, _| View { crop, flip: false, shift: (0, 0) };
+        let choose = |_, _| View::of(crop);
         decoder.view(bytes, choose, SIDE, (&mut large, &mut small)).expect("a picture");
     });
 }

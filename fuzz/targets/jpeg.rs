@@ -19,7 +19,7 @@ fuzz_target!(|bytes: &[u8]| {
         let (w, h) = (1 + usize::from(w) % (width - x), 1 + usize::from(h) % (height - y));
         // A crop of the row's size is copied, not resampled.
         let (width, height) = (if w >= SIDE { SIDE } else { w }, if h >= SIDE { SIDE } else { h });
-        View { crop: Crop { x, y, width, height }, flip: false, shift: (0, 0) }
+        View::of(Crop { x, y, width, height })
     };
     let seen = decoder.view(picture, choose, SIDE, (&mut large, &mut small));
     let Ok(whole) = whole else { return };

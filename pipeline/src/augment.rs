@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::sampler::Stream;
+use crate::SampleId;
+use crate::sampler::{Purpose, Stream};
 
 /// Which part of an image a sample shows, at encoder size R.
 ///
@@ -37,6 +39,13 @@ pub enum Mode {
     Small,
     /// A random resized crop of one's own.
     RandomResizedCrop(RandomResizedCrop),
+    /// The image resized so that its short side is `resize` pixels, at least R, and the central R
+    /// by R of that, as torchvision's `Resize` and `CenterCrop` make it:
+    /// `"resize-centre-crop,resize=288"`.
+    ResizeCentreCrop {
+        /// The short side, pixels.
+        resize: usize,
+    },
 }
 
 /// The modes without options, by name.
@@ -107,6 +116,9 @@ impl fmt::Display for Mode {
                 "random-resized-crop,scale={a}..{b},ratio={c}..{d},law={law},flip={flip}"
             );
         }
+        if let Self::ResizeCentreCrop { resize } = self {
+            return write!(f, "resize-centre-crop,resize={resize}");
+        }
         let name = NAMES.iter().find(|(_, mode)| mode == self);
         f.write_str(name.map_or("", |(name, _)| name))
     }
@@ -134,11 +146,19 @@ impl FromStr for Mode {
             return Ok(*mode);
         }
         let mut parts = text.split(',').map(str::trim);
-        if parts.next() != Some("random-resized-crop") {
+        let name = parts.next();
+        if name == Some("resize-centre-crop") {
+            let resize = parts.next().and_then(|part| part.strip_prefix("resize=")?.parse().ok());
+            return match (resize, parts.next()) {
+                (Some(resize), None) => Ok(Self::ResizeCentreCrop { resize }),
+                _ => Err(format!("mode {text:?}: write it as resize-centre-crop,resize=PIXELS")),
+            };
+        }
+        if name != Some("random-resized-crop") {
             let names: Vec<_> = NAMES.iter().map(|(name, _)| *name).collect();
             return Err(format!(
                 "unknown mode {text:?}: one of {}, random-resized-crop[,scale=A..B][,ratio=A..B]\
-                 [,law=torchvision|tensorflow][,flip=true|false]",
+                 [,law=torchvision|tensorflow][,flip=true|false], resize-centre-crop,resize=PIXELS",
                 names.join(", ")
             ));
         }
@@ -173,6 +193,9 @@ impl Mode {
         match self {
             Self::Small if side < 8 => Err(format!("mode = small needs large >= 8, not {side}")),
             Self::RandomResizedCrop(crop) => crop.check(),
+            Self::ResizeCentreCrop { resize } if !(side..=1 << 16).contains(resize) => {
+                Err(format!("mode = {self}: resize must be {side} (large) to 65536 pixels"))
+            }
             _ => Ok(()),
         }
     }
@@ -205,7 +228,7 @@ impl RandomResizedCrop {
                 .unwrap_or_else(|| eval_crop(size, side)),
         };
         let flip = self.flip && random.bits() >> 63 == 1;
-        View { crop, flip, shift: (0, 0) }
+        View { flip, ..View::of(crop) }
     }
 }
 
@@ -225,12 +248,156 @@ pub struct Crop {
 /// What one sample shows this time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct View {
-    /// The part of the source image.
+    /// The part of the source image, or of the resized one.
     pub crop: Crop,
     /// Whether left and right are exchanged.
     pub flip: bool,
     /// How far the resized picture is moved right and down, mirrored at its borders; pixels.
     pub shift: (isize, isize),
+    /// Where given, the image is resized to this width and height first, and `crop`, of R by R
+    /// pixels, cut out of that: filters see what lies beyond the crop. Where not, the crop is cut
+    /// out and resized to R by R.
+    pub resized: Option<(usize, usize)>,
+}
+
+impl View {
+    /// The crop, resized, and no more.
+    #[must_use]
+    pub fn of(crop: Crop) -> Self {
+        Self { crop, flip: false, shift: (0, 0), resized: None }
+    }
+
+    /// What is wrong with it for an image of this width and height and rows of `side` pixels.
+    pub(crate) fn check(&self, size: (usize, usize), side: usize) -> Result<(), String> {
+        let Self { crop, shift, resized, .. } = self;
+        let (width, height) = resized.unwrap_or(size);
+        let within = |at: usize, length: usize, all: usize| {
+            length > 0 && at.checked_add(length).is_some_and(|end| end <= all)
+        };
+        if !within(crop.x, crop.width, width) || !within(crop.y, crop.height, height) {
+            return Err(format!("the view's {crop:?} is not within {width} x {height} pixels"));
+        }
+        if resized.is_some() && (crop.width, crop.height) != (side, side) {
+            return Err(format!("the view's {crop:?} of the resized image is not {side} x {side}"));
+        }
+        if width.max(height) > 1 << 20 {
+            return Err(format!("the view resizes to {width} x {height}: at most 1048576 pixels"));
+        }
+        let far = |by: isize| by.unsigned_abs() >= side.max(2);
+        match far(shift.0) || far(shift.1) {
+            true => Err(format!("the view's shift {shift:?} leaves nothing of {side} pixels")),
+            false => Ok(()),
+        }
+    }
+}
+
+/// The image that a view of one's own is chosen for, and the random numbers that are its own.
+#[derive(Debug)]
+pub struct Scene {
+    /// The image's place in its split.
+    pub sample: SampleId,
+    /// The epoch, from 0.
+    pub epoch: u64,
+    /// Pixels across, upright where the options say so.
+    pub width: usize,
+    /// Pixels down.
+    pub height: usize,
+    /// Pixels a side of the row it will fill, R.
+    pub side: usize,
+    random: Stream,
+}
+
+impl Scene {
+    pub(crate) fn new(
+        (seed, epoch, sample): (u64, u64, SampleId),
+        (width, height): (usize, usize),
+        side: usize,
+    ) -> Self {
+        let random = Stream::new(seed, epoch, sample, Purpose::View);
+        Self { sample, epoch, width, height, side, random }
+    }
+
+    /// 64 random bits, the next of those that follow from (seed, epoch, sample).
+    pub fn bits(&mut self) -> u64 {
+        self.random.bits()
+    }
+
+    /// The next random number in [0, 1).
+    pub fn unit(&mut self) -> f64 {
+        self.random.unit()
+    }
+
+    /// The next random number in 0..n; 0 where n is 0.
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.random.below(n)
+    }
+
+    /// The view that a mode would choose, with the random numbers that come next.
+    pub fn by(&mut self, mode: Mode) -> View {
+        view(mode, (self.width, self.height), self.side, &mut self.random)
+    }
+}
+
+type Choose = dyn Fn(&mut Scene) -> View + Send + Sync;
+
+/// A view of one's own, in place of a [`Mode`]: a function of the [`Scene`] alone, so that batches
+/// do not depend on threads and a run can go on where it stopped. One that depends on anything else
+/// gives other batches each time.
+///
+/// A view that does not fit its image, or a crop of no pixels, counts as an image that cannot be
+/// decoded.
+///
+/// ```
+/// use pipeline::{Crop, LoaderConfig, Mode, OwnView, View};
+///
+/// // The left half, and in every second epoch the crop of `eval`.
+/// let own = OwnView::new("halves", |scene| match scene.epoch % 2 {
+///     0 => {
+///         let (width, height) = (scene.width.div_ceil(2), scene.height);
+///         let flip = scene.bits() & 1 == 1;
+///         View { flip, ..View::of(Crop { x: 0, y: 0, width, height }) }
+///     }
+///     _ => scene.by(Mode::Eval),
+/// });
+/// let config = LoaderConfig { own_view: Some(own), ..LoaderConfig::default() };
+/// let view = config.view(7, 0, (500, 375));
+/// assert_eq!(view.crop, Crop { x: 0, y: 0, width: 250, height: 375 });
+/// assert_eq!(config.view(7, 1, (500, 375)).crop.width, 333);
+/// ```
+#[derive(Clone)]
+pub struct OwnView {
+    name: Arc<str>,
+    choose: Arc<Choose>,
+}
+
+impl OwnView {
+    /// A view under a name, which stands for what the function does where runs are compared.
+    pub fn new(name: &str, choose: impl Fn(&mut Scene) -> View + Send + Sync + 'static) -> Self {
+        Self { name: name.into(), choose: Arc::new(choose) }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn choose(&self, scene: &mut Scene) -> View {
+        (self.choose)(scene)
+    }
+}
+
+impl fmt::Debug for OwnView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("OwnView").field(&self.name).finish()
+    }
+}
+
+impl PartialEq for OwnView {
+    /// Whether they have one name and are one function.
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name && Arc::ptr_eq(&self.choose, &other.choose)
+    }
 }
 
 /// The view of an image of `width` x `height` pixels, to be shown at `side` x `side`.
@@ -239,7 +406,7 @@ pub struct View {
 /// `tpu` and `eval`: the ResNet preprocessing of tensorflow/tpu, July 2019, which the BigBiGAN
 /// paper uses (appendix A); `resnet`: torchvision's, of the same ranges. `distorted`: compare_gan,
 /// as S3GAN, by torchvision's law instead of TensorFlow's. `biggan` and `full`: BigGAN-PyTorch,
-/// with torchvision's `center_crop`.
+/// with torchvision's `center_crop`; `resize-centre-crop`: torchvision.
 pub(crate) fn view(
     mode: Mode,
     (width, height): (usize, usize),
@@ -247,7 +414,7 @@ pub(crate) fn view(
     random: &mut Stream,
 ) -> View {
     let short = width.min(height);
-    let still = |crop| View { crop, flip: false, shift: (0, 0) };
+    let still = View::of;
     match mode {
         Mode::Resnet => RandomResizedCrop::default().view((width, height), side, random),
         Mode::Tpu => {
@@ -260,6 +427,15 @@ pub(crate) fn view(
             crop.view((width, height), side, random)
         }
         Mode::RandomResizedCrop(crop) => crop.view((width, height), side, random),
+        Mode::ResizeCentreCrop { resize } => {
+            let long = |length: usize| (resize as f64 * length as f64 / short as f64) as usize;
+            let resized =
+                if width <= height { (resize, long(height)) } else { (long(width), resize) };
+            let offset = |length: usize| centre_offset(length, side);
+            let (x, y) = (offset(resized.0), offset(resized.1));
+            let crop = Crop { x, y, width: side, height: side };
+            View { resized: Some(resized), ..still(crop) }
+        }
         Mode::Biggan => {
             let x = random.below((width - short) as u64 + 1) as usize;
             let y = random.below((height - short) as u64 + 1) as usize;
@@ -273,7 +449,7 @@ pub(crate) fn view(
             let mut shift = || random.below(2 * pad as u64 + 1) as isize - pad as isize;
             let shift = (shift(), shift());
             let flip = random.bits() >> 63 == 1;
-            View { crop: full_crop((width, height)), flip, shift }
+            View { flip, shift, ..still(full_crop((width, height))) }
         }
     }
 }
@@ -372,14 +548,18 @@ fn eval_crop((width, height): (usize, usize), side: usize) -> Crop {
 /// See [`Mode::Full`].
 fn full_crop((width, height): (usize, usize)) -> Crop {
     let square = width.min(height);
-    let offset = |length: usize| ((length - square) as f64 / 2.0).round_ties_even() as usize;
-    Crop { x: offset(width), y: offset(height), width: square, height: square }
+    let (x, y) = (centre_offset(width, square), centre_offset(height, square));
+    Crop { x, y, width: square, height: square }
+}
+
+/// What lies before the central `part` of a length, as torchvision's `center_crop` has it.
+fn centre_offset(length: usize, part: usize) -> usize {
+    ((length - part) as f64 / 2.0).round_ties_even() as usize
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sampler::Purpose;
 
     fn views(mode: Mode, size: (usize, usize)) -> impl Iterator<Item = View> {
         (0..4000)
@@ -392,12 +572,11 @@ mod tests {
         let own = [CropLaw::Torchvision, CropLaw::Tensorflow].map(|law| {
             Mode::RandomResizedCrop(RandomResizedCrop { scale, ratio, law, flip: true })
         });
+        let own = own.into_iter().chain([Mode::ResizeCentreCrop { resize: 300 }]);
         for mode in NAMES.map(|(_, mode)| mode).into_iter().chain(own) {
             for size in [(1, 1), (1, 500), (500, 1), (2, 3), (300, 200), (4000, 17)] {
-                for View { crop, .. } in views(mode, size).take(300) {
-                    assert!(crop.width > 0 && crop.height > 0, "{mode:?} {size:?}");
-                    assert!(crop.x + crop.width <= size.0, "{mode:?} {size:?} {crop:?}");
-                    assert!(crop.y + crop.height <= size.1, "{mode:?} {size:?} {crop:?}");
+                for view in views(mode, size).take(300) {
+                    assert_eq!(view.check(size, 256), Ok(()), "{mode:?} {size:?} {view:?}");
                 }
             }
         }
@@ -542,6 +721,53 @@ mod tests {
         let seen = views(Mode::Resnet, (75, 8000)).map(|view| view.crop);
         let central = Crop { x: 0, y: 3950, width: 75, height: 100 };
         assert!(seen.into_iter().all(|crop| crop == central));
+    }
+
+    #[test]
+    fn a_resized_picture_is_cut_in_its_centre() {
+        let seen = |size, side| {
+            let mut random = Stream::new(1, 0, 0, Purpose::View);
+            let view = view(Mode::ResizeCentreCrop { resize: 288 }, size, side, &mut random);
+            (view.resized, [view.crop.x, view.crop.y, view.crop.width, view.crop.height])
+        };
+        // int(288 * 500 / 375) = 384
+        assert_eq!(seen((500, 375), 256), (Some((384, 288)), [64, 16, 256, 256]));
+        // int(288 * 501 / 333) = 433; round(177 / 2) is even
+        assert_eq!(seen((333, 501), 256), (Some((288, 433)), [16, 88, 256, 256]));
+        assert_eq!(seen((1, 1), 288), (Some((288, 288)), [0, 0, 288, 288]));
+        let mode = Mode::ResizeCentreCrop { resize: 100 };
+        assert!(mode.check(101).unwrap_err().contains("101 (large) to 65536"));
+        assert_eq!((mode.check(100), mode.to_string().parse()), (Ok(()), Ok(mode)));
+        for text in
+            ["resize-centre-crop", "resize-centre-crop,resize=x", "resize-centre-crop,resize=1,2"]
+        {
+            assert!(text.parse::<Mode>().unwrap_err().contains("resize=PIXELS"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_view_that_does_not_fit_is_refused() {
+        let crop = |x, y, width, height| View::of(Crop { x, y, width, height });
+        let resized = |view: View, to| View { resized: Some(to), ..view };
+        let check = |view: View| view.check((50, 40), 16);
+        for good in
+            [crop(0, 0, 50, 40), crop(49, 39, 1, 1), resized(crop(84, 4, 16, 16), (100, 20))]
+        {
+            assert_eq!(check(good), Ok(()), "{good:?}");
+        }
+        for bad in [
+            crop(0, 0, 51, 40),
+            crop(50, 0, 1, 1),
+            crop(0, 0, 0, 40),
+            crop(usize::MAX, 0, 2, 2),
+            resized(crop(0, 0, 16, 15), (100, 20)),
+            resized(crop(85, 4, 16, 16), (100, 20)),
+            resized(crop(0, 0, 16, 16), (1 << 21, 20)),
+            View { shift: (0, 16), ..crop(0, 0, 50, 40) },
+            View { shift: (isize::MIN, 0), ..crop(0, 0, 50, 40) },
+        ] {
+            assert!(check(bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -121,6 +121,18 @@ pub enum Error {
         /// Shard of the second.
         second: PathBuf,
     },
+    /// A sample that a data folder to be written cannot hold.
+    #[error("{}: sample {key:?} of split {split:?}: {problem}", dir.display())]
+    Refused {
+        /// The folder.
+        dir: PathBuf,
+        /// The split.
+        split: String,
+        /// The sample's key.
+        key: String,
+        /// Why.
+        problem: String,
+    },
     /// One sample cannot be made into pixels.
     #[error(
         "{}: sample {sample} ({key}, {length} bytes at byte {offset}) cannot be decoded",
@@ -204,6 +216,9 @@ pub enum Fault {
     /// The JPEG decoder refused the data.
     #[error("the JPEG data are damaged: {0}")]
     Jpeg(String),
+    /// A view of one's own that cannot be shown.
+    #[error("{0}")]
+    View(String),
     /// The PNG decoder refused the data.
     #[error("the PNG data are damaged")]
     Png(#[source] Box<dyn std::error::Error + Send + Sync>),

@@ -43,8 +43,9 @@ mod scan;
 pub mod shard;
 mod slab;
 mod stats;
+mod writer;
 
-pub use augment::{Crop, CropLaw, Mode, RandomResizedCrop, View};
+pub use augment::{Crop, CropLaw, Mode, OwnView, RandomResizedCrop, Scene, View};
 pub use batch::Batch;
 pub use cursor::Cursor;
 pub use dataset::Dataset;
@@ -55,6 +56,7 @@ pub use remote::{RemoteOptions, Traffic, is_url};
 pub use sampler::{LastBatch, Shuffle, WINDOW};
 pub use slab::{Heap, HostBlock, HostMemory};
 pub use stats::{Quarantined, Stage, Stats};
+pub use writer::{FolderOptions, FolderWriter};
 
 /// Position of a sample in its split, from 0.
 pub type SampleId = u64;

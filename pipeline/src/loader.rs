@@ -25,7 +25,7 @@ use crossbeam::channel::{self, RecvTimeoutError};
 use serde::{Deserialize, Serialize};
 
 use crate::SampleId;
-use crate::augment::{self, Mode, View};
+use crate::augment::{Mode, OwnView, Scene, View};
 use crate::batch::Batch;
 use crate::collate::Reorder;
 use crate::cursor::Cursor;
@@ -66,6 +66,9 @@ pub struct LoaderConfig {
     pub small: usize,
     /// Which part of an image is seen.
     pub mode: Mode,
+    /// A view of one's own in place of `mode`.
+    #[serde(skip)]
+    pub own_view: Option<OwnView>,
     /// The resampling filter.
     pub filter: Filter,
     /// Reduced-size decoding of large crops.
@@ -105,6 +108,7 @@ impl Default for LoaderConfig {
             large: 256,
             small: 128,
             mode: Mode::default(),
+            own_view: None,
             filter: decode.filter,
             scaling: decode.scaling,
             orientation: decode.orientation,
@@ -158,8 +162,12 @@ impl LoaderConfig {
     /// What `sample` shows in `epoch` of a source of `width` by `height` pixels: a function of the
     /// options, the seed and these numbers.
     pub fn view(&self, sample: SampleId, epoch: u64, (width, height): (usize, usize)) -> View {
-        let mut random = Stream::new(self.seed, epoch, sample, Purpose::View);
-        augment::view(self.mode, (width, height), self.large, &mut random)
+        let key = (self.seed, epoch, sample);
+        let mut scene = Scene::new(key, (width, height), self.large);
+        match &self.own_view {
+            Some(own) => own.choose(&mut scene),
+            None => scene.by(self.mode),
+        }
     }
 
     /// The samples of this rank's part of the batch at `at`, row by row. No image is read.

@@ -204,7 +204,7 @@ fn samples(shard: &Shard) -> Result<Vec<Sample>, Error> {
 }
 
 /// Class numbers are below this: there is a name in memory for each.
-const MAX_CLASSES: u32 = 1 << 20;
+pub(crate) const MAX_CLASSES: u32 = 1 << 20;
 
 /// A class number in ASCII decimal; white space around it is let pass.
 fn read_label(shard: &Shard, entry: Entry) -> Result<u32, Error> {

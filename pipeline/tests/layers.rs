@@ -1,6 +1,6 @@
 //! The order of the parts: each imports only from those above it, so there are no cycles.
 
-const ORDER: [&str; 20] = [
+const ORDER: [&str; 21] = [
     "error",
     "cursor",
     "shard",
@@ -15,6 +15,7 @@ const ORDER: [&str; 20] = [
     "augment",
     "jpeg",
     "decode",
+    "writer",
     "slab",
     "batch",
     "collate",

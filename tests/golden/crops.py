@@ -2,6 +2,7 @@
 and tensorflow/tpu's arithmetic, and statistics of random crops by torchvision itself and by a port of TensorFlow's
 `GenerateRandomCrop` (with `--tensorflow`, by TensorFlow itself instead: the two agree)."""
 
+import itertools
 import json
 import pathlib
 import random
@@ -11,6 +12,7 @@ import numpy as np
 
 SIZES = [(500, 375), (375, 500), (75, 500), (500, 75), (64, 64), (1200, 300), (9, 7)]
 EDGES = [(500, 375), (375, 500), (75, 500), (500, 75), (1, 500), (500, 1), (1, 1), (2, 3), (333, 334), (400, 301)]
+RESIZED = [(500, 375), (375, 501), (75, 300), (300, 75), (32, 32), (31, 47), (1, 9), (640, 480), (288, 400)]
 RANGES = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3)}
 DRAWS = 40_000
 
@@ -39,6 +41,18 @@ def padded_centre(width, height, side):
     """_decode_and_center_crop of tensorflow/tpu's resnet_preprocessing.py."""
     square = int(np.float32(side / (side + 32)) * np.float32(min(width, height)))
     return [(width - square + 1) // 2, (height - square + 1) // 2, square, square]
+
+
+def resized(width, height, resize, side, number):
+    """Resize and CenterCrop of a picture of Pillow."""
+    from pillow import digest, picture
+    from torchvision.transforms import CenterCrop, InterpolationMode, Resize
+
+    image, out = picture("slopes", width, height, number), {}
+    for name in ("bicubic", "bilinear"):
+        whole = Resize(resize, InterpolationMode(name))(image)
+        out[name] = digest(CenterCrop(side)(whole))
+    return {"size": [width, height], "resize": resize, "side": side, **out}
 
 
 def torchvision_crops(width, height, count):
@@ -137,6 +151,10 @@ if __name__ == "__main__":
         "eval": [
             {"size": [w, h], "side": s, "crop": padded_centre(w, h, s)}
             for w, h in EDGES for s in (32, 128, 160, 224, 256) if min(w, h) > 1
+        ],
+        "resized": [
+            resized(*size, resize, side, number)
+            for number, (size, (resize, side)) in enumerate(itertools.product(RESIZED, [(32, 32), (37, 32), (288, 256)]))
         ],
         "torchvision": [statistics(*size, torchvision_crops(*size, DRAWS)) for size in SIZES],
         "tensorflow": [statistics(*size, tensorflow_crops(*size, DRAWS)) for size in SIZES],

@@ -127,7 +127,7 @@ pub fn grid(dir: &Path) -> Result<Sheet, Error> {
 fn central_square(width: usize, height: usize) -> View {
     let side = width.min(height);
     let (x, y) = ((width - side) / 2, (height - side) / 2);
-    View { crop: Crop { x, y, width: side, height: side }, flip: false, shift: (0, 0) }
+    View::of(Crop { x, y, width: side, height: side })
 }
 
 /// The first `count` pairs of views that training would see of a split: the encoder's at `side`

@@ -30,6 +30,7 @@ use self::entropy::Entropy;
 use self::libjpeg::Picture;
 use self::resize::Resizer;
 use self::rows::{cmyk_to_rgb, shift_mirrored, shrink, turned};
+use self::weights::Stretch;
 use crate::augment::{Crop, View};
 use crate::error::Fault;
 use crate::jpeg;
@@ -210,12 +211,24 @@ impl Decoder {
         side: usize,
         (large, small): (&mut [u8], &mut [u8]),
     ) -> Result<(), Fault> {
-        let mut seen =
-            View { crop: Crop { x: 0, y: 0, width: 1, height: 1 }, flip: false, shift: (0, 0) };
-        let window = self.scaled_window(bytes, side, |width, height| {
+        let filter = self.options.filter;
+        let mut seen = View::of(Crop { x: 0, y: 0, width: 1, height: 1 });
+        let mut stretches = None;
+        let mut window = self.scaled_window(bytes, |width, height| {
             seen = choose(width, height);
-            seen.crop
+            seen.check((width, height), side).map_err(Fault::View)?;
+            let Some(resized) = seen.resized else { return Ok((seen.crop, side)) };
+            let all = [(width, resized.0, seen.crop.x), (height, resized.1, seen.crop.y)];
+            let both = all.map(|(size, values, first)| {
+                let stretch = Stretch { first, ..Stretch::whole(size, values) };
+                let (origin, end) = stretch.reach(filter, side);
+                (Stretch { origin, ..stretch }, end - origin)
+            });
+            let [(row, width), (column, height)] = both;
+            stretches = Some([row, column]);
+            Ok((Crop { x: row.origin, y: column.origin, width, height }, usize::MAX))
         })?;
+        window.stretches = stretches;
         let View { flip, shift: (right, down), .. } = seen;
         let rows = (&mut *large, &mut *small);
         self.resizer.resize(&mut self.pixels, &window, flip, side, rows);
@@ -235,20 +248,20 @@ impl Decoder {
         bytes: &[u8],
         choose: impl FnOnce(usize, usize) -> Crop,
     ) -> Result<Window, Fault> {
-        self.scaled_window(bytes, usize::MAX, choose)
+        self.scaled_window(bytes, |width, height| Ok((choose(width, height), usize::MAX)))
     }
 
-    /// Fills `self.pixels` with a part of the picture around the chosen crop. With DCT scaling the
-    /// part may be reduced, but the crop in it has at least `side` pixels both ways.
+    /// Fills `self.pixels` with a part of the picture around the crop that `choose` gives. With DCT
+    /// scaling the part may be reduced, but the crop in it has at least as many pixels both ways as
+    /// `choose` says.
     fn scaled_window(
         &mut self,
         bytes: &[u8],
-        side: usize,
-        choose: impl FnOnce(usize, usize) -> Crop,
+        choose: impl FnOnce(usize, usize) -> Result<(Crop, usize), Fault>,
     ) -> Result<Window, Fault> {
         if !sniff(bytes)? {
             let (width, height) = self.decode_png(bytes)?;
-            return Ok(Window::whole(width, height, choose(width, height)));
+            return Ok(Window::whole(width, height, choose(width, height)?.0));
         }
         let header = jpeg::parse(bytes)?;
         self.check_pixels(header.width as u64, header.height as u64)?;
@@ -259,9 +272,9 @@ impl Decoder {
             let (width, height) =
                 turned(turn, (header.width, header.height), &self.pixels, &mut self.spare);
             std::mem::swap(&mut self.pixels, &mut self.spare);
-            return Ok(Window::whole(width, height, choose(width, height)));
+            return Ok(Window::whole(width, height, choose(width, height)?.0));
         }
-        let crop = choose(header.width, header.height);
+        let (crop, side) = choose(header.width, header.height)?;
         let fits = |&divisor: &usize| crop.width / divisor >= side && crop.height / divisor >= side;
         let divisor = match self.options.scaling {
             Scaling::Off => 1,
@@ -367,19 +380,29 @@ struct Window {
     inner: Crop,
     /// The crop within `inner`, where scaling made it fall between pixels: left, top, width, height.
     fraction: Option<[f64; 4]>,
+    /// How rows and columns are resized, where `inner` is not all of the picture that is.
+    stretches: Option<[Stretch; 2]>,
 }
 
 impl Window {
     fn whole(width: usize, height: usize, inner: Crop) -> Self {
-        Self { width, height, inner, fraction: None }
+        Self { width, height, inner, fraction: None, stretches: None }
     }
 
-    /// The crop within `inner`: where it begins and ends across and down, as Pillow's `box`.
-    fn span(&self) -> [(f32, f32); 2] {
+    /// How rows and columns of `inner` become `side` values.
+    fn stretches(&self, side: usize) -> [Stretch; 2] {
+        if let Some(stretches) = self.stretches {
+            return stretches;
+        }
         let Crop { width, height, .. } = self.inner;
-        let whole = [0.0, 0.0, width as f64, height as f64];
-        let [left, top, width, height] = self.fraction.unwrap_or(whole);
-        [(left as f32, (left + width) as f32), (top as f32, (top + height) as f32)]
+        let Some([left, top, across, down]) = self.fraction else {
+            return [width, height].map(|length| Stretch::whole(length, side));
+        };
+        let part = |size, from: f64, length: f64| {
+            let (from, to) = (from as f32, (from + length) as f32);
+            Stretch { from, to, ..Stretch::whole(size, side) }
+        };
+        [part(width, left, across), part(height, top, down)]
     }
 }
 
@@ -407,7 +430,7 @@ impl Window {
     fn of(crop: Crop, part: Crop, divisor: usize) -> Self {
         if divisor == 1 {
             let inner = Crop { x: crop.x - part.x, y: crop.y - part.y, ..crop };
-            return Self { width: part.width, height: part.height, inner, fraction: None };
+            return Self::whole(part.width, part.height, inner);
         }
         let span = |start: usize, length: usize, part_start: usize, part_length: usize| {
             let first = start as f64 / divisor as f64 - part_start as f64;
@@ -424,6 +447,7 @@ impl Window {
             height: part.height,
             inner: Crop { x, y, width, height },
             fraction: Some([left, top, across, down]),
+            stretches: None,
         }
     }
 }

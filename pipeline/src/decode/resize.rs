@@ -9,7 +9,7 @@
 mod tests;
 
 use super::rows::{flip, shrink};
-use super::weights::{Axis, PRECISION};
+use super::weights::{Axis, PRECISION, Stretch, columns_first};
 use super::{Filter, KEPT, Window, grow};
 use crate::augment::Crop;
 
@@ -58,20 +58,20 @@ impl Resizer {
         shrink(large, side, small);
     }
 
-    pub(super) fn portable(&mut self, pixels: &[u8], window: &Window, row: &mut [u8], side: usize) {
+    fn portable(&mut self, pixels: &[u8], window: &Window, out: &mut [u8], side: usize) {
         let Crop { x, y, width, height } = window.inner;
-        let [left_right, top_bottom] = window.span();
+        let [row, column] = window.stretches(side);
         let Self { filter, across, down, lines, .. } = self;
-        across.plan(*filter, width, left_right, side);
-        down.plan(*filter, height, top_bottom, side);
+        across.plan(*filter, row, side);
+        down.plan(*filter, column, side);
         let stride = 3 * window.width;
         let line = |n: usize| &pixels[(y + n) * stride + 3 * x..][..3 * width];
-        if columns_first(window.inner, side) {
+        if columns_first(&row, &column) {
             grow(lines, 3 * width * side);
             let lines = &mut lines[..3 * width * side];
             pass_down(down, line, 3 * width, lines);
-            for (line, row) in lines.chunks_exact(3 * width).zip(row.chunks_exact_mut(3 * side)) {
-                pass_across(across, line, row);
+            for (line, out) in lines.chunks_exact(3 * width).zip(out.chunks_exact_mut(3 * side)) {
+                pass_across(across, line, out);
             }
             return;
         }
@@ -82,7 +82,7 @@ impl Resizer {
         for (n, made) in lines.chunks_exact_mut(3 * side).enumerate() {
             pass_across(across, line(first + n), made);
         }
-        pass_down(down, |n| &lines[3 * side * (n - first)..][..3 * side], 3 * side, row);
+        pass_down(down, |n| &lines[3 * side * (n - first)..][..3 * side], 3 * side, out);
     }
 
     /// Gives a rare giant's memory back.
@@ -91,16 +91,6 @@ impl Resizer {
             self.lines = Vec::new();
         }
     }
-}
-
-/// Whether columns are resized before rows: where the height shrinks by more than twice what the
-/// width does.
-///
-/// # Source
-/// `ImagingResampleInner` of Pillow 13. Versions before it always begin with rows.
-fn columns_first(Crop { width, height, .. }: Crop, side: usize) -> bool {
-    let [width, height, side] = [width, height, side].map(|length| length as i64);
-    height > side && height - side > 2 * (width - side)
 }
 
 fn level(sum: i32) -> u8 {
@@ -147,7 +137,7 @@ mod avx2 {
     use std::arch::x86_64::*;
     use std::ops::Range;
 
-    use super::{Axis, Filter, HALF, PRECISION, Window, columns_first, grow, shrink};
+    use super::{Axis, Filter, HALF, PRECISION, Stretch, Window, columns_first, grow, shrink};
 
     /// Lines that are made together.
     const LINES: usize = 4;
@@ -183,19 +173,11 @@ mod avx2 {
     }
 
     impl Plan {
-        /// Plans `side` values over a part of a line of `size`; `mirrored`, from the last to the
-        /// first.
+        /// Plans `side` values of a stretch; `mirrored`, from the last to the first.
         #[target_feature(enable = "avx2")]
-        fn make(
-            &mut self,
-            filter: Filter,
-            size: usize,
-            part: (f32, f32),
-            side: usize,
-            mirrored: bool,
-        ) {
+        fn make(&mut self, filter: Filter, stretch: Stretch, side: usize, mirrored: bool) {
             let Self { axis, starts, weights, pairs, furthest } = self;
-            axis.plan(filter, size, part, side);
+            axis.plan(filter, stretch, side);
             *pairs = axis.taps.div_ceil(2);
             // Whole groups of values, of which the last may come to nothing.
             let all = side.next_multiple_of(PIXELS);
@@ -236,14 +218,13 @@ mod avx2 {
             side: usize,
             (large, small): (&mut [u8], &mut [u8]),
         ) {
-            let [left_right, top_bottom] = window.span();
-            let inner = window.inner;
+            let [row, column] = window.stretches(side);
+            let (inner, columns_first) = (window.inner, columns_first(&row, &column));
             // SAFETY: without AVX2 there is no `Resizer`.
             unsafe {
-                self.across.make(filter, inner.width, left_right, side, mirrored);
-                self.down.make(filter, inner.height, top_bottom, side, false);
+                self.across.make(filter, row, side, mirrored);
+                self.down.make(filter, column, side, false);
             }
-            let columns_first = columns_first(inner, side);
             let stride = 3 * window.width;
             let longest = 3 * if columns_first { inner.width } else { side };
             // Loads and stores reach beyond the end of a line.

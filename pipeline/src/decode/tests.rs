@@ -429,7 +429,7 @@ fn view_of(bytes: &[u8], options: DecodeOptions, view: View, side: usize) -> Vec
 fn a_flip_mirrors_and_a_shift_moves() {
     let bytes = encode_png(&image::RgbImage::from_raw(8, 8, picture(8, 8, 1)).unwrap().into());
     let crop = Crop { x: 0, y: 0, width: 8, height: 8 };
-    let still = View { crop, flip: false, shift: (0, 0) };
+    let still = View::of(crop);
     let options = DecodeOptions::default();
     let plain = view_of(&bytes, options, still, 8);
     assert!(plain == picture(8, 8, 1), "the same size is no resize");
@@ -455,7 +455,7 @@ fn nothing_outside_the_crop_shows() {
     for filter in [Filter::Bicubic, Filter::Bilinear] {
         let options = DecodeOptions { filter, ..DecodeOptions::default() };
         for side in [8, 64] {
-            let row = view_of(&bytes, options, View { crop, flip: false, shift: (0, 0) }, side);
+            let row = view_of(&bytes, options, View::of(crop), side);
             assert!(row.iter().all(|&value| value == 255), "{filter:?} {side}");
         }
     }
@@ -466,7 +466,7 @@ fn scaled_decoding_stays_close_and_only_where_the_crop_is_large() {
     let bytes = encode((640, 600), tj::TJSAMP_TJSAMP_420, &[]);
     let scaled = DecodeOptions { scaling: Scaling::Dct, ..DecodeOptions::default() };
     let rms = |crop: Crop| {
-        let view = View { crop, flip: false, shift: (0, 0) };
+        let view = View::of(crop);
         let one = view_of(&bytes, DecodeOptions::default(), view, 64);
         let two = view_of(&bytes, scaled, view, 64);
         let squares = one.iter().zip(&two).map(|(&a, &b)| f64::from(a.abs_diff(b)).powi(2));

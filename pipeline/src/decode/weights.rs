@@ -42,33 +42,77 @@ fn bicubic(x: f64) -> f64 {
     }
 }
 
+/// A stretch of a line that is resized, and which of its values are wanted.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Stretch {
+    /// Pixels of the line. Filters reach over the ends of the stretch, not over those of the line.
+    pub(super) size: usize,
+    /// Where the stretch begins and ends in the line.
+    pub(super) from: f32,
+    pub(super) to: f32,
+    /// Values that it becomes.
+    pub(super) values: usize,
+    /// The first of them that is wanted.
+    pub(super) first: usize,
+    /// The pixel of the line that counts as the first.
+    pub(super) origin: usize,
+}
+
+impl Stretch {
+    /// The whole of `size` pixels as `values` values.
+    pub(super) fn whole(size: usize, values: usize) -> Self {
+        Self { size, from: 0.0, to: size as f32, values, first: 0, origin: 0 }
+    }
+
+    fn scale(&self) -> f64 {
+        f64::from(self.to - self.from) / self.values as f64
+    }
+
+    fn centre(&self, value: usize) -> f64 {
+        f64::from(self.from) + (value as f64 + 0.5) * self.scale()
+    }
+
+    /// The first of the pixels that `count` wanted values are made of, and the end of them.
+    pub(super) fn reach(&self, filter: Filter, count: usize) -> (usize, usize) {
+        let radius = filter.support() * self.scale().max(1.0);
+        let begin = self.centre(self.first) - radius + 0.5;
+        let end = self.centre(self.first + count - 1) + radius + 0.5;
+        (begin.max(0.0) as usize, (end as usize).min(self.size))
+    }
+}
+
+/// Whether columns are resized before rows: where the height shrinks by more than twice what the
+/// width does.
+///
+/// # Source
+/// `ImagingResampleInner` of Pillow 13. Versions before it always begin with rows.
+pub(super) fn columns_first(row: &Stretch, column: &Stretch) -> bool {
+    let shrinks = |stretch: &Stretch| stretch.size as i64 - stretch.values as i64;
+    shrinks(column) > 0 && shrinks(column) > 2 * shrinks(row)
+}
+
+impl Filter {
+    fn support(self) -> f64 {
+        match self {
+            Self::Bilinear => 1.0,
+            Self::Bicubic => 2.0,
+        }
+    }
+}
+
 impl Axis {
-    /// Plans `side` values over the part of a line of `size` pixels that lies between `from` and
-    /// `to`. Filters reach over the ends of the part, not over those of the line.
+    /// Plans `side` of the values of a stretch.
     #[inline(always)]
-    pub(super) fn plan(
-        &mut self,
-        filter: Filter,
-        size: usize,
-        (from, to): (f32, f32),
-        side: usize,
-    ) {
+    pub(super) fn plan(&mut self, filter: Filter, stretch: Stretch, side: usize) {
         match filter {
-            Filter::Bilinear => self.weigh(bilinear, 1.0, size, (from, to), side),
-            Filter::Bicubic => self.weigh(bicubic, 2.0, size, (from, to), side),
+            Filter::Bilinear => self.weigh(bilinear, filter.support(), stretch, side),
+            Filter::Bicubic => self.weigh(bicubic, filter.support(), stretch, side),
         }
     }
 
     #[inline(always)]
-    fn weigh(
-        &mut self,
-        filter: impl Fn(f64) -> f64,
-        support: f64,
-        size: usize,
-        (from, to): (f32, f32),
-        side: usize,
-    ) {
-        let scale = f64::from(to - from) / side as f64;
+    fn weigh(&mut self, filter: impl Fn(f64) -> f64, support: f64, stretch: Stretch, side: usize) {
+        let scale = stretch.scale();
         let wide = scale.max(1.0);
         let (radius, narrow) = (support * wide, 1.0 / wide);
         let most = radius.ceil() as usize * 2 + 1;
@@ -81,9 +125,9 @@ impl Axis {
             let (mut centres, mut begins, mut counts, mut sums) =
                 ([0.0; BLOCK], [0.0; BLOCK], [0.0; BLOCK], [0.0; BLOCK]);
             for value in 0..BLOCK {
-                let centre = f64::from(from) + ((BLOCK * block + value) as f64 + 0.5) * scale;
+                let centre = stretch.centre(stretch.first + BLOCK * block + value);
                 let begin = (centre - radius + 0.5).max(0.0).floor();
-                let end = (centre + radius + 0.5).floor().min(size as f64);
+                let end = (centre + radius + 0.5).floor().min(stretch.size as f64);
                 (centres[value], begins[value], counts[value]) = (centre, begin, end - begin);
             }
             for (tap, exact) in self.exact.iter_mut().enumerate() {
@@ -105,7 +149,7 @@ impl Axis {
                     rounded[value * most + tap] = whole;
                 }
             }
-            self.starts.extend(begins.map(|begin| begin as usize));
+            self.starts.extend(begins.map(|begin| (begin as usize).saturating_sub(stretch.origin)));
         }
         self.starts.truncate(side);
         self.pack(most);

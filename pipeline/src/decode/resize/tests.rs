@@ -3,7 +3,8 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::*;
-use crate::decode::rows;
+use crate::augment::{Mode, Scene, View};
+use crate::decode::{DecodeOptions, Decoder, Scaling, rows};
 use crate::sampler::{Purpose, Stream};
 
 /// What `tests/golden/pillow.py` writes of a resize.
@@ -47,6 +48,16 @@ fn digest(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// A resizer as this machine has it, and one by plain loops.
+fn ways(filter: Filter) -> [Resizer; 2] {
+    let mut plain = Resizer::new(filter);
+    #[cfg(target_arch = "x86_64")]
+    {
+        plain.fast = None;
+    }
+    [Resizer::new(filter), plain]
+}
+
 #[test]
 fn rows_and_means_equal_pillow_s_to_the_bit() {
     let cases: Vec<Case> =
@@ -62,14 +73,78 @@ fn rows_and_means_equal_pillow_s_to_the_bit() {
             [(Filter::Bicubic, &case.bicubic), (Filter::Bilinear, &case.bilinear)]
         {
             let by = if wanted.len() == 2 { 2 } else { 1 };
-            let mut large = vec![0; case.side * case.side * 3];
-            let mut small = vec![0; large.len() / (by * by)];
-            let both = (&mut large[..], &mut small[..]);
-            Resizer::new(filter).resize(&mut pixels.clone(), &window, case.flip, case.side, both);
-            let got = [digest(&large), digest(&small)];
-            assert_eq!(&got[..wanted.len()], wanted, "{filter:?} {case:?}");
+            for mut resizer in ways(filter) {
+                let mut large = vec![0; case.side * case.side * 3];
+                let mut small = vec![0; large.len() / (by * by)];
+                let both = (&mut large[..], &mut small[..]);
+                resizer.resize(&mut pixels.clone(), &window, case.flip, case.side, both);
+                let got = [digest(&large), digest(&small)];
+                assert_eq!(&got[..wanted.len()], wanted, "{filter:?} {case:?}");
+            }
         }
     }
+}
+
+/// What `tests/golden/crops.py` writes of torchvision's `Resize` and `CenterCrop`.
+#[derive(Debug, Deserialize)]
+struct Golden {
+    resized: Vec<Resized>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Resized {
+    size: [usize; 2],
+    resize: usize,
+    side: usize,
+    bicubic: String,
+    bilinear: String,
+}
+
+#[test]
+fn a_resized_picture_s_centre_equals_torchvision_s_to_the_bit() {
+    let golden: Golden =
+        serde_json::from_str(include_str!("../../../../tests/golden/crops.json")).unwrap();
+    assert_eq!(golden.resized.len(), 27);
+    for (number, case) in golden.resized.iter().enumerate() {
+        let [width, height] = case.size;
+        let pixels = picture("slopes", case.size, number as u64);
+        let picture = image::RgbImage::from_raw(width as u32, height as u32, pixels).unwrap();
+        let mut png = std::io::Cursor::new(Vec::new());
+        picture.write_to(&mut png, image::ImageFormat::Png).unwrap();
+        for (filter, wanted) in
+            [(Filter::Bicubic, &case.bicubic), (Filter::Bilinear, &case.bilinear)]
+        {
+            // Reduced decoding has no say here.
+            let options =
+                DecodeOptions { filter, scaling: Scaling::Dct, ..DecodeOptions::default() };
+            for resizer in ways(filter) {
+                let mut decoder = Decoder::new(options).unwrap();
+                decoder.resizer = resizer;
+                let mut large = vec![0; case.side * case.side * 3];
+                let mut small = vec![0; large.len() / 4];
+                let mode = Mode::ResizeCentreCrop { resize: case.resize };
+                let choose = |width, height| {
+                    let mut scene = Scene::new((1, 0, 0), (width, height), case.side);
+                    scene.by(mode)
+                };
+                let rows = (&mut large[..], &mut small[..]);
+                decoder.view(png.get_ref(), choose, case.side, rows).unwrap();
+                assert_eq!(&digest(&large), wanted, "{filter:?} {case:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_view_of_one_s_own_that_does_not_fit_is_an_error_and_no_panic() {
+    let picture = image::RgbImage::new(20, 10);
+    let mut png = std::io::Cursor::new(Vec::new());
+    picture.write_to(&mut png, image::ImageFormat::Png).unwrap();
+    let mut decoder = Decoder::new(DecodeOptions::default()).unwrap();
+    let rows = (&mut [0; 48][..], &mut [0; 12][..]);
+    let view = View::of(Crop { x: 15, y: 0, width: 6, height: 10 });
+    let error = decoder.view(png.get_ref(), |_, _| view, 4, rows).unwrap_err();
+    assert!(error.to_string().contains("not within 20 x 10 pixels"), "{error}");
 }
 
 proptest! {
