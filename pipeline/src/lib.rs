@@ -27,6 +27,7 @@ mod augment;
 mod batch;
 mod cache;
 mod collate;
+pub mod container;
 mod cursor;
 mod dataset;
 pub mod decode;

@@ -1,7 +1,8 @@
 //! The order of the parts: each imports only from those above it, so there are no cycles.
 
-const ORDER: [&str; 20] = [
+const ORDER: [&str; 21] = [
     "error",
+    "container",
     "cursor",
     "shard",
     "cache",
