@@ -13,7 +13,6 @@ use crate::error::{Error, Fault};
 use crate::folder::Folder;
 use crate::index::{Classes, Index, Manifest, Record, SplitRecord};
 use crate::remote::{Failure, Remote, RemoteOptions, Traffic};
-use crate::scan;
 use crate::shard::{Entry, HEADER, Shard, member_key};
 
 /// Bytes of a part: neighbouring samples of a shard that are read together where all are needed,
@@ -76,7 +75,7 @@ impl Dataset {
     /// [`Error::Io`], [`Error::Remote`], or [`Error::Config`] for options out of range.
     pub fn open_with(dir: &Path, split: &str, options: &RemoteOptions) -> Result<Self, Error> {
         let folder = Folder::open(dir, options)?;
-        let index = scan::open_or_scan(&folder)?;
+        let index = Index::open_in(&folder)?;
         let split = index.split(split)?.clone();
         let source = match &folder {
             Folder::Local(_) => {
@@ -92,7 +91,10 @@ impl Dataset {
         let mut data = Self { index, split, source, classes: Vec::new() };
         data.check_ends()?;
         data.classes = match Classes::load_from(&folder)? {
-            Some(classes) => classes.0.into_iter().map(|class| class.name).collect(),
+            Some(classes) => {
+                data.index.check_classes(&data.split, &classes)?;
+                classes.0.into_iter().map(|class| class.name).collect()
+            }
             None => {
                 // Without a list, the classes are the numbers that occur.
                 let labels = data.split.samples.clone().filter_map(|s| data.index.record(s).label);

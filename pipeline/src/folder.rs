@@ -35,15 +35,19 @@ impl Folder {
         }
     }
 
-    /// One of its files, mapped or fetched; none where it has no such file. `optional` as in
+    /// One of its files as a whole; none where it has no such file. `optional` as in
     /// [`Remote::file`].
-    pub(crate) fn file(&self, name: &str, optional: bool) -> Result<Option<Shard>, Error> {
-        let path = self.path().join(name);
+    pub(crate) fn file(&self, name: &str, optional: bool) -> Result<Option<Vec<u8>>, Error> {
         match self {
-            Self::Local(_) => path.exists().then(|| Shard::map(&path)).transpose(),
-            Self::Remote(remote) => {
-                Ok(remote.file(name, optional)?.map(|bytes| Shard::fetched(path, bytes)))
+            Self::Local(dir) => {
+                let path = dir.join(name);
+                match std::fs::read(&path) {
+                    Ok(bytes) => Ok(Some(bytes)),
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                    Err(error) => Err(Error::io("read", &path)(error)),
+                }
             }
+            Self::Remote(remote) => remote.file(name, optional),
         }
     }
 

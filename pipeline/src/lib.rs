@@ -40,7 +40,6 @@ mod loader;
 mod read_ahead;
 mod remote;
 mod sampler;
-mod scan;
 pub mod shard;
 mod slab;
 mod stats;

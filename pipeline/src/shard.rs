@@ -1,11 +1,11 @@
-//! Tar shards: write them, map them, read one member.
+//! Tar shards: write them, map them, read one member. [`crate::container`] lists members.
 //!
 //! A shard is a USTAR archive in the WebDataset convention: the members `KEY.jpg` (or `KEY.png`)
 //! and `KEY.cls` stand side by side, the latter holding the class number in ASCII decimal.
 //! Times, owners and modes are fixed, so equal samples give equal bytes.
 
 use std::fs::File;
-use std::io::{BufWriter, Cursor, Write};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -13,9 +13,8 @@ use bytes::Bytes;
 use memmap2::Mmap;
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::container::{BLOCK, KeyEnd, split_name};
 use crate::error::Error;
-
-const BLOCK: u64 = 512;
 
 /// Where a member's bytes lie in its shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -290,61 +289,6 @@ impl Shard {
             libc::madvise(start as *mut libc::c_void, length, advice);
         }
     }
-
-    /// The regular files in the archive, in order. GNU long names and PAX headers are understood;
-    /// folders, links, devices and sparse files are passed over.
-    ///
-    /// # Errors
-    /// Each item: [`Error::Format`] for a header that is not tar, [`Error::ShardTruncated`] when
-    /// the archive ends early or lacks its end marker.
-    pub fn members(&self) -> Result<Vec<Member>, Error> {
-        let all = self.as_bytes();
-        let length = all.len() as u64;
-        let mut archive = tar::Archive::new(Cursor::new(all));
-        let mut members: Vec<Member> = Vec::new();
-        let mut end = 0; // where the bytes of the last member stop, padding included
-        for entry in archive.entries_with_seek().map_err(Error::io("read", &self.path))? {
-            let entry = entry.map_err(|source| match source.kind() {
-                std::io::ErrorKind::UnexpectedEof => self.truncated(&members),
-                _ if end + BLOCK > length => self.truncated(&members),
-                _ => Error::format(&self.path, end, format!("not a tar header: {source}")),
-            })?;
-            let (offset, size) = (entry.raw_file_position(), entry.size());
-            let kind = entry.header().entry_type();
-            let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-            end = offset.saturating_add(if kind.is_gnu_sparse() { 0 } else { padded(size) });
-            if !(kind.is_file() || kind.is_contiguous()) {
-                continue;
-            }
-            let size = u32::try_from(size).map_err(|_| {
-                Error::format(&self.path, offset, format!("{name:?} claims {size} bytes"))
-            })?;
-            members.push(Member { name, entry: Entry { offset, length: size } });
-            if end > length {
-                return Err(self.truncated(&members));
-            }
-        }
-        // The archive was read up to here; what ended it must have been a block of zeros.
-        let position = archive.into_inner().position();
-        let marker = position.checked_sub(BLOCK).filter(|&start| start >= end);
-        let marker = marker.and_then(|start| all.get(start as usize..position as usize));
-        if marker.is_some_and(|block| block.iter().all(|&byte| byte == 0)) {
-            return Ok(members);
-        }
-        Err(Error::ShardTruncated {
-            shard: self.path.clone(),
-            member: "its end marker".into(),
-            offset: length,
-        })
-    }
-
-    fn truncated(&self, members: &[Member]) -> Error {
-        Error::ShardTruncated {
-            shard: self.path.clone(),
-            member: members.last().map_or_else(|| "its first header".into(), |m| m.name.clone()),
-            offset: self.as_bytes().len() as u64,
-        }
-    }
 }
 
 /// Bytes of the header before each member.
@@ -359,28 +303,8 @@ pub(crate) fn member_key(header: &[u8], length: u32) -> Option<String> {
     let header = tar::Header::from_byte_slice(header);
     let same = header.entry_size().is_ok_and(|size| size == u64::from(length));
     let name = String::from_utf8_lossy(&header.path_bytes()).into_owned();
-    let entry = Entry { offset: 0, length };
-    same.then(|| Member { name, entry }.key_and_extension().0.to_string())
-}
-
-/// One regular file in a shard.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
-    /// Its path in the archive.
-    pub name: String,
-    /// Where its bytes lie.
-    pub entry: Entry,
-}
-
-impl Member {
-    /// Key and extension in the WebDataset convention: the last path part is cut at its first dot.
-    pub fn key_and_extension(&self) -> (&str, &str) {
-        let base = self.name.rfind('/').map_or(0, |slash| slash + 1);
-        match self.name[base..].find('.') {
-            Some(dot) => (&self.name[..base + dot], &self.name[base + dot + 1..]),
-            None => (&self.name, ""),
-        }
-    }
+    let key = split_name(&name, KeyEnd::FirstDot).map_or(&*name, |(key, _)| key);
+    same.then(|| key.to_string())
 }
 
 fn padded(bytes: u64) -> u64 {
@@ -390,6 +314,7 @@ fn padded(bytes: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::container::{End, Member, Members};
 
     fn shard(samples: &[(&str, &[u8], Option<u32>)]) -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
@@ -403,23 +328,28 @@ mod tests {
     }
 
     #[test]
-    fn members_are_listed_with_their_bytes() {
-        let samples: [(&str, &[u8], _); 3] =
+    fn members_are_where_the_writer_says() {
+        let samples: [(&str, &[u8], Option<u32>); 3] =
             [("a/one", b"11", Some(4)), ("two", b"", None), ("three", &[7; 512], Some(0))];
-        let (_dir, path) = shard(&samples);
-        let shard = Shard::map(&path).unwrap();
-        let members = shard.members().unwrap();
-        let names: Vec<_> = members.iter().map(|member| member.key_and_extension()).collect();
-        let expected = [
-            ("a/one", "jpg"),
-            ("a/one", "cls"),
-            ("two", "jpg"),
-            ("three", "jpg"),
-            ("three", "cls"),
-        ];
-        assert_eq!(names, expected);
-        assert_eq!(shard.bytes(members[1].entry).unwrap(), b"4");
-        assert_eq!(shard.bytes(members[3].entry).unwrap(), [7; 512]);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("train-000000.tar");
+        let mut writer = ShardWriter::create(&path).unwrap();
+        let mut expected = Vec::new();
+        for (key, image, label) in samples {
+            let Entry { offset, length } = writer.append(key, "jpg", image, label).unwrap();
+            expected.push((format!("{key}.jpg"), offset, u64::from(length)));
+            let label = label.map(|label| label.to_string().len() as u64);
+            let after = offset + padded(length.into()) + BLOCK;
+            expected.extend(label.map(|length| (format!("{key}.cls"), after, length)));
+        }
+        writer.finish().unwrap();
+        let mut members = Members::open(&path).unwrap();
+        let mut found = Vec::new();
+        while let Some(Member { name, offset, size, .. }) = members.next_member().unwrap() {
+            found.push((name, offset, size));
+        }
+        assert_eq!(found, expected);
+        assert_eq!(members.end(), End { marked: true, junk: None });
     }
 
     #[test]
@@ -427,28 +357,6 @@ mod tests {
         let (_first, one) = shard(&[("a", b"x", Some(1))]);
         let (_second, two) = shard(&[("a", b"x", Some(1))]);
         assert_eq!(std::fs::read(one).unwrap(), std::fs::read(two).unwrap());
-    }
-
-    #[test]
-    fn a_shard_cut_anywhere_is_called_truncated() {
-        let (_dir, path) = shard(&[("a", &[1; 600], Some(1)), ("b", &[0; 512], None)]);
-        let whole = std::fs::read(&path).unwrap();
-        // One of the two end blocks may be missing; everything before must be there.
-        for length in (0..whole.len() - 512).step_by(64) {
-            std::fs::write(&path, &whole[..length]).unwrap();
-            let error = Shard::map(&path).unwrap().members().unwrap_err();
-            assert!(matches!(error, Error::ShardTruncated { .. }), "cut at {length}: {error:?}");
-        }
-    }
-
-    #[test]
-    fn a_flipped_header_bit_is_an_error() {
-        let (_dir, path) = shard(&[("a", &[1; 600], Some(1))]);
-        let mut bytes = std::fs::read(&path).unwrap();
-        bytes[130] ^= 1;
-        std::fs::write(&path, &bytes).unwrap();
-        let error = Shard::map(&path).unwrap().members().unwrap_err();
-        assert!(matches!(error, Error::Format { offset: 0, .. }), "{error:?}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The order of the parts: each imports only from those above it, so there are no cycles.
 
-const ORDER: [&str; 21] = [
+const ORDER: [&str; 20] = [
     "error",
     "container",
     "cursor",
@@ -9,7 +9,6 @@ const ORDER: [&str; 21] = [
     "remote",
     "folder",
     "index",
-    "scan",
     "dataset",
     "sampler",
     "stats",

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::Error;
+use crate::source::Unpacked;
 use crate::synth::Synth;
 
 /// The largest file that is taken for an image, in bytes. ImageNet's largest is 15 MB.
@@ -129,14 +130,14 @@ pub struct Catalog {
     pub classes: Vec<Class>,
     /// Files that were turned away while scanning.
     pub rejected: Vec<Rejected>,
-    /// Files that do not claim to be images, such as notes and labels; they are only counted.
-    pub ignored: u64,
     /// What was passed over while scanning, by kind; told at the end of a build.
     pub skipped: Skipped,
     /// Folders of [`Place::File`].
     pub folders: Vec<PathBuf>,
     /// Archives of [`Place::Range`].
     pub archives: Vec<PathBuf>,
+    /// Those of them that were compressed.
+    pub unpacked: Option<Unpacked>,
     /// The pipe of [`Place::Piped`]; its images are no items of the catalog.
     pub pipe: Option<PathBuf>,
     /// Batches of [`Place::Row`].
@@ -172,8 +173,10 @@ impl Catalog {
                 // Opened anew each time: a set may have more shards than a process may hold files.
                 let path = &self.archives[*archive as usize];
                 bytes.resize(item.length as usize, 0);
-                File::open(path)
-                    .and_then(|file| file.read_exact_at(bytes, *offset))
+                let unpacked = self.unpacked.as_ref();
+                let unpacked = unpacked.and_then(|all| all.read(*archive, bytes, *offset));
+                unpacked
+                    .unwrap_or_else(|| File::open(path)?.read_exact_at(bytes, *offset))
                     .map_err(Error::io(path, "read a member of it"))?;
                 Ok(Ok(Raw::Encoded))
             }

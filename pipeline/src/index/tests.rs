@@ -1,5 +1,7 @@
+use std::collections::BTreeMap;
+
 use super::*;
-use crate::shard::ShardWriter;
+use crate::shard::{ShardWriter, Written};
 
 fn folder() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
