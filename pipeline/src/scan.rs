@@ -126,7 +126,7 @@ fn scan(dir: &Path, splits: &BTreeMap<&'static str, Vec<String>>) -> Result<Vec<
         index.begin_split(split)?;
         let (mut labelled, mut found) = (None, false);
         for name in names {
-            let shard = Shard::map(&dir.join(name))?;
+            let shard = Shard::open(&dir.join(name))?;
             for sample in samples(&shard)? {
                 if *labelled.get_or_insert(sample.label.is_some()) != sample.label.is_some() {
                     let what = format!(
@@ -138,7 +138,7 @@ fn scan(dir: &Path, splits: &BTreeMap<&'static str, Vec<String>>) -> Result<Vec<
                 found = true;
                 index.sample(&sample.key, sample.entry, sample.label, sample.format, (0, 0));
             }
-            let bytes = shard.as_bytes().len() as u64;
+            let bytes = shard.len();
             index.end_shard(name, Written { bytes, xxh3: 0 })?;
         }
         if !found {
@@ -208,7 +208,8 @@ const MAX_CLASSES: u32 = 1 << 20;
 
 /// A class number in ASCII decimal; white space around it is let pass.
 fn read_label(shard: &Shard, entry: Entry) -> Result<u32, Error> {
-    let text = String::from_utf8_lossy(shard.bytes(entry)?);
+    let text = shard.read(entry)?;
+    let text = String::from_utf8_lossy(&text);
     text.trim().parse().ok().filter(|&label| label < MAX_CLASSES).ok_or_else(|| {
         let start: String = text.chars().take(20).collect();
         let what =

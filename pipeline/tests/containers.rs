@@ -115,7 +115,7 @@ fn long_names_and_other_kinds_of_members_do_no_harm() {
     assert_eq!((data.key(0), data.label(0)), (long, Some(5)));
     assert_eq!((data.key(1), data.label(1)), ("\u{e9}t\u{e9}".into(), Some(6)));
     assert_eq!(data.bytes(1).unwrap(), image);
-    assert_eq!(Shard::map(&path).unwrap().members().unwrap().len(), 4);
+    assert_eq!(Shard::open(&path).unwrap().members().unwrap().len(), 4);
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn sparse_members_are_passed_over() {
     bytes.extend_from_slice(&[1; 512]);
     bytes.extend_from_slice(&tar_of(&[("a.jpg", b"x"), ("a.cls", b"1")]));
     let (_dir, path) = put("train-0.tar", &bytes);
-    let members = Shard::map(&path).unwrap().members().unwrap();
+    let members = Shard::open(&path).unwrap().members().unwrap();
     let names: Vec<_> = members.iter().map(Member::key_and_extension).collect();
     assert_eq!(names, [("a", "jpg"), ("a", "cls")]);
 }

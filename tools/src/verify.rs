@@ -1,13 +1,15 @@
 //! Checks a data folder: checksums, index against archives, labels against classes, and pixels.
 
 use std::collections::HashMap;
+use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bytes::Bytes;
 use pipeline::decode::Decoder;
 use pipeline::index::{Classes, Format, Index, Manifest};
 use pipeline::shard::{Member, Shard};
-use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use crate::Error;
 use crate::jpeg::Frame;
@@ -154,13 +156,13 @@ fn check_shard(
         let result = check_sample(index, sample, classes, &shard, &mut members).and_then(|image| {
             match &mut decoder {
                 Some(decoder) => {
-                    decoder.decode(image).map(|_| image).map_err(|fault| reason(&fault))
+                    decoder.decode(&image).map(|_| image).map_err(|fault| reason(&fault))
                 }
                 None => Ok(image),
             }
         });
         match result {
-            Ok(image) => checked.hashes.push((sample, xxh3_128(image))),
+            Ok(image) => checked.hashes.push((sample, xxh3_128(&image))),
             Err(problem) => {
                 let key = index.key(sample);
                 checked.problems.push(format!("{}: {key} {problem}", record.name));
@@ -180,11 +182,11 @@ fn read_shard(index: &Index, number: usize) -> Result<(Shard, Vec<Member>), Stri
     let record = &index.shards()[number];
     let name = &record.name;
     let shard = index.shard(number).map_err(|error| reason(&error))?;
-    let length = shard.as_bytes().len() as u64;
+    let length = shard.len();
     if length != record.bytes {
         return Err(format!("{name}: has {length} bytes, not {}", record.bytes));
     }
-    let hash = xxh3_64(shard.as_bytes());
+    let hash = hash(&shard).map_err(|error| format!("{name}: cannot be read: {error}"))?;
     if hash != record.xxh3 {
         return Err(format!("{name}: has checksum {hash:016x}, not {:016x}", record.xxh3));
     }
@@ -192,14 +194,26 @@ fn read_shard(index: &Index, number: usize) -> Result<(Shard, Vec<Member>), Stri
     Ok((shard, members))
 }
 
+/// XXH3-64 of a whole shard.
+fn hash(shard: &Shard) -> std::io::Result<u64> {
+    let (mut reader, mut hash) = (shard.reader(), Xxh3::new());
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match reader.read(&mut buffer)? {
+            0 => return Ok(hash.digest()),
+            count => hash.update(&buffer[..count]),
+        }
+    }
+}
+
 /// One sample: the next member must be its image, and the one after that its label if it has one.
-fn check_sample<'a>(
+fn check_sample(
     index: &Index,
     sample: usize,
     classes: usize,
-    shard: &'a Shard,
+    shard: &Shard,
     members: &mut std::slice::Iter<'_, Member>,
-) -> Result<&'a [u8], String> {
+) -> Result<Bytes, String> {
     let record = index.record(sample);
     let key = index.key(sample);
     let extension = if record.format == Format::Png { "png" } else { "jpg" };
@@ -214,9 +228,9 @@ fn check_sample<'a>(
     if entry != record.entry {
         return Err("is elsewhere than the index says".to_owned());
     }
-    let image = shard.bytes(entry).map_err(|error| reason(&error))?;
+    let image = shard.read(entry).map_err(|error| reason(&error))?;
     if let Some(label) = record.label {
-        let written = shard.bytes(member("cls")?).map_err(|error| reason(&error))?;
+        let written = shard.read(member("cls")?).map_err(|error| reason(&error))?;
         if written != label.to_string().as_bytes() {
             return Err("has another label in the archive than in the index".to_owned());
         }
@@ -225,7 +239,7 @@ fn check_sample<'a>(
         }
     }
     if record.format == Format::Jpeg {
-        let frame = Frame::read(image)?;
+        let frame = Frame::read(&image)?;
         if (frame.width, frame.height) != (record.width, record.height) {
             return Err("has another size than the index says".to_owned());
         }

@@ -108,11 +108,12 @@ pub struct SplitRecord {
     pub shards: std::ops::Range<usize>,
 }
 
-/// The index of a data folder, mapped or fetched into memory.
+/// The index of a data folder, read into memory.
 #[derive(Debug)]
 pub struct Index {
     folder: Folder,
-    file: Shard,
+    path: PathBuf,
+    bytes: Vec<u8>,
     splits: Vec<SplitRecord>,
     shards: Vec<ShardRecord>,
     samples: usize, // first byte of the sample table
@@ -137,19 +138,20 @@ impl Index {
     pub(crate) fn open_in(folder: &Folder) -> Result<Self, Error> {
         let file = folder.file(INDEX_FILE, false)?;
         let file = file.ok_or_else(|| Error::EmptyFolder { dir: folder.path().to_path_buf() })?;
-        Self::parse(folder, file)
+        Self::parse(folder, folder.path().join(INDEX_FILE), file)
     }
 
     /// The same for an index that lies elsewhere than its shards.
     pub(crate) fn open_at(folder: &Folder, path: &Path) -> Result<Self, Error> {
-        Self::parse(folder, Shard::map(path)?)
+        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        Self::parse(folder, path.to_path_buf(), bytes)
     }
 
-    fn parse(folder: &Folder, file: Shard) -> Result<Self, Error> {
-        let bytes = file.as_bytes();
+    fn parse(folder: &Folder, path: PathBuf, file: Vec<u8>) -> Result<Self, Error> {
+        let bytes = &*file;
         let bad = |offset: usize, what: &str| {
             let what = format!("{what}; build the folder again");
-            Error::format(file.path(), offset as u64, what)
+            Error::format(&path, offset as u64, what)
         };
         if bytes.len() < HEADER + CHECKSUM || &bytes[..8] != MAGIC {
             return Err(bad(0, "not an index of shards"));
@@ -183,14 +185,24 @@ impl Index {
         let splits = read_splits(&bytes[HEADER..shard_table], &shards, count)
             .ok_or_else(|| bad(HEADER, "a split record is out of bounds"))?;
         let folder = folder.clone();
-        let index =
-            Self { folder, splits, shards, samples, count, keys, key_bytes, fingerprint, file };
+        let index = Self {
+            folder,
+            path,
+            splits,
+            shards,
+            samples,
+            count,
+            keys,
+            key_bytes,
+            fingerprint,
+            bytes: file,
+        };
         index.check_samples()?;
         Ok(index)
     }
 
     fn check_samples(&self) -> Result<(), Error> {
-        let bytes = self.file.as_bytes();
+        let bytes = &*self.bytes;
         let mut key_start = 0;
         for (number, shard) in self.shards.iter().enumerate() {
             for sample in shard.samples.clone() {
@@ -202,7 +214,7 @@ impl Index {
                     && (key_start..=self.key_bytes).contains(&key_end);
                 if !fits {
                     let what = format!("the record of sample {sample} is out of bounds");
-                    return Err(Error::format(self.file.path(), at as u64, what));
+                    return Err(Error::format(&self.path, at as u64, what));
                 }
                 key_start = key_end;
             }
@@ -212,7 +224,7 @@ impl Index {
 
     /// Whether the index was made by scanning shards that came without one.
     pub(crate) fn is_scanned(&self) -> bool {
-        u32_at(self.file.as_bytes(), 20) == 1
+        u32_at(&self.bytes, 20) == 1
     }
 
     /// The folder's path or URL.
@@ -278,7 +290,7 @@ impl Index {
         self.dir().join(&self.shards[shard].name)
     }
 
-    /// One shard, mapped into memory, or fetched as a whole where the folder is behind a URL.
+    /// One shard, opened, or fetched as a whole where the folder is behind a URL.
     ///
     /// # Errors
     /// [`Error::Io`] or [`Error::Remote`].
@@ -309,7 +321,7 @@ impl Index {
     /// When `sample` is not below [`Index::len`].
     pub fn record(&self, sample: usize) -> Record {
         assert!(sample < self.count, "sample {sample} of {}", self.count);
-        let bytes = self.file.as_bytes();
+        let bytes = &*self.bytes;
         let at = self.samples + sample * SAMPLE;
         let label = u32_at(bytes, at + 16);
         Record {
@@ -332,7 +344,7 @@ impl Index {
     /// When `sample` is not below [`Index::len`].
     pub fn key(&self, sample: usize) -> std::borrow::Cow<'_, str> {
         assert!(sample < self.count, "sample {sample} of {}", self.count);
-        let bytes = self.file.as_bytes();
+        let bytes = &*self.bytes;
         let end_of =
             |sample: usize| (u64_at(bytes, self.samples + sample * SAMPLE + 24) & KEY_END) as usize;
         let start = if sample == 0 { 0 } else { end_of(sample - 1) };
@@ -699,8 +711,8 @@ fn load_json<T: serde::de::DeserializeOwned>(
     name: &str,
 ) -> Result<Option<T>, Error> {
     let Some(file) = folder.file(name, true)? else { return Ok(None) };
-    let value = serde_json::from_slice(file.as_bytes());
-    value.map(Some).map_err(|source| Error::Json { path: file.path().to_path_buf(), source })
+    let value = serde_json::from_slice(&file);
+    value.map(Some).map_err(|source| Error::Json { path: folder.path().join(name), source })
 }
 
 fn missing(path: &Path) -> Error {
