@@ -54,7 +54,7 @@ impl Folder {
     /// One member of a shard of so many bytes.
     pub(crate) fn member(&self, name: &str, bytes: u64, entry: Entry) -> Result<Bytes, Error> {
         match self {
-            Self::Local(dir) => Shard::map(&dir.join(name))?.slice(entry),
+            Self::Local(dir) => Shard::open(&dir.join(name))?.read(entry),
             Self::Remote(remote) => {
                 let range = entry.offset..entry.offset + u64::from(entry.length);
                 let (reader, name) = (Arc::clone(remote), name.to_string());
@@ -64,11 +64,11 @@ impl Folder {
         }
     }
 
-    /// A shard of so many bytes, mapped or fetched.
+    /// A shard of so many bytes, opened or fetched.
     pub(crate) fn shard(&self, name: &str, bytes: u64) -> Result<Shard, Error> {
         let path = self.path().join(name);
         match self {
-            Self::Local(_) => Shard::map(&path),
+            Self::Local(_) => Shard::open(&path),
             Self::Remote(remote) => Ok(Shard::fetched(path, remote.large_file(name, bytes)?)),
         }
     }

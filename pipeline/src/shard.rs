@@ -1,16 +1,17 @@
-//! Tar shards: write them, map them, read one member. [`crate::container`] lists members.
+//! Tar shards: write them, open them, read one member. [`crate::container`] lists members.
 //!
 //! A shard is a USTAR archive in the WebDataset convention: the members `KEY.jpg` (or `KEY.png`)
 //! and `KEY.cls` stand side by side, the latter holding the class number in ASCII decimal.
 //! Times, owners and modes are fixed, so equal samples give equal bytes.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use memmap2::Mmap;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::container::{BLOCK, KeyEnd, split_name};
@@ -181,42 +182,38 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     })
 }
 
-/// A shard, read-only: a file mapped into memory, or bytes that were fetched.
+/// A shard, read-only: a file of this machine, or bytes that were fetched.
+///
+/// Nothing is mapped: each member is read into memory of the caller's, so a file that is cut while
+/// it is open gives an error and no signal.
 #[derive(Debug)]
 pub struct Shard {
     path: PathBuf,
-    bytes: Bytes,
-    mapped: bool,
-    /// Whether members were read since [`Shard::release`].
-    read: AtomicBool,
+    content: Content,
+    /// Bytes of the file when it was opened.
+    length: u64,
+}
+
+#[derive(Debug)]
+enum Content {
+    File(File),
+    Memory(Bytes),
 }
 
 impl Shard {
-    /// Maps the file. Pages are read when first touched.
-    ///
-    /// The file must not be cut while it is mapped: the system would answer the next read with
-    /// SIGBUS. Files replaced by rename, as ours are, keep the old mapping valid.
+    /// Opens the file. Nothing is read yet.
     ///
     /// # Errors
-    /// [`Error::Io`] when the file cannot be opened or mapped.
-    pub fn map(path: &Path) -> Result<Self, Error> {
+    /// [`Error::Io`] when the file cannot be opened.
+    pub fn open(path: &Path) -> Result<Self, Error> {
         let file = File::open(path).map_err(Error::io("open", path))?;
         let length = file.metadata().map_err(Error::io("read the length of", path))?.len();
-        // A mapping of no bytes is an error of mmap(2).
-        let bytes = if length == 0 {
-            Bytes::new()
-        } else {
-            // SAFETY: the mapping is private to this value and read-only. The one hazard of a
-            // file mapping is a writer that changes or cuts the file under us; shards, once
-            // named, are never written in place by this project, and the doc states the duty.
-            Bytes::from_owner(unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?)
-        };
-        Ok(Self { path: path.to_path_buf(), bytes, mapped: true, read: AtomicBool::new(false) })
+        Ok(Self { path: path.to_path_buf(), content: Content::File(file), length })
     }
 
     /// The whole shard `path` (a URL) as it was fetched.
     pub(crate) fn fetched(path: PathBuf, bytes: Vec<u8>) -> Self {
-        Self { path, bytes: bytes.into(), mapped: false, read: AtomicBool::new(false) }
+        Self { path, length: bytes.len() as u64, content: Content::Memory(bytes.into()) }
     }
 
     /// The file or URL.
@@ -224,70 +221,135 @@ impl Shard {
         &self.path
     }
 
-    /// All bytes of the file.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes
+    /// Bytes of the file when it was opened.
+    pub fn len(&self) -> u64 {
+        self.length
     }
 
-    /// The bytes of one member.
+    /// True for a file of no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// The bytes of one member, in memory of their own.
     ///
     /// # Errors
-    /// [`Error::ShardTruncated`] when the file is too short to hold them.
-    pub fn bytes(&self, entry: Entry) -> Result<&[u8], Error> {
-        let start = usize::try_from(entry.offset).unwrap_or(usize::MAX);
-        let end = start.saturating_add(entry.length as usize);
-        self.bytes.get(start..end).ok_or_else(|| Error::ShardTruncated {
-            shard: self.path.clone(),
-            member: format!("the member at byte {}", entry.offset),
-            offset: self.bytes.len() as u64,
-        })
+    /// As [`Shard::read_into`].
+    pub fn read(&self, entry: Entry) -> Result<Bytes, Error> {
+        if let Content::Memory(bytes) = &self.content {
+            return Ok(bytes.slice(self.range(entry)?));
+        }
+        let mut bytes = Vec::new();
+        self.read_into(entry, &mut bytes)?;
+        Ok(bytes.into())
     }
 
-    /// The same bytes, which keep the shard open for as long as they are held.
-    pub(crate) fn slice(&self, entry: Entry) -> Result<Bytes, Error> {
-        Ok(self.bytes.slice_ref(self.bytes(entry)?))
+    /// Fills `buffer` with the bytes of one member and nothing else. Its memory is kept.
+    ///
+    /// # Errors
+    /// [`Error::ShardTruncated`] when the file is too short to hold them, also where it was cut
+    /// after it was opened; [`Error::Io`] when the system cannot read it.
+    pub fn read_into(&self, entry: Entry, buffer: &mut Vec<u8>) -> Result<(), Error> {
+        let end = self.read_behind(entry, buffer, 0)?;
+        buffer.truncate(end);
+        Ok(())
+    }
+
+    /// Writes the bytes of one member into `buffer` from `start` on, which grows where it must, and
+    /// gives their end. What lies behind is as before: so its memory is cleared once and not for
+    /// each file.
+    pub(crate) fn read_behind(
+        &self,
+        entry: Entry,
+        buffer: &mut Vec<u8>,
+        start: usize,
+    ) -> Result<usize, Error> {
+        let range = self.range(entry)?;
+        let end = start + range.len();
+        if buffer.len() < end {
+            buffer.resize(end, 0);
+        }
+        let read = self.read_at(entry.offset, &mut buffer[start..end])?;
+        if read < range.len() {
+            return Err(self.cut(entry, entry.offset + read as u64));
+        }
+        Ok(end)
+    }
+
+    /// Reads the whole file from its first byte on, in order.
+    pub fn reader(&self) -> impl Read + Seek {
+        Reader { shard: self, position: 0 }
+    }
+
+    /// Where a member's bytes lie, inside of the file as it was when it was opened: so no more
+    /// memory is taken than the file has bytes.
+    fn range(&self, entry: Entry) -> Result<Range<usize>, Error> {
+        let end = entry.offset.checked_add(u64::from(entry.length));
+        match end.filter(|&end| end <= self.length) {
+            Some(end) => Ok(entry.offset as usize..end as usize),
+            None => Err(self.cut(entry, self.length)),
+        }
+    }
+
+    fn cut(&self, entry: Entry, offset: u64) -> Error {
+        let member = format!("the member at byte {}", entry.offset);
+        Error::ShardTruncated { shard: self.path.clone(), member, offset }
+    }
+
+    /// Fills `buffer` from byte `offset` on, and says how much of it the file could.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize, Error> {
+        let file = match &self.content {
+            Content::File(file) => file,
+            Content::Memory(bytes) => {
+                let start = bytes.len().min(usize::try_from(offset).unwrap_or(usize::MAX));
+                let count = buffer.len().min(bytes.len() - start);
+                buffer[..count].copy_from_slice(&bytes[start..start + count]);
+                return Ok(count);
+            }
+        };
+        let mut read = 0;
+        while read < buffer.len() {
+            match file.read_at(&mut buffer[read..], offset + read as u64) {
+                Ok(0) => break,
+                Ok(count) => read += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::io("read", &self.path)(error)),
+            }
+        }
+        Ok(read)
     }
 
     /// The key of the member whose bytes are exactly `entry`, as its own header tells it.
     pub(crate) fn member_at(&self, entry: Entry) -> Result<Option<String>, Error> {
         let Some(offset) = entry.offset.checked_sub(HEADER) else { return Ok(None) };
-        let header = self.bytes(Entry { offset, length: HEADER as u32 })?;
-        Ok(member_key(header, entry.length))
+        let header = self.read(Entry { offset, length: HEADER as u32 })?;
+        Ok(member_key(&header, entry.length))
     }
+}
 
-    /// Asks the system to read the member's pages now; returns at once.
-    pub(crate) fn will_need(&self, entry: Entry) {
-        if let Ok(bytes) = self.bytes(entry) {
-            self.advise(bytes, libc::MADV_WILLNEED);
-        }
+/// A shard as a stream.
+struct Reader<'a> {
+    shard: &'a Shard,
+    position: u64,
+}
+
+impl Read for Reader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.shard.read_at(self.position, buffer).map_err(std::io::Error::other)?;
+        self.position += read as u64;
+        Ok(read)
     }
+}
 
-    /// Says that a member was read.
-    pub(crate) fn was_read(&self) {
-        self.read.store(true, Ordering::Relaxed);
-    }
-
-    /// Drops the pages of all members from this process. They stay in the page cache, where the system
-    /// may reclaim them, and a later read finds them again.
-    pub(crate) fn release(&self) {
-        if self.read.swap(false, Ordering::Relaxed) {
-            self.advise(&self.bytes, libc::MADV_DONTNEED);
-        }
-    }
-
-    fn advise(&self, bytes: &[u8], advice: libc::c_int) {
-        const PAGE: usize = 4096;
-        if !self.mapped {
-            return;
-        }
-        let start = bytes.as_ptr() as usize / PAGE * PAGE;
-        let length = bytes.as_ptr() as usize + bytes.len() - start;
-        // SAFETY: `mapped` says that the range lies in our own read-only, file-backed mapping. Both pieces of advice
-        // leave its contents as they are: a dropped page is read from the file again. A refusal
-        // changes only speed, so the answer is not looked at.
-        unsafe {
-            libc::madvise(start as *mut libc::c_void, length, advice);
-        }
+impl Seek for Reader<'_> {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        let position = match to {
+            SeekFrom::Start(position) => Some(position),
+            SeekFrom::End(by) => self.shard.length.checked_add_signed(by),
+            SeekFrom::Current(by) => self.position.checked_add_signed(by),
+        };
+        self.position = position.ok_or(ErrorKind::InvalidInput)?;
+        Ok(self.position)
     }
 }
 
@@ -334,16 +396,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("train-000000.tar");
         let mut writer = ShardWriter::create(&path).unwrap();
-        let mut expected = Vec::new();
+        let (mut expected, mut entries) = (Vec::new(), Vec::new());
         for (key, image, label) in samples {
-            let Entry { offset, length } = writer.append(key, "jpg", image, label).unwrap();
+            let entry = writer.append(key, "jpg", image, label).unwrap();
+            entries.push((entry, image));
+            let Entry { offset, length } = entry;
             expected.push((format!("{key}.jpg"), offset, u64::from(length)));
             let label = label.map(|label| label.to_string().len() as u64);
             let after = offset + padded(length.into()) + BLOCK;
             expected.extend(label.map(|length| (format!("{key}.cls"), after, length)));
         }
         writer.finish().unwrap();
-        let mut members = Members::open(&path).unwrap();
+        let shard = Shard::open(&path).unwrap();
+        for (entry, image) in entries {
+            assert_eq!(shard.read(entry).unwrap(), image);
+        }
+        let mut members = Members::seek(shard.reader()).unwrap();
         let mut found = Vec::new();
         while let Some(Member { name, offset, size, .. }) = members.next_member().unwrap() {
             found.push((name, offset, size));
@@ -357,6 +425,29 @@ mod tests {
         let (_first, one) = shard(&[("a", b"x", Some(1))]);
         let (_second, two) = shard(&[("a", b"x", Some(1))]);
         assert_eq!(std::fs::read(one).unwrap(), std::fs::read(two).unwrap());
+    }
+
+    #[test]
+    fn a_shard_that_is_cut_while_it_is_open_gives_an_error_and_no_signal() {
+        let (_dir, path) = shard(&[("a", &[1; 600], None), ("b", &[2; 9000], None)]);
+        let shard = Shard::open(&path).unwrap();
+        let entry = Entry { offset: 512 + 1024 + 512, length: 9000 };
+        let mut buffer = vec![9; 20_000];
+        shard.read_into(entry, &mut buffer).unwrap();
+        assert_eq!(buffer, [2; 9000]);
+        File::options().write(true).open(&path).unwrap().set_len(entry.offset + 5000).unwrap();
+        let cut = entry.offset + 5000;
+        for error in
+            [shard.read(entry).unwrap_err(), shard.read_into(entry, &mut buffer).unwrap_err()]
+        {
+            assert!(
+                matches!(error, Error::ShardTruncated { offset, .. } if offset == cut),
+                "{error}"
+            );
+            assert!(error.is_input());
+        }
+        let huge = Entry { offset: u64::MAX - 5, length: u32::MAX };
+        assert!(matches!(shard.read(huge), Err(Error::ShardTruncated { .. })));
     }
 
     #[test]

@@ -8,7 +8,6 @@
 
 use std::collections::HashSet;
 use std::fs::{File, Metadata};
-use std::io::Cursor;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -556,9 +555,8 @@ impl Index {
         file: &crate::shard::Shard,
     ) -> Result<Vec<String>, Error> {
         let (record, path) = (&self.shards[shard], self.shard_path(shard));
-        let members =
-            Members::seek(Cursor::new(file.as_bytes())).map_err(Error::io("read", &path))?;
-        let read = |entry| file.bytes(entry).map(<[u8]>::to_vec);
+        let members = Members::seek(file.reader()).map_err(Error::io("read", &path))?;
+        let read = |entry| file.read(entry).map(Vec::from);
         let choice = self.scan().map_or_else(Choice::default, |scan| scan.choice.clone());
         let (found, skipped) = read_members(&path, members, &read, &choice)?;
         let mut problems = Vec::new();

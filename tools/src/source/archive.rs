@@ -11,13 +11,12 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use pipeline::container::{
-    self, Broken, Choice, Compression, End, Label, MAX_CLASSES, MAX_JSON_BYTES, MAX_NUMBER_BYTES,
-    Member, Members, Sample, Samples, ShardName, Skipped, image_kind, no_data, passed_over,
+    self, Broken, Choice, Compression, End, Label, MAX_JSON_BYTES, MAX_NUMBER_BYTES, Member,
+    Members, Sample, Samples, ShardName, Skipped, image_kind, no_data, passed_over,
 };
 use pipeline::index::{CLASSES_FILE, INDEX_FILE, MANIFEST_FILE};
 
 use super::devkit::{self, Synset};
-use super::unpack;
 use crate::Error;
 use crate::catalog::{Catalog, Class, Item, MAX_IMAGE_BYTES, Place, Rejected, Split, key, stem};
 
