@@ -3,7 +3,6 @@
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -13,15 +12,11 @@ use crate::error::{Error, Fault};
 use crate::folder::Folder;
 use crate::index::{Classes, Index, Manifest, Record, SplitRecord};
 use crate::remote::{Failure, Remote, RemoteOptions, Traffic};
-use crate::scan;
 use crate::shard::{Entry, HEADER, Shard, member_key};
 
 /// Bytes of a part: neighbouring samples of a shard that are read together where all are needed,
 /// and that a cache folder keeps as one file. 4 MiB take longer to send than to ask for.
 const PART: u64 = 4 << 20;
-
-/// Bytes read of mapped shards between two times that their pages are given back.
-const MAPPED: u64 = 128 << 20;
 
 /// One split of a data folder.
 #[derive(Debug)]
@@ -35,8 +30,8 @@ pub struct Dataset {
 /// Where the bytes of samples come from.
 #[derive(Debug)]
 enum Source {
-    /// The split's shards in order, and bytes read of them since their pages were last given back.
-    Mapped { shards: Vec<Shard>, read: AtomicU64 },
+    /// The split's shards in order, open.
+    Local { shards: Vec<Shard> },
     /// The server, and the first sample of each part in order.
     Remote { remote: Arc<Remote>, parts: Vec<SampleId> },
 }
@@ -62,7 +57,7 @@ impl Dataset {
     }
 
     /// Opens the folder and checks its index (made now, where the shards of a folder of this
-    /// machine came without one). Shards of this machine are mapped, after a check that each is
+    /// machine came without one). Shards of this machine are opened, after a check that each is
     /// there and has the length the index was made for.
     ///
     /// `dir` may be a URL (`http://`, `https://`, `s3://`, `gs://`, `az://`), read as `options`
@@ -76,12 +71,10 @@ impl Dataset {
     /// [`Error::Io`], [`Error::Remote`], or [`Error::Config`] for options out of range.
     pub fn open_with(dir: &Path, split: &str, options: &RemoteOptions) -> Result<Self, Error> {
         let folder = Folder::open(dir, options)?;
-        let index = scan::open_or_scan(&folder)?;
+        let index = Index::open_in(&folder)?;
         let split = index.split(split)?.clone();
         let source = match &folder {
-            Folder::Local(_) => {
-                Source::Mapped { shards: map(&index, &split)?, read: AtomicU64::new(0) }
-            }
+            Folder::Local(_) => Source::Local { shards: open_shards(&index, &split)? },
             Folder::Remote(remote) => {
                 if let Some(manifest) = Manifest::load_from(&folder)? {
                     index.agree(&manifest, &split)?;
@@ -92,7 +85,10 @@ impl Dataset {
         let mut data = Self { index, split, source, classes: Vec::new() };
         data.check_ends()?;
         data.classes = match Classes::load_from(&folder)? {
-            Some(classes) => classes.0.into_iter().map(|class| class.name).collect(),
+            Some(classes) => {
+                data.index.check_classes(&data.split, &classes)?;
+                classes.0.into_iter().map(|class| class.name).collect()
+            }
             None => {
                 // Without a list, the classes are the numbers that occur.
                 let labels = data.split.samples.clone().filter_map(|s| data.index.record(s).label);
@@ -109,7 +105,7 @@ impl Dataset {
         if self.index.is_scanned() {
             return Ok(()); // made from these very shards, whose names may need more than a header
         }
-        let Source::Mapped { shards, .. } = &self.source else { return Ok(()) };
+        let Source::Local { shards } = &self.source else { return Ok(()) };
         for (shard, number) in shards.iter().zip(self.split.shards.clone()) {
             let samples = self.index.shards()[number].samples.clone();
             for sample in samples.clone().next().into_iter().chain(samples.last()) {
@@ -177,7 +173,7 @@ impl Dataset {
         (0..self.len() as SampleId).find(|&sample| self.index.key(self.position(sample)) == key)
     }
 
-    /// The image file of a sample: a part of the mapped shard, or, behind a URL, fetched now.
+    /// The image file of a sample: read now, or, behind a URL, fetched.
     ///
     /// # Errors
     /// [`Error::ShardTruncated`], [`Error::Format`] or [`Error::Remote`].
@@ -198,8 +194,8 @@ impl Dataset {
     ) -> Result<Bytes, Error> {
         let record = self.record(sample);
         let remote = match &self.source {
-            Source::Mapped { shards, .. } => {
-                return shards[record.shard - self.split.shards.start].slice(record.entry);
+            Source::Local { shards } => {
+                return shards[record.shard - self.split.shards.start].read(record.entry);
             }
             Source::Remote { remote, .. } => remote,
         };
@@ -224,7 +220,7 @@ impl Dataset {
     /// The server behind this data set; none for a folder of this machine.
     pub(crate) fn remote(&self) -> Option<&Arc<Remote>> {
         match &self.source {
-            Source::Mapped { .. } => None,
+            Source::Local { .. } => None,
             Source::Remote { remote, .. } => Some(remote),
         }
     }
@@ -297,40 +293,17 @@ impl Dataset {
         shards.iter().map(|shard| shard.samples.len()).collect()
     }
 
-    /// Asks the system to read the sample's pages; returns at once.
-    pub(crate) fn will_need(&self, sample: SampleId) {
-        if let Source::Mapped { shards, .. } = &self.source {
-            let record = self.record(sample);
-            shards[record.shard - self.split.shards.start].will_need(record.entry);
-        }
-    }
-
-    /// Says that the sample was read. Pages of the samples read are given back many at a time, for
-    /// every other thread pauses while one of them does so.
-    pub(crate) fn was_read(&self, sample: SampleId) {
-        let Source::Mapped { shards, read } = &self.source else { return };
-        let record = self.record(sample);
-        shards[record.shard - self.split.shards.start].was_read();
-        let length = u64::from(record.entry.length);
-        let sum = read.fetch_add(length, Ordering::Relaxed) + length;
-        // One thread sees the sum go past the limit.
-        if sum >= MAPPED && sum - length < MAPPED {
-            read.store(0, Ordering::Relaxed);
-            shards.iter().for_each(Shard::release);
-        }
-    }
-
     fn position(&self, sample: SampleId) -> usize {
         assert!(sample < self.len() as u64, "sample {sample} of {}", self.len());
         self.split.samples.start + sample as usize
     }
 }
 
-/// Maps the shards of a split.
-fn map(index: &Index, split: &SplitRecord) -> Result<Vec<Shard>, Error> {
+/// Opens the shards of a split.
+fn open_shards(index: &Index, split: &SplitRecord) -> Result<Vec<Shard>, Error> {
     let open = |number: usize| {
         let shard = index.shard(number)?;
-        let (found, expected) = (shard.as_bytes().len() as u64, index.shards()[number].bytes);
+        let (found, expected) = (shard.len(), index.shards()[number].bytes);
         if found != expected {
             let shard = shard.path().to_path_buf();
             return Err(Error::ShardLength { shard, found, expected });
@@ -374,39 +347,4 @@ fn replaced(key: &str, found: Option<String>) -> String {
         "the index has sample {key:?} here, the shard {found:?}: one of them was replaced; build \
          the folder again"
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::index::{Format, IndexWriter};
-    use crate::shard::ShardWriter;
-
-    /// Bytes of a mapped file that this process holds in memory.
-    fn held(path: &Path) -> u64 {
-        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-        let mut lines = maps.lines().skip_while(|line| !line.contains(path.to_str().unwrap()));
-        let rss = lines.find_map(|line| line.strip_prefix("Rss:")).unwrap();
-        1024 * rss.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
-    }
-
-    #[test]
-    fn pages_of_samples_that_were_read_are_given_back() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().canonicalize().unwrap().join("train-000000.tar");
-        let mut shard = ShardWriter::create(&path).unwrap();
-        let mut index = IndexWriter::new();
-        index.begin_split("train").unwrap();
-        let entry = shard.append("a", "jpg", &vec![7; 4 << 20], None).unwrap();
-        index.sample("a", entry, None, Format::Jpeg, (9, 9));
-        index.end_shard("train-000000.tar", shard.finish().unwrap()).unwrap();
-        index.write(folder.path()).unwrap();
-        let data = Dataset::open(path.parent().unwrap(), "train").unwrap();
-        for time in 1..=MAPPED >> 22 {
-            assert!(data.bytes(0).unwrap().iter().all(|&byte| byte == 7));
-            assert!(held(&path) >= 4 << 20, "time {time}");
-            data.was_read(0);
-        }
-        assert!(held(&path) < 1 << 20);
-    }
 }

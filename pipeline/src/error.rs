@@ -111,6 +111,16 @@ pub enum Error {
         /// Where the bytes run out.
         offset: u64,
     },
+    /// Shards that another program wrote cannot be read where they are.
+    #[error("{}: {problem}; {mend}", dir.display())]
+    Foreign {
+        /// The folder, or one of its files.
+        dir: PathBuf,
+        /// Why not.
+        problem: String,
+        /// What the user can do.
+        mend: String,
+    },
     /// Two samples of a split carry the same key.
     #[error("duplicate key {key:?}: in {} and in {}", first.display(), second.display())]
     DuplicateKey {

@@ -30,8 +30,7 @@ pub(crate) struct Draw {
 /// Sends every draw from `cursor` up to the epoch `end`, each as soon as there is a slab for its
 /// batch and its bytes are there. Ends early when a channel closes.
 ///
-/// Local shards are mapped, so here their bytes are only asked for, a batch ahead; the decode
-/// thread touches them. Those behind a URL are read ahead, whether or not a slab is free.
+/// Bytes of local shards are read here. Those behind a URL are read ahead, whether or not a slab is free.
 pub(crate) async fn fetch(
     (data, plan, clock): (Arc<Dataset>, Arc<Plan>, Arc<Clock>),
     (cursor, end): (Cursor, u64),
@@ -45,9 +44,6 @@ pub(crate) async fn fetch(
         clock.busy(lap.take());
         let Ok(slab) = free.recv().await else { return };
         clock.starved(lap.take());
-        if ahead.is_none() {
-            samples.iter().for_each(|&sample| data.will_need(sample));
-        }
         for (row, sample) in slab.lend(samples.len()).zip(samples) {
             let bytes = match &mut ahead {
                 Some(ahead) => ahead.next(sample).await,

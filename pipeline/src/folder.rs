@@ -35,22 +35,26 @@ impl Folder {
         }
     }
 
-    /// One of its files, mapped or fetched; none where it has no such file. `optional` as in
+    /// One of its files as a whole; none where it has no such file. `optional` as in
     /// [`Remote::file`].
-    pub(crate) fn file(&self, name: &str, optional: bool) -> Result<Option<Shard>, Error> {
-        let path = self.path().join(name);
+    pub(crate) fn file(&self, name: &str, optional: bool) -> Result<Option<Vec<u8>>, Error> {
         match self {
-            Self::Local(_) => path.exists().then(|| Shard::map(&path)).transpose(),
-            Self::Remote(remote) => {
-                Ok(remote.file(name, optional)?.map(|bytes| Shard::fetched(path, bytes)))
+            Self::Local(dir) => {
+                let path = dir.join(name);
+                match std::fs::read(&path) {
+                    Ok(bytes) => Ok(Some(bytes)),
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                    Err(error) => Err(Error::io("read", &path)(error)),
+                }
             }
+            Self::Remote(remote) => remote.file(name, optional),
         }
     }
 
     /// One member of a shard of so many bytes.
     pub(crate) fn member(&self, name: &str, bytes: u64, entry: Entry) -> Result<Bytes, Error> {
         match self {
-            Self::Local(dir) => Shard::map(&dir.join(name))?.slice(entry),
+            Self::Local(dir) => Shard::open(&dir.join(name))?.read(entry),
             Self::Remote(remote) => {
                 let range = entry.offset..entry.offset + u64::from(entry.length);
                 let (reader, name) = (Arc::clone(remote), name.to_string());
@@ -60,11 +64,11 @@ impl Folder {
         }
     }
 
-    /// A shard of so many bytes, mapped or fetched.
+    /// A shard of so many bytes, opened or fetched.
     pub(crate) fn shard(&self, name: &str, bytes: u64) -> Result<Shard, Error> {
         let path = self.path().join(name);
         match self {
-            Self::Local(_) => Shard::map(&path),
+            Self::Local(_) => Shard::open(&path),
             Self::Remote(remote) => Ok(Shard::fetched(path, remote.large_file(name, bytes)?)),
         }
     }

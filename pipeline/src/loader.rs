@@ -595,7 +595,6 @@ fn decode_sample(
     let result = decoder.view(&bytes, view, config.large, draw.row.pixels());
     shared.images.fetch_add(1, Ordering::Relaxed);
     shared.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-    data.was_read(sample);
     result.map_err(|fault| data.fault(sample, fault))
 }
 

@@ -244,7 +244,8 @@ impl Remote {
                 let range = start..(start + PIECE).min(length);
                 remote.read(&name, range, length)
             });
-            let mut whole = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
+            // The first answer says whether the file is so long; until then nothing is taken for it.
+            let mut whole = Vec::new();
             let mut pieces = futures_util::stream::iter(pieces).buffered(8);
             while let Some(piece) = pieces.try_next().await? {
                 whole.extend_from_slice(&piece);
@@ -322,8 +323,8 @@ impl Remote {
         range: Range<u64>,
         length: u64,
     ) -> Result<Vec<u8>, Failure> {
-        let capacity = usize::try_from(range.end - range.start).unwrap_or(0);
-        let mut bytes = Vec::with_capacity(capacity);
+        // What an index claims is not believed before the server sends it.
+        let mut bytes = Vec::with_capacity((range.end - range.start).min(PIECE) as usize);
         match self.read_into(&mut bytes, name, (range.start, Some(range.end)), Some(length)).await {
             Ok(()) => Ok(bytes),
             Err(Stop::Refused(failure) | Stop::Failure(failure)) => Err(failure),

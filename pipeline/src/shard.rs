@@ -1,21 +1,21 @@
-//! Tar shards: write them, map them, read one member.
+//! Tar shards: write them, open them, read one member. [`crate::container`] lists members.
 //!
 //! A shard is a USTAR archive in the WebDataset convention: the members `KEY.jpg` (or `KEY.png`)
 //! and `KEY.cls` stand side by side, the latter holding the class number in ASCII decimal.
 //! Times, owners and modes are fixed, so equal samples give equal bytes.
 
 use std::fs::File;
-use std::io::{BufWriter, Cursor, Write};
+use std::io::{BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use memmap2::Mmap;
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::container::{BLOCK, KeyEnd, split_name};
 use crate::error::Error;
-
-const BLOCK: u64 = 512;
 
 /// Where a member's bytes lie in its shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,42 +182,38 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     })
 }
 
-/// A shard, read-only: a file mapped into memory, or bytes that were fetched.
+/// A shard, read-only: a file of this machine, or bytes that were fetched.
+///
+/// Nothing is mapped: each member is read into memory of the caller's, so a file that is cut while
+/// it is open gives an error and no signal.
 #[derive(Debug)]
 pub struct Shard {
     path: PathBuf,
-    bytes: Bytes,
-    mapped: bool,
-    /// Whether members were read since [`Shard::release`].
-    read: AtomicBool,
+    content: Content,
+    /// Bytes of the file when it was opened.
+    length: u64,
+}
+
+#[derive(Debug)]
+enum Content {
+    File(File),
+    Memory(Bytes),
 }
 
 impl Shard {
-    /// Maps the file. Pages are read when first touched.
-    ///
-    /// The file must not be cut while it is mapped: the system would answer the next read with
-    /// SIGBUS. Files replaced by rename, as ours are, keep the old mapping valid.
+    /// Opens the file. Nothing is read yet.
     ///
     /// # Errors
-    /// [`Error::Io`] when the file cannot be opened or mapped.
-    pub fn map(path: &Path) -> Result<Self, Error> {
+    /// [`Error::Io`] when the file cannot be opened.
+    pub fn open(path: &Path) -> Result<Self, Error> {
         let file = File::open(path).map_err(Error::io("open", path))?;
         let length = file.metadata().map_err(Error::io("read the length of", path))?.len();
-        // A mapping of no bytes is an error of mmap(2).
-        let bytes = if length == 0 {
-            Bytes::new()
-        } else {
-            // SAFETY: the mapping is private to this value and read-only. The one hazard of a
-            // file mapping is a writer that changes or cuts the file under us; shards, once
-            // named, are never written in place by this project, and the doc states the duty.
-            Bytes::from_owner(unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?)
-        };
-        Ok(Self { path: path.to_path_buf(), bytes, mapped: true, read: AtomicBool::new(false) })
+        Ok(Self { path: path.to_path_buf(), content: Content::File(file), length })
     }
 
     /// The whole shard `path` (a URL) as it was fetched.
     pub(crate) fn fetched(path: PathBuf, bytes: Vec<u8>) -> Self {
-        Self { path, bytes: bytes.into(), mapped: false, read: AtomicBool::new(false) }
+        Self { path, length: bytes.len() as u64, content: Content::Memory(bytes.into()) }
     }
 
     /// The file or URL.
@@ -225,125 +221,135 @@ impl Shard {
         &self.path
     }
 
-    /// All bytes of the file.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes
+    /// Bytes of the file when it was opened.
+    pub fn len(&self) -> u64 {
+        self.length
     }
 
-    /// The bytes of one member.
+    /// True for a file of no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// The bytes of one member, in memory of their own.
     ///
     /// # Errors
-    /// [`Error::ShardTruncated`] when the file is too short to hold them.
-    pub fn bytes(&self, entry: Entry) -> Result<&[u8], Error> {
-        let start = usize::try_from(entry.offset).unwrap_or(usize::MAX);
-        let end = start.saturating_add(entry.length as usize);
-        self.bytes.get(start..end).ok_or_else(|| Error::ShardTruncated {
-            shard: self.path.clone(),
-            member: format!("the member at byte {}", entry.offset),
-            offset: self.bytes.len() as u64,
-        })
+    /// As [`Shard::read_into`].
+    pub fn read(&self, entry: Entry) -> Result<Bytes, Error> {
+        if let Content::Memory(bytes) = &self.content {
+            return Ok(bytes.slice(self.range(entry)?));
+        }
+        let mut bytes = Vec::new();
+        self.read_into(entry, &mut bytes)?;
+        Ok(bytes.into())
     }
 
-    /// The same bytes, which keep the shard open for as long as they are held.
-    pub(crate) fn slice(&self, entry: Entry) -> Result<Bytes, Error> {
-        Ok(self.bytes.slice_ref(self.bytes(entry)?))
+    /// Fills `buffer` with the bytes of one member and nothing else. Its memory is kept.
+    ///
+    /// # Errors
+    /// [`Error::ShardTruncated`] when the file is too short to hold them, also where it was cut
+    /// after it was opened; [`Error::Io`] when the system cannot read it.
+    pub fn read_into(&self, entry: Entry, buffer: &mut Vec<u8>) -> Result<(), Error> {
+        let end = self.read_behind(entry, buffer, 0)?;
+        buffer.truncate(end);
+        Ok(())
+    }
+
+    /// Writes the bytes of one member into `buffer` from `start` on, which grows where it must, and
+    /// gives their end. What lies behind is as before: so its memory is cleared once and not for
+    /// each file.
+    pub(crate) fn read_behind(
+        &self,
+        entry: Entry,
+        buffer: &mut Vec<u8>,
+        start: usize,
+    ) -> Result<usize, Error> {
+        let range = self.range(entry)?;
+        let end = start + range.len();
+        if buffer.len() < end {
+            buffer.resize(end, 0);
+        }
+        let read = self.read_at(entry.offset, &mut buffer[start..end])?;
+        if read < range.len() {
+            return Err(self.cut(entry, entry.offset + read as u64));
+        }
+        Ok(end)
+    }
+
+    /// Reads the whole file from its first byte on, in order.
+    pub fn reader(&self) -> impl Read + Seek {
+        Reader { shard: self, position: 0 }
+    }
+
+    /// Where a member's bytes lie, inside of the file as it was when it was opened: so no more
+    /// memory is taken than the file has bytes.
+    fn range(&self, entry: Entry) -> Result<Range<usize>, Error> {
+        let end = entry.offset.checked_add(u64::from(entry.length));
+        match end.filter(|&end| end <= self.length) {
+            Some(end) => Ok(entry.offset as usize..end as usize),
+            None => Err(self.cut(entry, self.length)),
+        }
+    }
+
+    fn cut(&self, entry: Entry, offset: u64) -> Error {
+        let member = format!("the member at byte {}", entry.offset);
+        Error::ShardTruncated { shard: self.path.clone(), member, offset }
+    }
+
+    /// Fills `buffer` from byte `offset` on, and says how much of it the file could.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize, Error> {
+        let file = match &self.content {
+            Content::File(file) => file,
+            Content::Memory(bytes) => {
+                let start = bytes.len().min(usize::try_from(offset).unwrap_or(usize::MAX));
+                let count = buffer.len().min(bytes.len() - start);
+                buffer[..count].copy_from_slice(&bytes[start..start + count]);
+                return Ok(count);
+            }
+        };
+        let mut read = 0;
+        while read < buffer.len() {
+            match file.read_at(&mut buffer[read..], offset + read as u64) {
+                Ok(0) => break,
+                Ok(count) => read += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::io("read", &self.path)(error)),
+            }
+        }
+        Ok(read)
     }
 
     /// The key of the member whose bytes are exactly `entry`, as its own header tells it.
     pub(crate) fn member_at(&self, entry: Entry) -> Result<Option<String>, Error> {
         let Some(offset) = entry.offset.checked_sub(HEADER) else { return Ok(None) };
-        let header = self.bytes(Entry { offset, length: HEADER as u32 })?;
-        Ok(member_key(header, entry.length))
+        let header = self.read(Entry { offset, length: HEADER as u32 })?;
+        Ok(member_key(&header, entry.length))
     }
+}
 
-    /// Asks the system to read the member's pages now; returns at once.
-    pub(crate) fn will_need(&self, entry: Entry) {
-        if let Ok(bytes) = self.bytes(entry) {
-            self.advise(bytes, libc::MADV_WILLNEED);
-        }
+/// A shard as a stream.
+struct Reader<'a> {
+    shard: &'a Shard,
+    position: u64,
+}
+
+impl Read for Reader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.shard.read_at(self.position, buffer).map_err(std::io::Error::other)?;
+        self.position += read as u64;
+        Ok(read)
     }
+}
 
-    /// Says that a member was read.
-    pub(crate) fn was_read(&self) {
-        self.read.store(true, Ordering::Relaxed);
-    }
-
-    /// Drops the pages of all members from this process. They stay in the page cache, where the system
-    /// may reclaim them, and a later read finds them again.
-    pub(crate) fn release(&self) {
-        if self.read.swap(false, Ordering::Relaxed) {
-            self.advise(&self.bytes, libc::MADV_DONTNEED);
-        }
-    }
-
-    fn advise(&self, bytes: &[u8], advice: libc::c_int) {
-        const PAGE: usize = 4096;
-        if !self.mapped {
-            return;
-        }
-        let start = bytes.as_ptr() as usize / PAGE * PAGE;
-        let length = bytes.as_ptr() as usize + bytes.len() - start;
-        // SAFETY: `mapped` says that the range lies in our own read-only, file-backed mapping. Both pieces of advice
-        // leave its contents as they are: a dropped page is read from the file again. A refusal
-        // changes only speed, so the answer is not looked at.
-        unsafe {
-            libc::madvise(start as *mut libc::c_void, length, advice);
-        }
-    }
-
-    /// The regular files in the archive, in order. GNU long names and PAX headers are understood;
-    /// folders, links, devices and sparse files are passed over.
-    ///
-    /// # Errors
-    /// Each item: [`Error::Format`] for a header that is not tar, [`Error::ShardTruncated`] when
-    /// the archive ends early or lacks its end marker.
-    pub fn members(&self) -> Result<Vec<Member>, Error> {
-        let all = self.as_bytes();
-        let length = all.len() as u64;
-        let mut archive = tar::Archive::new(Cursor::new(all));
-        let mut members: Vec<Member> = Vec::new();
-        let mut end = 0; // where the bytes of the last member stop, padding included
-        for entry in archive.entries_with_seek().map_err(Error::io("read", &self.path))? {
-            let entry = entry.map_err(|source| match source.kind() {
-                std::io::ErrorKind::UnexpectedEof => self.truncated(&members),
-                _ if end + BLOCK > length => self.truncated(&members),
-                _ => Error::format(&self.path, end, format!("not a tar header: {source}")),
-            })?;
-            let (offset, size) = (entry.raw_file_position(), entry.size());
-            let kind = entry.header().entry_type();
-            let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-            end = offset.saturating_add(if kind.is_gnu_sparse() { 0 } else { padded(size) });
-            if !(kind.is_file() || kind.is_contiguous()) {
-                continue;
-            }
-            let size = u32::try_from(size).map_err(|_| {
-                Error::format(&self.path, offset, format!("{name:?} claims {size} bytes"))
-            })?;
-            members.push(Member { name, entry: Entry { offset, length: size } });
-            if end > length {
-                return Err(self.truncated(&members));
-            }
-        }
-        // The archive was read up to here; what ended it must have been a block of zeros.
-        let position = archive.into_inner().position();
-        let marker = position.checked_sub(BLOCK).filter(|&start| start >= end);
-        let marker = marker.and_then(|start| all.get(start as usize..position as usize));
-        if marker.is_some_and(|block| block.iter().all(|&byte| byte == 0)) {
-            return Ok(members);
-        }
-        Err(Error::ShardTruncated {
-            shard: self.path.clone(),
-            member: "its end marker".into(),
-            offset: length,
-        })
-    }
-
-    fn truncated(&self, members: &[Member]) -> Error {
-        Error::ShardTruncated {
-            shard: self.path.clone(),
-            member: members.last().map_or_else(|| "its first header".into(), |m| m.name.clone()),
-            offset: self.as_bytes().len() as u64,
-        }
+impl Seek for Reader<'_> {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        let position = match to {
+            SeekFrom::Start(position) => Some(position),
+            SeekFrom::End(by) => self.shard.length.checked_add_signed(by),
+            SeekFrom::Current(by) => self.position.checked_add_signed(by),
+        };
+        self.position = position.ok_or(ErrorKind::InvalidInput)?;
+        Ok(self.position)
     }
 }
 
@@ -359,28 +365,8 @@ pub(crate) fn member_key(header: &[u8], length: u32) -> Option<String> {
     let header = tar::Header::from_byte_slice(header);
     let same = header.entry_size().is_ok_and(|size| size == u64::from(length));
     let name = String::from_utf8_lossy(&header.path_bytes()).into_owned();
-    let entry = Entry { offset: 0, length };
-    same.then(|| Member { name, entry }.key_and_extension().0.to_string())
-}
-
-/// One regular file in a shard.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
-    /// Its path in the archive.
-    pub name: String,
-    /// Where its bytes lie.
-    pub entry: Entry,
-}
-
-impl Member {
-    /// Key and extension in the WebDataset convention: the last path part is cut at its first dot.
-    pub fn key_and_extension(&self) -> (&str, &str) {
-        let base = self.name.rfind('/').map_or(0, |slash| slash + 1);
-        match self.name[base..].find('.') {
-            Some(dot) => (&self.name[..base + dot], &self.name[base + dot + 1..]),
-            None => (&self.name, ""),
-        }
-    }
+    let key = split_name(&name, KeyEnd::FirstDot).map_or(&*name, |(key, _)| key);
+    same.then(|| key.to_string())
 }
 
 fn padded(bytes: u64) -> u64 {
@@ -390,6 +376,7 @@ fn padded(bytes: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::container::{End, Member, Members};
 
     fn shard(samples: &[(&str, &[u8], Option<u32>)]) -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
@@ -403,23 +390,34 @@ mod tests {
     }
 
     #[test]
-    fn members_are_listed_with_their_bytes() {
-        let samples: [(&str, &[u8], _); 3] =
+    fn members_are_where_the_writer_says() {
+        let samples: [(&str, &[u8], Option<u32>); 3] =
             [("a/one", b"11", Some(4)), ("two", b"", None), ("three", &[7; 512], Some(0))];
-        let (_dir, path) = shard(&samples);
-        let shard = Shard::map(&path).unwrap();
-        let members = shard.members().unwrap();
-        let names: Vec<_> = members.iter().map(|member| member.key_and_extension()).collect();
-        let expected = [
-            ("a/one", "jpg"),
-            ("a/one", "cls"),
-            ("two", "jpg"),
-            ("three", "jpg"),
-            ("three", "cls"),
-        ];
-        assert_eq!(names, expected);
-        assert_eq!(shard.bytes(members[1].entry).unwrap(), b"4");
-        assert_eq!(shard.bytes(members[3].entry).unwrap(), [7; 512]);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("train-000000.tar");
+        let mut writer = ShardWriter::create(&path).unwrap();
+        let (mut expected, mut entries) = (Vec::new(), Vec::new());
+        for (key, image, label) in samples {
+            let entry = writer.append(key, "jpg", image, label).unwrap();
+            entries.push((entry, image));
+            let Entry { offset, length } = entry;
+            expected.push((format!("{key}.jpg"), offset, u64::from(length)));
+            let label = label.map(|label| label.to_string().len() as u64);
+            let after = offset + padded(length.into()) + BLOCK;
+            expected.extend(label.map(|length| (format!("{key}.cls"), after, length)));
+        }
+        writer.finish().unwrap();
+        let shard = Shard::open(&path).unwrap();
+        for (entry, image) in entries {
+            assert_eq!(shard.read(entry).unwrap(), image);
+        }
+        let mut members = Members::seek(shard.reader()).unwrap();
+        let mut found = Vec::new();
+        while let Some(Member { name, offset, size, .. }) = members.next_member().unwrap() {
+            found.push((name, offset, size));
+        }
+        assert_eq!(found, expected);
+        assert_eq!(members.end(), End { marked: true, junk: None });
     }
 
     #[test]
@@ -430,25 +428,26 @@ mod tests {
     }
 
     #[test]
-    fn a_shard_cut_anywhere_is_called_truncated() {
-        let (_dir, path) = shard(&[("a", &[1; 600], Some(1)), ("b", &[0; 512], None)]);
-        let whole = std::fs::read(&path).unwrap();
-        // One of the two end blocks may be missing; everything before must be there.
-        for length in (0..whole.len() - 512).step_by(64) {
-            std::fs::write(&path, &whole[..length]).unwrap();
-            let error = Shard::map(&path).unwrap().members().unwrap_err();
-            assert!(matches!(error, Error::ShardTruncated { .. }), "cut at {length}: {error:?}");
+    fn a_shard_that_is_cut_while_it_is_open_gives_an_error_and_no_signal() {
+        let (_dir, path) = shard(&[("a", &[1; 600], None), ("b", &[2; 9000], None)]);
+        let shard = Shard::open(&path).unwrap();
+        let entry = Entry { offset: 512 + 1024 + 512, length: 9000 };
+        let mut buffer = vec![9; 20_000];
+        shard.read_into(entry, &mut buffer).unwrap();
+        assert_eq!(buffer, [2; 9000]);
+        File::options().write(true).open(&path).unwrap().set_len(entry.offset + 5000).unwrap();
+        let cut = entry.offset + 5000;
+        for error in
+            [shard.read(entry).unwrap_err(), shard.read_into(entry, &mut buffer).unwrap_err()]
+        {
+            assert!(
+                matches!(error, Error::ShardTruncated { offset, .. } if offset == cut),
+                "{error}"
+            );
+            assert!(error.is_input());
         }
-    }
-
-    #[test]
-    fn a_flipped_header_bit_is_an_error() {
-        let (_dir, path) = shard(&[("a", &[1; 600], Some(1))]);
-        let mut bytes = std::fs::read(&path).unwrap();
-        bytes[130] ^= 1;
-        std::fs::write(&path, &bytes).unwrap();
-        let error = Shard::map(&path).unwrap().members().unwrap_err();
-        assert!(matches!(error, Error::Format { offset: 0, .. }), "{error:?}");
+        let huge = Entry { offset: u64::MAX - 5, length: u32::MAX };
+        assert!(matches!(shard.read(huge), Err(Error::ShardTruncated { .. })));
     }
 
     #[test]

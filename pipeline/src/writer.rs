@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::decode::{DecodeOptions, Decoder};
 use crate::error::{Error, Fault};
 use crate::index::{Class, Classes, Format, IndexWriter, Manifest};
-use crate::scan::MAX_CLASSES;
+use crate::container::MAX_CLASSES;
 use crate::shard::{Entry, ShardWriter};
 
 /// What a [`FolderWriter`] writes besides its samples.

@@ -2,13 +2,13 @@
 
 const ORDER: [&str; 21] = [
     "error",
+    "container",
     "cursor",
     "shard",
     "cache",
     "remote",
     "folder",
     "index",
-    "scan",
     "dataset",
     "sampler",
     "stats",

@@ -10,6 +10,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pipeline::index::{Format, IndexWriter};
+use pipeline::shard::{Entry, Written};
 use pipeline::{BadSamples, Cursor, Dataset, Error, LoaderConfig, RemoteOptions, Shuffle};
 use server::{Faults, Server};
 use support::{batches, config, copy, first_error, folder, open, start};
@@ -276,5 +278,26 @@ fn resumed_and_shared_epochs_are_those_of_the_local_folder() {
         let part = || LoaderConfig { batch: 4, rank, world: 2, ..config() };
         let expected = batches(&local, part(), Cursor::default());
         assert!(batches(&remote, part(), Cursor::default()) == expected, "rank {rank}");
+    }
+}
+
+#[test]
+fn lengths_that_an_index_claims_are_not_believed_before_the_server_sends_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = "train-000000.tar";
+    std::fs::write(dir.path().join(name), vec![0; 4096]).unwrap();
+    let mut index = IndexWriter::new();
+    index.begin_split("train").unwrap();
+    let entry = Entry { offset: 1 << 40, length: u32::MAX };
+    index.sample("a", entry, None, Format::Jpeg, (0, 0));
+    index.end_shard(name, Written { bytes: 1 << 50, xxh3: 0 }).unwrap();
+    index.write(dir.path()).unwrap();
+    let server = Server::folder(dir.path(), Faults::default());
+    let cache = tempfile::tempdir().unwrap();
+    let options = RemoteOptions { cache: Some(cache.path().into()), ..options() };
+    let remote = open_url(&server.url, &options);
+    for error in [remote.bytes(0).unwrap_err(), remote.index().shard(0).unwrap_err()] {
+        let words = error.to_string();
+        assert!(words.contains(name) && error.is_input(), "{words}");
     }
 }

@@ -648,7 +648,8 @@ impl<'a> Writer<'a> {
         let stream = self.stream.as_ref();
         let classes = stream.map_or_else(|| plan.catalog.classes.clone(), Stream::classes);
         let count = classes.len() as u64;
-        let ignored = plan.catalog.ignored + stream.map_or(0, Stream::ignored);
+        let skipped = stream.map_or(0, |stream| stream.skipped().total());
+        let ignored = plan.catalog.skipped.total() + skipped;
         Classes(classes.into_iter().enumerate().map(class).collect()).save(dir)?;
         write_lines(&dir.join("rejected.jsonl"), &rejected)?;
         write_lines(&dir.join("odd.jsonl"), &odd)?;

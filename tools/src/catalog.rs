@@ -9,54 +9,17 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use pipeline::container::Skipped;
+pub use pipeline::container::Split;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::Error;
+use crate::source::Unpacked;
 use crate::synth::Synth;
 
 /// The largest file that is taken for an image, in bytes. ImageNet's largest is 15 MB.
 pub const MAX_IMAGE_BYTES: u64 = 64 << 20;
-
-/// The part of a data set that an image belongs to, in the order in which shards are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Split {
-    /// What networks are trained on.
-    Train,
-    /// Training images held out for choosing settings.
-    Trainval,
-    /// The validation set.
-    Val,
-    /// The test set.
-    Test,
-}
-
-impl Split {
-    /// All splits, in the order in which their shards are written.
-    pub const ALL: [Self; 4] = [Self::Train, Self::Trainval, Self::Val, Self::Test];
-
-    /// The name that shards of this split begin with.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Train => "train",
-            Self::Trainval => "trainval",
-            Self::Val => "val",
-            Self::Test => "test",
-        }
-    }
-
-    /// The split that a folder or shard of this name belongs to, if it is one.
-    pub fn from_name(name: &str) -> Option<Self> {
-        match name.to_ascii_lowercase().as_str() {
-            "train" | "training" => Some(Self::Train),
-            "trainval" => Some(Self::Trainval),
-            "val" | "valid" | "validation" => Some(Self::Val),
-            "test" | "testing" => Some(Self::Test),
-            _ => None,
-        }
-    }
-}
 
 /// A class; its number is its place in [`Catalog::classes`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,12 +130,14 @@ pub struct Catalog {
     pub classes: Vec<Class>,
     /// Files that were turned away while scanning.
     pub rejected: Vec<Rejected>,
-    /// Files that do not claim to be images, such as notes and labels; they are only counted.
-    pub ignored: u64,
+    /// What was passed over while scanning, by kind; told at the end of a build.
+    pub skipped: Skipped,
     /// Folders of [`Place::File`].
     pub folders: Vec<PathBuf>,
     /// Archives of [`Place::Range`].
     pub archives: Vec<PathBuf>,
+    /// Those of them that were compressed.
+    pub unpacked: Option<Unpacked>,
     /// The pipe of [`Place::Piped`]; its images are no items of the catalog.
     pub pipe: Option<PathBuf>,
     /// Batches of [`Place::Row`].
@@ -208,8 +173,10 @@ impl Catalog {
                 // Opened anew each time: a set may have more shards than a process may hold files.
                 let path = &self.archives[*archive as usize];
                 bytes.resize(item.length as usize, 0);
-                File::open(path)
-                    .and_then(|file| file.read_exact_at(bytes, *offset))
+                let unpacked = self.unpacked.as_ref();
+                let unpacked = unpacked.and_then(|all| all.read(*archive, bytes, *offset));
+                unpacked
+                    .unwrap_or_else(|| File::open(path)?.read_exact_at(bytes, *offset))
                     .map_err(Error::io(path, "read a member of it"))?;
                 Ok(Ok(Raw::Encoded))
             }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use pipeline::container::Skipped;
 use pipeline::index::{Classes, Format, Index, Manifest};
 use serde::Serialize;
 
@@ -23,6 +24,8 @@ pub struct Summary {
     pub rejected: u64,
     /// Images that were out of the ordinary; `odd.jsonl` lists them.
     pub odd: u64,
+    /// What of the source was passed over, by kind.
+    pub skipped: Skipped,
     /// Each split, in the order of its shards.
     pub splits: Vec<SplitSummary>,
 }
@@ -74,24 +77,47 @@ const SIZES: [u64; 9] =
 /// Bounds of the bins of the shorter side, pixels.
 const SIDES: [u64; 9] = [0, 32, 64, 128, 256, 320, 384, 512, 1024];
 
-/// Reads the index, manifest and classes of `dir`.
+/// Reads the index, manifest and classes of `dir`; a folder with shards of another program needs but
+/// the shards.
 ///
 /// # Errors
 /// One of them is missing or damaged.
 pub fn inspect(dir: &Path) -> Result<Summary, Error> {
     let index = Index::open(dir)?;
-    let manifest = Manifest::load(dir)?;
-    let classes = Classes::load(dir)?.0.len();
-    let counted = |name: &str| manifest.options.get(name).and_then(|n| n.as_u64()).unwrap_or(0);
-    Ok(Summary {
-        rejected: counted("rejected_files"),
-        odd: counted("odd_images"),
-        source: manifest.source,
-        tool: format!("{} {}", manifest.tool, manifest.version),
-        options: manifest.options,
-        classes,
-        splits: (0..index.splits().len()).map(|split| summarise(&index, split, classes)).collect(),
-    })
+    let summary = if index.is_scanned() {
+        let labels = (0..index.len()).filter_map(|sample| index.record(sample).label);
+        let classes = match index.classes()? {
+            Some(classes) => classes.0.len(),
+            None => labels.max().map_or(0, |most| most as usize + 1),
+        };
+        Summary {
+            source: "WebDataset shards, read in place".to_owned(),
+            tool: "another program".to_owned(),
+            options: BTreeMap::new(),
+            classes,
+            rejected: 0,
+            odd: 0,
+            skipped: index.scan().map(|scan| scan.skipped.clone()).unwrap_or_default(),
+            splits: Vec::new(),
+        }
+    } else {
+        let manifest = Manifest::load(dir)?;
+        let counted = |name: &str| manifest.options.get(name).and_then(|n| n.as_u64()).unwrap_or(0);
+        let skipped = manifest.options.get("skipped").cloned();
+        Summary {
+            rejected: counted("rejected_files"),
+            odd: counted("odd_images"),
+            skipped: skipped.and_then(|s| serde_json::from_value(s).ok()).unwrap_or_default(),
+            source: manifest.source,
+            tool: format!("{} {}", manifest.tool, manifest.version),
+            options: manifest.options,
+            classes: Classes::load(dir)?.0.len(),
+            splits: Vec::new(),
+        }
+    };
+    let splits = 0..index.splits().len();
+    let splits = splits.map(|split| summarise(&index, split, summary.classes)).collect();
+    Ok(Summary { splits, ..summary })
 }
 
 fn summarise(index: &Index, split: usize, classes: usize) -> SplitSummary {
@@ -121,7 +147,10 @@ fn summarise(index: &Index, split: usize, classes: usize) -> SplitSummary {
             None => summary.unlabelled += 1,
         }
         count(&mut summary.file_size, sample.entry.length.into());
-        count(&mut summary.short_side, size.0.min(size.1).into());
+        // Of shards that another program wrote the sizes are not known.
+        if size != (0, 0) {
+            count(&mut summary.short_side, size.0.min(size.1).into());
+        }
         if area(summary.smallest) == 0 || area(size) < area(summary.smallest) {
             summary.smallest = size;
         }
@@ -147,8 +176,12 @@ impl Summary {
     pub fn table(&self) -> String {
         let Self { source, tool, classes, rejected, odd, .. } = self;
         let mut text = format!(
-            "{source}, by {tool}\n{classes} classes, {rejected} files rejected, {odd} odd images\n\n"
+            "{source}, by {tool}\n{classes} classes, {rejected} files rejected, {odd} odd images\n"
         );
+        for (kind, count, example) in self.skipped.iter() {
+            text += &format!("passed over: {count} {kind}, such as {example}\n");
+        }
+        text.push('\n');
         let mut table = plain_table();
         table.set_header([
             "split",
@@ -169,7 +202,10 @@ impl Summary {
                 (_, true) => least.to_string(),
                 _ => format!("{least} to {most}"),
             };
-            let size = |(width, height)| format!("{width}x{height}");
+            let size = |size| match size {
+                (0, 0) => "unknown".to_owned(),
+                (width, height) => format!("{width}x{height}"),
+            };
             table.add_row([
                 split.name.clone(),
                 split.images.to_string(),

@@ -1,13 +1,14 @@
 //! Checks a data folder: checksums, index against archives, labels against classes, and pixels.
 
 use std::collections::HashMap;
+use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pipeline::decode::Decoder;
 use pipeline::index::{Classes, Format, Index, Manifest};
-use pipeline::shard::{Member, Shard};
-use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+use pipeline::shard::Shard;
+use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use crate::Error;
 use crate::jpeg::Frame;
@@ -56,15 +57,21 @@ pub enum Depth {
 /// Reads all of the data folder `dir` on `threads` threads.
 ///
 /// # Errors
-/// The folder has no readable index, manifest or class list. Anything wrong beyond that is in the
-/// verdict.
+/// The folder has no readable index, manifest or class list (of these two, one with shards of another
+/// program needs none). Anything wrong beyond that is in the verdict.
 pub fn verify(dir: &Path, depth: Depth, threads: usize) -> Result<Verdict, Error> {
     let index = Index::open(dir)?;
-    let manifest = Manifest::load(dir)?;
-    let classes = Classes::load(dir)?;
     let mut verdict = Verdict { shards: index.shards().len(), ..Verdict::default() };
     verdict.images = index.len();
-    compare(&index, &manifest, &classes, &mut verdict.problems);
+    // Shards of another program come without these two.
+    let classes = match index.is_scanned() {
+        true => index.classes()?.map(|classes| classes.0.len()),
+        false => {
+            let (manifest, classes) = (Manifest::load(dir)?, Classes::load(dir)?);
+            compare(&index, &manifest, &classes, &mut verdict.problems);
+            Some(classes.0.len())
+        }
+    };
     let progress = Progress::start("verifying", 0, Some(index.len() as u64));
     let next = AtomicUsize::new(0);
     let check = || -> Result<Vec<(usize, Checked)>, Error> {
@@ -77,7 +84,7 @@ pub fn verify(dir: &Path, depth: Depth, threads: usize) -> Result<Verdict, Error
             }
             progress.on(&index.shards()[number].name);
             let decoder = (depth == Depth::Pixels).then_some(&mut decoder);
-            done.push((number, check_shard(&index, number, classes.0.len(), decoder, &progress)));
+            done.push((number, check_shard(&index, number, classes, decoder, &progress)));
         }
     };
     let mut checked = std::thread::scope(|scope| {
@@ -136,31 +143,28 @@ fn compare(index: &Index, manifest: &Manifest, classes: &Classes, problems: &mut
 fn check_shard(
     index: &Index,
     number: usize,
-    classes: usize,
+    classes: Option<usize>,
     mut decoder: Option<&mut Decoder>,
     progress: &Progress,
 ) -> Checked {
     let mut checked = Checked::default();
     let record = &index.shards()[number];
-    let (shard, members) = match read_shard(index, number) {
-        Ok(read) => read,
+    let shard = match read_shard(index, number, &mut checked.problems) {
+        Ok(shard) => shard,
         Err(problem) => {
             checked.problems.push(problem);
             return checked;
         }
     };
-    let mut members = members.iter();
+    let mut image = Vec::new();
     for sample in record.samples.clone() {
-        let result = check_sample(index, sample, classes, &shard, &mut members).and_then(|image| {
-            match &mut decoder {
-                Some(decoder) => {
-                    decoder.decode(image).map(|_| image).map_err(|fault| reason(&fault))
-                }
-                None => Ok(image),
-            }
+        let sound = check_sample(index, sample, classes, &shard, &mut image);
+        let result = sound.and_then(|()| match &mut decoder {
+            Some(decoder) => decoder.decode(&image).map(drop).map_err(|fault| reason(&fault)),
+            None => Ok(()),
         });
         match result {
-            Ok(image) => checked.hashes.push((sample, xxh3_128(image))),
+            Ok(()) => checked.hashes.push((sample, xxh3_128(&image))),
             Err(problem) => {
                 let key = index.key(sample);
                 checked.problems.push(format!("{}: {key} {problem}", record.name));
@@ -168,67 +172,60 @@ fn check_shard(
         }
         progress.advance(index.record(sample).entry.length.into());
     }
-    if let Some(member) = members.next() {
-        let problem = format!("{}: {} is not in the index", record.name, member.name);
-        checked.problems.push(problem);
-    }
     checked
 }
 
-/// Opens a shard whose length and checksum are the index's.
-fn read_shard(index: &Index, number: usize) -> Result<(Shard, Vec<Member>), String> {
+/// Opens a shard whose length and checksum are the index's, and compares its members with it.
+fn read_shard(index: &Index, number: usize, problems: &mut Vec<String>) -> Result<Shard, String> {
     let record = &index.shards()[number];
     let name = &record.name;
     let shard = index.shard(number).map_err(|error| reason(&error))?;
-    let length = shard.as_bytes().len() as u64;
+    let length = shard.len();
     if length != record.bytes {
         return Err(format!("{name}: has {length} bytes, not {}", record.bytes));
     }
-    let hash = xxh3_64(shard.as_bytes());
-    if hash != record.xxh3 {
-        return Err(format!("{name}: has checksum {hash:016x}, not {:016x}", record.xxh3));
+    // Of a shard of another program no checksum is known.
+    if !index.is_scanned() {
+        let hash = checksum(&shard).map_err(|error| format!("{name}: {}", reason(&error)))?;
+        if hash != record.xxh3 {
+            return Err(format!("{name}: has checksum {hash:016x}, not {:016x}", record.xxh3));
+        }
     }
-    let members = shard.members().map_err(|error| reason(&error))?;
-    Ok((shard, members))
+    problems.extend(index.differences(number, &shard).map_err(|error| reason(&error))?);
+    Ok(shard)
 }
 
-/// One sample: the next member must be its image, and the one after that its label if it has one.
-fn check_sample<'a>(
+/// XXH3-64 of the whole file.
+fn checksum(shard: &Shard) -> std::io::Result<u64> {
+    let (mut reader, mut hash, mut buffer) = (shard.reader(), Xxh3::new(), vec![0; 1 << 20]);
+    loop {
+        match reader.read(&mut buffer)? {
+            0 => return Ok(hash.digest()),
+            read => hash.update(&buffer[..read]),
+        }
+    }
+}
+
+/// One sample: its image, read into `image`, and what the index says of both.
+fn check_sample(
     index: &Index,
     sample: usize,
-    classes: usize,
-    shard: &'a Shard,
-    members: &mut std::slice::Iter<'_, Member>,
-) -> Result<&'a [u8], String> {
+    classes: Option<usize>,
+    shard: &Shard,
+    image: &mut Vec<u8>,
+) -> Result<(), String> {
     let record = index.record(sample);
-    let key = index.key(sample);
-    let extension = if record.format == Format::Png { "png" } else { "jpg" };
-    let mut member = |extension: &str| {
-        let member = members.next().ok_or("is missing from the archive")?;
-        if member.name != format!("{key}.{extension}") {
-            return Err(format!("is {} in the archive", member.name));
-        }
-        Ok(member.entry)
-    };
-    let entry = member(extension)?;
-    if entry != record.entry {
-        return Err("is elsewhere than the index says".to_owned());
+    shard.read_into(record.entry, image).map_err(|error| reason(&error))?;
+    if let (Some(label), Some(classes)) = (record.label, classes)
+        && label as usize >= classes
+    {
+        return Err(format!("has label {label}, but there are {classes} classes"));
     }
-    let image = shard.bytes(entry).map_err(|error| reason(&error))?;
-    if let Some(label) = record.label {
-        let written = shard.bytes(member("cls")?).map_err(|error| reason(&error))?;
-        if written != label.to_string().as_bytes() {
-            return Err("has another label in the archive than in the index".to_owned());
-        }
-        if label as usize >= classes {
-            return Err(format!("has label {label}, but there are {classes} classes"));
-        }
-    }
-    if record.format == Format::Jpeg {
+    if record.format == Format::Jpeg && (record.width, record.height) != (0, 0) {
         let frame = Frame::read(image)?;
         if (frame.width, frame.height) != (record.width, record.height) {
             return Err("has another size than the index says".to_owned());
         }
     }
-    Ok(image)
+    Ok(())
 }

@@ -1,5 +1,7 @@
+use std::collections::BTreeMap;
+
 use super::*;
-use crate::shard::ShardWriter;
+use crate::shard::{ShardWriter, Written};
 
 fn folder() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
@@ -36,10 +38,11 @@ fn an_index_gives_back_what_was_written() {
     let record = index.record(8);
     assert_eq!((record.label, record.width, record.height), (Some(2), 7, 0));
     assert_eq!(record.format, Format::Jpeg);
-    let shard = Shard::map(&index.shard_path(record.shard)).unwrap();
-    assert_eq!(shard.bytes(record.entry).unwrap(), [2; 200]);
-    assert_eq!(xxh3_64(shard.as_bytes()), index.shards()[2].xxh3);
-    assert_eq!(shard.as_bytes().len() as u64, index.shards()[2].bytes);
+    let shard = Shard::open(&index.shard_path(record.shard)).unwrap();
+    assert_eq!(shard.read(record.entry).unwrap(), &[2; 200][..]);
+    let file = std::fs::read(shard.path()).unwrap();
+    assert_eq!(xxh3_64(&file), index.shards()[2].xxh3);
+    assert_eq!((shard.len(), file.len() as u64), (index.shards()[2].bytes, shard.len()));
 }
 
 #[test]

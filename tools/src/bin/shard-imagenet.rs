@@ -9,12 +9,14 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use pipeline::container::{Choice, Split};
+use pipeline::index::Index;
 use tools::build::{MaxRejected, Plan, Report, Run, build};
 use tools::catalog::Catalog;
 use tools::order::{self, HoldOut, Order, arrange};
 use tools::recode::{Check, Coding, Restart};
 use tools::sheet;
-use tools::source::{ImageNetLists, Input, Layout, Stream, is_stream, scan};
+use tools::source::{ImageNetLists, Input, Layout, ShardOptions, Stream, is_stream, scan};
 use tools::synth::Synth;
 use tools::verify::{Depth, verify};
 use tools::{Error, Existing};
@@ -34,6 +36,7 @@ struct Command {
 enum Job {
     Build(BuildArgs),
     Synth(SynthArgs),
+    Index(IndexArgs),
     Verify(VerifyArgs),
     Inspect(InspectArgs),
     Cat(CatArgs),
@@ -61,6 +64,11 @@ struct BuildArgs {
     /// imagenet: the devkit's meta.mat, or the synsets in the order of its numbers
     #[arg(long, value_name = "FILE")]
     ids: Option<PathBuf>,
+    /// webdataset: the split of all shards, whatever their names say (train, trainval, val or test)
+    #[arg(long, value_name = "NAME", value_parser = parse_split)]
+    split: Option<Split>,
+    #[command(flatten)]
+    choice: ChoiceArgs,
     /// Move N random training images to a split called trainval
     #[arg(long, value_name = "N", default_value_t = 0)]
     holdout: usize,
@@ -96,6 +104,30 @@ const BUILD_EXAMPLES: &str = "Examples:
   cat ILSVRC2012_img_train.tar | shard-imagenet build --layout imagenet --input - \\
     --order source --synsets synset_words.txt --output data/imagenet
 After an interruption pipe the same archive again: what is stored is checked and passed over.";
+
+/// Which members of WebDataset shards are images and labels, where that is not plain.
+#[derive(Clone, Debug, Args)]
+struct ChoiceArgs {
+    /// webdataset: the extension of the images, such as left.jpg [default: the only image there is]
+    #[arg(long, value_name = "EXT")]
+    image: Option<String>,
+    /// webdataset: the extension of the labels, such as cls2, or EXT:FIELD for a field of JSON, such as
+    /// json:class_id [default: cls, else "label" or "cls" in json]
+    #[arg(long, value_name = "EXT[:FIELD]")]
+    label: Option<String>,
+    /// webdataset: let keys end at the last dot of a name, not at the first
+    #[arg(long)]
+    last_dot: bool,
+}
+
+impl ChoiceArgs {
+    fn choice(&self) -> Choice {
+        let plain = |name: &Option<String>| {
+            name.as_deref().map(|name| name.trim_start_matches('.').to_owned())
+        };
+        Choice { image: plain(&self.image), label: plain(&self.label), last_dot: self.last_dot }
+    }
+}
 
 /// What `build` and `synth` have in common.
 #[derive(Debug, Args)]
@@ -148,6 +180,22 @@ struct SynthArgs {
     output: OutputArgs,
 }
 
+/// Make the index of WebDataset shards that another program wrote, so that they are read in place
+///
+/// Whatever opens such a folder makes its index, and again when shards changed. This makes it with
+/// other members chosen for images and labels, which are kept to from then on, and says what was
+/// passed over.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  shard-imagenet index shards --image left.jpg --label json:class_id"
+)]
+struct IndexArgs {
+    /// The folder of the shards
+    dir: PathBuf,
+    #[command(flatten)]
+    choice: ChoiceArgs,
+}
+
 /// Check a data folder: checksums, index, archives, labels.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  shard-imagenet verify --deep data/cifar10")]
@@ -196,9 +244,16 @@ struct CatArgs {
 }
 
 fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(tracing_subscriber::EnvFilter::new("warn"))
+        .without_time()
+        .with_target(false)
+        .init();
     let result = match Command::parse().job {
         Job::Build(args) => run_build(args),
         Job::Synth(args) => run_synth(args),
+        Job::Index(args) => run_index(args),
         Job::Verify(args) => run_verify(args),
         Job::Inspect(args) => run_inspect(args),
         Job::Cat(args) => run_cat(args),
@@ -214,7 +269,12 @@ fn run_build(args: BuildArgs) -> anyhow::Result<()> {
     let BuildArgs { layout, input, val, val_labels, synsets, ids, holdout, images, order, .. } =
         args;
     let lists = ImageNetLists { val, val_labels, synsets, ids };
-    let source = Input { layout, path: input.clone(), lists };
+    let choice = args.choice.choice();
+    // Beside the output, for there is room for what is built.
+    let scratch = args.output.output.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let scratch = Some(scratch.unwrap_or(".".as_ref()).to_path_buf());
+    let shards = ShardOptions { choice: choice.clone(), split: args.split, scratch };
+    let source = Input { layout, path: input.clone(), lists, shards };
     let hold_out = HoldOut { count: holdout, images: images.map(|images| images as usize) };
     let (catalog, stream) = open(&source, hold_out, order, args.output.seed)?;
     let name = match is_stream(&input) {
@@ -235,6 +295,10 @@ fn run_build(args: BuildArgs) -> anyhow::Result<()> {
         ("order".to_owned(), value_name(order).into()),
     ]);
     options.extend(images.map(|images| ("images".to_owned(), images.into())));
+    options.extend(args.split.map(|split| ("split".to_owned(), split.name().into())));
+    if choice != Choice::default() {
+        options.insert("choice".to_owned(), serde_json::to_value(&choice)?);
+    }
     let max_rejected = args.max_rejected.unwrap_or_default();
     finish(args.output, (catalog, stream), coding, (source, options), max_rejected)
 }
@@ -251,6 +315,12 @@ fn open(
     let lists = [val, val_labels, synsets, ids];
     if input.layout != Layout::Imagenet && lists.into_iter().any(Option::is_some) {
         let problem = "--val, --val-labels, --synsets and --ids are for --layout imagenet";
+        return Err(usage(problem, "leave them out, or give that layout"));
+    }
+    let ShardOptions { choice, split, .. } = &input.shards;
+    let shards = *choice != Choice::default() || split.is_some();
+    if input.layout != Layout::Webdataset && shards {
+        let problem = "--split, --image, --label and --last-dot are for --layout webdataset";
         return Err(usage(problem, "leave them out, or give that layout"));
     }
     match (is_stream(&input.path), order) {
@@ -347,6 +417,27 @@ fn sentence(report: &Report, took: std::time::Duration, output: &std::path::Path
     text
 }
 
+fn run_index(args: IndexArgs) -> anyhow::Result<()> {
+    let IndexArgs { dir, choice } = args;
+    let index = Index::make(&dir, &choice.choice()).map_err(Error::from)?;
+    let splits: Vec<String> = index
+        .splits()
+        .iter()
+        .map(|split| format!("{} {}", split.name, split.samples.len()))
+        .collect();
+    let (splits, shards) = (splits.join(" + "), index.shards().len());
+    let mut text = format!("{}: {splits} images in {shards} shards\n", dir.display());
+    text += &passed_over(&index);
+    print(text.as_bytes())
+}
+
+/// Lines that say what was passed over when an index was made.
+fn passed_over(index: &Index) -> String {
+    let skipped = index.scan().map(|scan| scan.skipped.iter()).into_iter().flatten();
+    let line = |(kind, count, example)| format!("passed over: {count} {kind}, such as {example}\n");
+    skipped.map(line).collect()
+}
+
 fn run_verify(args: VerifyArgs) -> anyhow::Result<()> {
     let VerifyArgs { dir, deep, threads } = args;
     let depth = if deep { Depth::Pixels } else { Depth::Bytes };
@@ -408,6 +499,11 @@ fn cores(threads: Option<u16>) -> usize {
 
 fn value_name(value: impl clap::ValueEnum) -> String {
     value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
+
+fn parse_split(name: &str) -> Result<Split, String> {
+    let split = Split::ALL.into_iter().find(|split| split.name() == name);
+    split.ok_or_else(|| "it may be train, trainval, val or test".to_owned())
 }
 
 /// A number of bytes, with K, M or G for powers of 1024.

@@ -1,8 +1,8 @@
 //! Tar archives: ImageNet's own (a tar of class tars, and a flat one), and WebDataset shards.
 //!
 //! Headers are read by seeking from one to the next; the images stay where they are, and are read
-//! later as ranges of the outermost file. Nothing is ever unpacked, so no name in an archive can
-//! reach the disk.
+//! later as ranges of the outermost file. No name in an archive can reach the disk: only whole shards
+//! that are compressed are unpacked, one behind the other into a file without a name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -10,13 +10,15 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use tar::EntryType;
+use pipeline::container::{
+    self, Broken, Choice, Compression, End, Label, MAX_JSON_BYTES, MAX_NUMBER_BYTES, Member,
+    Members, Sample, Samples, ShardName, Skipped, image_kind, no_data, passed_over,
+};
+use pipeline::index::{CLASSES_FILE, INDEX_FILE, MANIFEST_FILE};
 
 use super::devkit::{self, Synset};
 use crate::Error;
 use crate::catalog::{Catalog, Class, Item, MAX_IMAGE_BYTES, Place, Rejected, Split, key, stem};
-
-pub(super) const BLOCK: u64 = 512;
 
 /// What names and numbers of the parts of ImageNet are called.
 #[derive(Clone, Debug, Default)]
@@ -41,41 +43,60 @@ pub(super) fn imagenet(input: &Path, lists: &ImageNetLists) -> Result<Catalog, E
     let (train, lists) = usual_names(input, lists)?;
     let mut catalog = Catalog::default();
     let archive = catalog.open(&train)?;
-    let mut tars = Vec::new();
-    members(&archive, 0..archive.length, &mut |member| {
-        let class = member.name.strip_suffix(".tar");
-        match (member.refused(), class) {
-            (None, Some(class)) => {
-                tars.push((file_name(class).to_owned(), member.offset, member.size))
-            }
-            (reason, _) => catalog.rejected.push(Rejected {
-                name: archive.member(&member.name),
-                reason: reason.unwrap_or("is no tar of a class").to_owned(),
-            }),
+    // Class tars in the order of the archive, by which images are labelled for now.
+    let mut synsets: Vec<String> = Vec::new();
+    let mut members = archive.members()?;
+    while let Some(member) = archive.next(&mut members)? {
+        if let Some(kind) = no_data(&member.name) {
+            catalog.skipped.add(kind, || archive.member(&member.name));
+            continue;
         }
-        Ok(())
-    })?;
-    tars.sort();
-    if tars.is_empty() {
+        let class = member.name.strip_suffix(".tar");
+        let (None, Some(class)) = (member.kind.refused(), class) else {
+            catalog.rejected.push(Rejected {
+                name: archive.member(&member.name),
+                reason: member.kind.refused().unwrap_or("is no tar of a class").to_owned(),
+            });
+            continue;
+        };
+        let label = synsets.len() as u32;
+        synsets.push(file_name(class).to_owned());
+        members.enter();
+        while let Some(member) = archive.next(&mut members)? {
+            match no_data(&member.name) {
+                Some(kind) => catalog.skipped.add(kind, || archive.member(&member.name)),
+                None => catalog.add(&archive, &member, Split::Train, Some(label)),
+            }
+        }
+        archive.check_end(&members)?;
+        note_junk(&mut catalog.skipped, &archive.path, members.end());
+    }
+    archive.check_end(&members)?;
+    note_junk(&mut catalog.skipped, &archive.path, members.end());
+    if synsets.is_empty() {
         let mend = "for other layouts see --layout";
         return Err(Error::input(train, "holds no tar of a class (n01440764.tar ...)", mend));
     }
-    if let Some(pair) = tars.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-        let problem = format!("holds {}.tar twice", pair[0].0);
+    let mut sorted = synsets.clone();
+    sorted.sort();
+    if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        let problem = format!("holds {}.tar twice", pair[0]);
         return Err(Error::input(train, problem, "fetch the archive again"));
+    }
+    let number = |synset: &String| sorted.partition_point(|other| other < synset) as u32;
+    let numbers: Vec<u32> = synsets.iter().map(number).collect();
+    for item in &mut catalog.items {
+        item.label = item.label.map(|label| numbers[label as usize]);
     }
     let words = match (&lists.synsets, &lists.ids) {
         (Some(path), _) => read_synsets(path)?,
         (None, Some(path)) => read_ids(path)?,
         (None, None) => Vec::new(),
     };
-    for (label, (synset, offset, size)) in tars.iter().enumerate() {
-        let of = words.iter().find(|(name, _)| name == synset).and_then(|(_, words)| words.clone());
-        catalog.classes.push(Class { name: synset.clone(), words: of });
-        members(&archive, *offset..offset + size, &mut |member| {
-            catalog.add(&archive, &member, Split::Train, Some(label as u32));
-            Ok(())
-        })?;
+    for synset in sorted {
+        let of =
+            words.iter().find(|(name, _)| *name == synset).and_then(|(_, words)| words.clone());
+        catalog.classes.push(Class { name: synset, words: of });
     }
     if let Some(val) = &lists.val {
         catalog.add_val(val, &lists)?;
@@ -83,31 +104,34 @@ pub(super) fn imagenet(input: &Path, lists: &ImageNetLists) -> Result<Catalog, E
     Ok(catalog)
 }
 
-/// A folder of shards, or one shard: `KEY.jpg` and `KEY.cls` side by side. The split is what the
-/// shard's name begins with, else `train`.
+/// How WebDataset shards are read where names and members do not tell.
+#[derive(Clone, Debug, Default)]
+pub struct ShardOptions {
+    /// Which members are images and labels.
+    pub choice: Choice,
+    /// The split of all shards, whatever their names say.
+    pub split: Option<Split>,
+    /// Where shards that are compressed are unpacked, into a file that goes with the process: none
+    /// for the system's folder of temporary files.
+    pub scratch: Option<PathBuf>,
+}
+
+/// A folder of shards, or one shard, as [`pipeline::container`] says. Compressed ones are unpacked.
 ///
 /// # Errors
-/// An archive is damaged; there is none.
-pub(super) fn webdataset(input: &Path) -> Result<Catalog, Error> {
-    let mut paths = vec![input.to_path_buf()];
-    if input.is_dir() {
-        let entries = std::fs::read_dir(input).and_then(Iterator::collect::<io::Result<Vec<_>>>);
-        paths = entries.map_err(Error::open(input))?.iter().map(std::fs::DirEntry::path).collect();
-        paths.retain(|path| {
-            let hidden = file_name(&path.to_string_lossy()).starts_with('.');
-            path.extension().is_some_and(|extension| extension == "tar") && !hidden
-        });
-        paths.sort();
-    }
+/// An archive is damaged; there is none; their names do not tell their splits.
+pub(super) fn webdataset(input: &Path, options: &ShardOptions) -> Result<Catalog, Error> {
     let mut catalog = Catalog::default();
-    for path in &paths {
-        let archive = catalog.open(path)?;
-        catalog.add_shard(&archive)?;
-    }
+    let paths = catalog.shards(input)?;
     if paths.is_empty() {
         return Err(Error::input(input, "holds no .tar file", "give the folder of the shards"));
     }
-    let classes = input.join(pipeline::index::CLASSES_FILE);
+    let splits = splits(input, &paths, options)?;
+    for (path, split) in paths.iter().zip(splits) {
+        let archive = catalog.open_shard(path, options)?;
+        catalog.add_shard(&archive, split, &options.choice)?;
+    }
+    let classes = input.join(CLASSES_FILE);
     if classes.is_file() {
         let known = pipeline::index::Classes::load(input)?.0;
         catalog.classes =
@@ -128,51 +152,40 @@ pub(super) fn webdataset(input: &Path) -> Result<Catalog, Error> {
     Ok(catalog)
 }
 
-/// One regular sample of a shard, while its members are collected.
-#[derive(Debug)]
-pub(super) struct Sample<Image> {
-    pub(super) image: Option<Image>,
-    pub(super) label: Option<String>,
+/// The split of each shard: the one that was named, or what the names tell.
+pub(super) fn splits(
+    input: &Path,
+    paths: &[PathBuf],
+    options: &ShardOptions,
+) -> Result<Vec<Split>, Error> {
+    if let Some(split) = options.split {
+        return Ok(vec![split; paths.len()]);
+    }
+    let names: Vec<String> = paths
+        .iter()
+        .map(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            ShardName::of(&name).map_or(&*name, |shard| shard.stem).to_owned()
+        })
+        .collect();
+    container::splits(&names.iter().map(String::as_str).collect::<Vec<_>>()).map_err(|mixed| {
+        let mend = "rename it (train, val or test in the name), or build each split from a folder of \
+                    its own with --split";
+        Error::input(input, mixed.to_string(), mend)
+    })
 }
 
-impl<Image> Default for Sample<Image> {
-    fn default() -> Self {
-        Self { image: None, label: None }
+/// The label in a member's bytes, or why there is none. None where a JSON member holds none and none
+/// was asked for.
+pub(super) fn read_label<T>(label: Label<'_, T>, bytes: &[u8]) -> Result<Option<u32>, String> {
+    match label {
+        Label::Number(_) => container::read_label(bytes)
+            .map(Some)
+            .map_err(|problem| format!("has a label, but {problem}")),
+        Label::Json(_, field) => container::read_json_label(bytes, field)
+            .map_err(|problem| format!("has a .json that {problem}")),
     }
 }
-
-impl<Image> Sample<Image> {
-    /// The image and its label, or why there is none.
-    pub(super) fn checked(self) -> Result<(Image, Option<u32>), String> {
-        let label = self.label.as_deref().map(str::parse::<u32>);
-        match (self.image, label) {
-            (None, _) => Err("has a label but no image".to_owned()),
-            (_, Some(Err(_))) => {
-                Err(format!("has the label {:?}, no number", self.label.unwrap_or_default()))
-            }
-            (_, Some(Ok(label))) if label >= MAX_CLASSES => {
-                Err(format!("has label {label}, out of range"))
-            }
-            (Some(image), label) => Ok((image, label.and_then(Result::ok))),
-        }
-    }
-}
-
-/// A member's name as WebDataset reads it: the key ends at the first dot of the last part.
-pub(super) fn split_name(name: &str) -> (&str, &str) {
-    let folder = name.len() - file_name(name).len();
-    let dot = name[folder..].find('.').map_or(name.len(), |at| folder + at);
-    name.split_at(dot)
-}
-
-/// The split that a shard's name begins with, else `train`.
-pub(super) fn split_of(shard: &str) -> Split {
-    let prefix = shard.split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or_default();
-    Split::from_name(prefix).unwrap_or(Split::Train)
-}
-
-/// The most classes that a label may speak of. A larger number is a slip, and every class has a name.
-const MAX_CLASSES: u32 = 1 << 20;
 
 impl Catalog {
     fn open(&mut self, path: &Path) -> Result<Archive, Error> {
@@ -181,19 +194,61 @@ impl Catalog {
         if !metadata.is_file() {
             return Err(Error::input(path, "is no regular file", "give the .tar file"));
         }
-        let mut magic = [0; 2];
-        if file.read_exact_at(&mut magic, 0).is_ok() && magic == [0x1F, 0x8B] {
-            let mend = "unpack it with gunzip: members are read where they are";
-            return Err(Error::input(path, "is compressed", mend));
-        }
         let number = self.archives.len() as u32;
         self.archives.push(path.to_path_buf());
-        Ok(Archive { path: path.to_path_buf(), file, length: metadata.len(), number })
+        Ok(Archive { path: path.to_path_buf(), file, start: 0, length: metadata.len(), number })
+    }
+
+    /// The same for a shard, which may be compressed.
+    fn open_shard(&mut self, path: &Path, options: &ShardOptions) -> Result<Archive, Error> {
+        let mut archive = self.open(path)?;
+        let mut first = [0; 6];
+        let read = archive.file.read_at(&mut first, 0).map_err(Error::io(path, "read it"))?;
+        if let Some(compression) = Compression::of_bytes(&first[..read]) {
+            let unpacked = self.unpacked.get_or_insert_with(Default::default);
+            let scratch = options.scratch.clone().unwrap_or_else(std::env::temp_dir);
+            let range = unpacked.add(archive.number, &archive.file, path, compression, &scratch)?;
+            (archive.start, archive.length) = (range.start, range.end - range.start);
+            archive.file = unpacked.file(path)?;
+        }
+        Ok(archive)
+    }
+
+    /// The shards of a folder in the order of their names, or the one that `input` is.
+    fn shards(&mut self, input: &Path) -> Result<Vec<PathBuf>, Error> {
+        if !input.is_dir() {
+            return Ok(vec![input.to_path_buf()]);
+        }
+        let entries = std::fs::read_dir(input).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+        let mut paths: Vec<_> =
+            entries.map_err(Error::open(input))?.iter().map(std::fs::DirEntry::path).collect();
+        paths.sort();
+        paths.retain(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if ShardName::of(&name).is_some() {
+                return true;
+            }
+            let example = || path.display().to_string();
+            let ours = [INDEX_FILE, MANIFEST_FILE, CLASSES_FILE, "rejected.jsonl", "odd.jsonl"];
+            if let Some(kind) = no_data(&name) {
+                self.skipped.add(kind, example);
+            } else if path.is_dir() {
+                self.skipped.add("folders beside the shards", example);
+            } else if !ours.contains(&&*name) {
+                let kind = match extension(&name) {
+                    "" => "files without an extension".to_owned(),
+                    extension => passed_over(extension),
+                };
+                self.skipped.add(kind, example);
+            }
+            false
+        });
+        Ok(paths)
     }
 
     /// Adds a member as an image, or as a rejected file.
     fn add(&mut self, archive: &Archive, member: &Member, split: Split, label: Option<u32>) {
-        match member.no_image() {
+        match no_image(member) {
             None => self.items.push(Item {
                 key: key(stem(file_name(&member.name))),
                 split,
@@ -218,10 +273,19 @@ impl Catalog {
         let labels = read_val_labels(list, &ids)?;
         let archive = self.open(val)?;
         let mut images = BTreeMap::new();
-        members(&archive, 0..archive.length, &mut |member| {
-            images.insert(stem(file_name(&member.name)).to_owned(), member);
-            Ok(())
-        })?;
+        let mut members = archive.members()?;
+        while let Some(member) = archive.next(&mut members)? {
+            if let Some(kind) = no_data(&member.name) {
+                self.skipped.add(kind, || archive.member(&member.name));
+            } else if image_kind(extension(&member.name)).is_none() {
+                let kind = passed_over(extension(&member.name));
+                self.skipped.add(kind, || archive.member(&member.name));
+            } else {
+                images.insert(stem(file_name(&member.name)).to_owned(), member);
+            }
+        }
+        archive.check_end(&members)?;
+        note_junk(&mut self.skipped, &archive.path, members.end());
         if images.len() != labels.len() {
             let problem = format!("has {} labels for {} images", labels.len(), images.len());
             return Err(Error::input(list, problem, "give the list of this archive"));
@@ -247,50 +311,89 @@ impl Catalog {
         Ok(())
     }
 
-    fn add_shard(&mut self, archive: &Archive) -> Result<(), Error> {
-        let name = archive.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let split = split_of(&name);
-        let mut samples: BTreeMap<String, Sample<(u64, u64)>> = BTreeMap::new();
-        members(archive, 0..archive.length, &mut |member| {
-            if let Some(reason) = member.no_image() {
-                let name = archive.member(&member.name);
-                self.rejected.push(Rejected { name, reason: reason.to_owned() });
-                return Ok(());
+    fn add_shard(&mut self, archive: &Archive, split: Split, choice: &Choice) -> Result<(), Error> {
+        let mut samples = Samples::default();
+        let mut members = archive.members()?;
+        while let Some(member) = archive.next(&mut members)? {
+            let name = || archive.member(&member.name);
+            let (key, extension) = match choice.part(&member.name) {
+                Ok(part) => part,
+                Err(kind) => {
+                    self.skipped.add(kind, name);
+                    continue;
+                }
+            };
+            let twice = "is there twice";
+            let reason = no_image(&member).or_else(|| {
+                let range = (member.offset, member.size);
+                let added = samples.add(member.archive, key, extension, range);
+                (!added).then_some(twice)
+            });
+            if let Some(reason) = reason {
+                self.rejected.push(Rejected { name: name(), reason: reason.to_owned() });
             }
-            let (stem, extension) = split_name(&member.name);
-            match extension.to_ascii_lowercase().as_str() {
-                ".jpg" | ".jpeg" | ".png" => {
-                    let sample = samples.entry(stem.to_owned()).or_default();
-                    if sample.image.replace((member.offset, member.size)).is_some() {
-                        let (name, reason) =
-                            (archive.member(&member.name), "is there twice".to_owned());
-                        self.rejected.push(Rejected { name, reason });
-                    }
-                }
-                ".cls" => {
-                    let text = archive.read(member.offset, member.size.min(64))?;
-                    samples.entry(stem.to_owned()).or_default().label =
-                        Some(String::from_utf8_lossy(&text).trim().to_owned());
-                }
-                _ => self.ignored += 1,
-            }
-            Ok(())
-        })?;
-        for (stem, sample) in samples {
-            match sample.checked() {
-                Ok(((offset, size), label)) => self.items.push(Item {
-                    key: key(&stem),
-                    split,
-                    label,
-                    place: Place::Range { archive: archive.number, offset },
-                    length: size as u32,
-                }),
-                Err(reason) => {
-                    self.rejected.push(Rejected { name: archive.member(&stem), reason });
-                }
+        }
+        let end = members.end();
+        if !end.marked {
+            self.skipped.add("shards without an end marker", || archive.path.display().to_string());
+        }
+        note_junk(&mut self.skipped, &archive.path, end);
+        for sample in samples.finish() {
+            if let Err(reason) = self.add_sample(archive, split, &sample, choice)? {
+                let name = archive.member(&sample.key);
+                self.rejected.push(Rejected { name, reason });
             }
         }
         Ok(())
+    }
+
+    /// Adds a sample's image; an inner error is why it cannot.
+    fn add_sample(
+        &mut self,
+        archive: &Archive,
+        split: Split,
+        sample: &Sample<(u64, u64)>,
+        choice: &Choice,
+    ) -> Result<Result<(), String>, Error> {
+        let chosen = match sample.choose(choice) {
+            Ok(chosen) => chosen,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let mut unused: Vec<&str> = match &chosen {
+            Some(chosen) => chosen.unused.clone(),
+            None => sample.parts.iter().map(|(extension, _)| &**extension).collect(),
+        };
+        if let Some(chosen) = chosen {
+            let mut number = None;
+            if let Some(label) = chosen.label {
+                let ((offset, size), most) = match label {
+                    Label::Number(place) => (*place, MAX_NUMBER_BYTES),
+                    Label::Json(place, _) => (*place, MAX_JSON_BYTES),
+                };
+                // One that is too long is no number, and no JSON once it is cut.
+                let bytes = archive.read(offset, size.min(most + 1))?;
+                match read_label(label, &bytes) {
+                    Ok(found) => number = found,
+                    Err(reason) => return Ok(Err(reason)),
+                }
+                if number.is_none() {
+                    unused.extend(sample.extension_of(&(offset, size)));
+                }
+            }
+            let (offset, size) = *chosen.image;
+            self.items.push(Item {
+                key: key(&sample.key),
+                split,
+                label: number,
+                place: Place::Range { archive: archive.number, offset },
+                length: size as u32,
+            });
+        }
+        for extension in unused {
+            let example = || archive.member(&format!("{}.{extension}", sample.key));
+            self.skipped.add(passed_over(extension), example);
+        }
+        Ok(Ok(()))
     }
 }
 
@@ -298,6 +401,8 @@ impl Catalog {
 struct Archive {
     path: PathBuf,
     file: File,
+    /// Where in the file it lies.
+    start: u64,
     length: u64,
     number: u32,
 }
@@ -310,97 +415,66 @@ impl Archive {
 
     fn read(&self, offset: u64, length: u64) -> Result<Vec<u8>, Error> {
         let mut bytes = vec![0; length as usize];
-        self.file.read_exact_at(&mut bytes, offset).map_err(Error::io(&self.path, "read it"))?;
+        let read = self.file.read_exact_at(&mut bytes, self.start + offset);
+        read.map_err(Error::io(&self.path, "read it"))?;
         Ok(bytes)
     }
-}
 
-/// A header in an archive.
-pub(super) struct Member {
-    pub(super) name: String,
-    pub(super) kind: EntryType,
-    /// First byte, counted from the start of the outermost file.
-    pub(super) offset: u64,
-    pub(super) size: u64,
-}
-
-impl Member {
-    /// Why this member cannot be an image, if it cannot.
-    pub(super) fn no_image(&self) -> Option<&'static str> {
-        let large = self.size > MAX_IMAGE_BYTES;
-        self.refused().or_else(|| large.then_some("is too large for an image"))
+    fn members(&self) -> Result<Members<'static>, Error> {
+        let file = self.file.try_clone().map_err(Error::open(&self.path))?;
+        let section = Section { file, start: self.start, at: 0, length: self.length };
+        Members::seek(section).map_err(Error::io(&self.path, "read it"))
     }
 
-    /// Why this member is not read, if it is not.
-    pub(super) fn refused(&self) -> Option<&'static str> {
-        match self.kind {
-            EntryType::Regular | EntryType::Continuous => None,
-            EntryType::Symlink => Some("is a symbolic link"),
-            EntryType::Link => Some("is a hard link"),
-            EntryType::Char | EntryType::Block => Some("is a device"),
-            EntryType::Fifo => Some("is a pipe"),
-            EntryType::GNUSparse => Some("is a sparse file"),
-            _ => Some("is of an unknown kind"),
+    fn next(&self, members: &mut Members<'_>) -> Result<Option<Member>, Error> {
+        members.next_member().map_err(|broken| damaged(&self.path, broken))
+    }
+
+    /// ImageNet's archives have end markers: one without was cut between two members.
+    fn check_end(&self, members: &Members<'_>) -> Result<(), Error> {
+        if members.end().marked {
+            return Ok(());
         }
+        let (last, at) = (members.last(), members.position());
+        let problem = format!("ends after {last}, without an end marker (at byte {at})");
+        Err(Error::input(&self.path, problem, "fetch the archive again"))
     }
 }
 
-/// Calls `visit` for every member but folders of the archive that lies at `range` of a file.
-fn members(
-    archive: &Archive,
-    range: std::ops::Range<u64>,
-    visit: &mut dyn FnMut(Member) -> Result<(), Error>,
-) -> Result<(), Error> {
-    let damaged = |at: u64, problem: String| {
-        let problem = format!("{problem} (at byte {at})");
-        Error::input(&archive.path, problem, "fetch the archive again")
-    };
-    let section =
-        Section { file: &archive.file, start: range.start, at: 0, length: range.end - range.start };
-    let mut reader = tar::Archive::new(section);
-    let mut end = 0;
-    let mut last = "its first header".to_owned();
-    for entry in reader.entries_with_seek().map_err(Error::io(&archive.path, "read it"))? {
-        let entry = entry.map_err(|error| {
-            damaged(range.start + end, format!("is no sound tar archive after {last} ({error})"))
-        })?;
-        let (offset, size, kind) =
-            (entry.raw_file_position(), entry.size(), entry.header().entry_type());
-        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        // Links may claim the size of what they point to, but hold nothing.
-        let held = match kind {
-            EntryType::Regular | EntryType::Continuous => size,
-            _ => 0,
-        };
-        end = offset.saturating_add(held);
-        if end > range.end - range.start {
-            return Err(damaged(range.end, format!("ends inside {name}")));
+/// An archive that cannot be read on.
+pub(super) fn damaged(path: &Path, broken: Broken) -> Error {
+    match broken {
+        Broken::Io(source) => Error::io(path, "read it")(source),
+        Broken::Compressed(_) => {
+            Error::input(path, broken.to_string(), "unpack it: members are read where they are")
         }
-        end = end.next_multiple_of(BLOCK);
-        last.clone_from(&name);
-        if !matches!(kind, EntryType::Directory | EntryType::XGlobalHeader) {
-            visit(Member { name, kind, offset: range.start + offset, size: held })?;
-        }
+        broken => Error::input(path, broken.to_string(), "fetch the archive again"),
     }
-    // A cut between two members shows in that no zero block follows the last.
-    let mut block = [0; BLOCK as usize];
-    let whole = range.start + end + BLOCK <= range.end
-        && archive.file.read_exact_at(&mut block, range.start + end).is_ok();
-    if !whole {
-        return Err(damaged(range.end, format!("ends after {last}, without an end marker")));
+}
+
+/// Counts what stands behind an end marker and is no archive.
+pub(super) fn note_junk(skipped: &mut Skipped, path: &Path, end: End) {
+    if let Some(junk) = end.junk {
+        let kind = "archives with bytes after the end marker that are no archive";
+        skipped.add(kind, || format!("{} from byte {junk} on", path.display()));
     }
-    Ok(())
+}
+
+/// Why a member cannot be an image, if it cannot.
+pub(super) fn no_image(member: &Member) -> Option<&'static str> {
+    let large = member.size > MAX_IMAGE_BYTES;
+    member.kind.refused().or_else(|| large.then_some("is too large for an image"))
 }
 
 /// A part of a file as a file of its own.
-struct Section<'a> {
-    file: &'a File,
+struct Section {
+    file: File,
     start: u64,
     at: u64,
     length: u64,
 }
 
-impl Read for Section<'_> {
+impl Read for Section {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let left = self.length.saturating_sub(self.at).min(buffer.len() as u64) as usize;
         let read = self.file.read_at(&mut buffer[..left], self.start + self.at)?;
@@ -409,7 +483,7 @@ impl Read for Section<'_> {
     }
 }
 
-impl Seek for Section<'_> {
+impl Seek for Section {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         let at = match to {
             SeekFrom::Start(at) => Some(at),
@@ -532,4 +606,9 @@ fn read_lines(path: &Path) -> Result<Vec<String>, Error> {
 
 pub(super) fn file_name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
+}
+
+/// What stands behind the last dot of a path's last part, or nothing.
+fn extension(path: &str) -> &str {
+    file_name(path).rsplit_once('.').map_or("", |(_, extension)| extension)
 }

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 use image::{ImageFormat, ImageReader};
 
+use pipeline::container::{Broken, Kind, Members};
+
 use crate::Error;
 use crate::catalog::{Batch, Catalog, Class, Item, Place, Split};
 
@@ -79,17 +81,16 @@ impl Found {
 
     fn read_archive(&mut self, input: &Path) -> Result<(), Error> {
         let file = BufReader::new(File::open(input).map_err(Error::open(input))?);
-        let broken = |error: std::io::Error| {
+        let broken = |error: Broken| {
             let mend = "give the package's .tgz or the folder it unpacks to";
             Error::input(input, format!("is not a readable .tgz ({error})"), mend)
         };
-        let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(file));
-        for entry in archive.entries().map_err(broken)? {
-            let mut entry = entry.map_err(broken)?;
-            let path = entry.path().map_err(broken)?.into_owned();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if entry.header().entry_type().is_file() && wanted(&name) {
-                self.read_file(&input.join(&path), &name, &mut entry)?;
+        let mut members = Members::stream(flate2::read::GzDecoder::new(file));
+        while let Some(member) = members.next_member().map_err(broken)? {
+            let name = member.name.rsplit('/').next().unwrap_or(&member.name);
+            if member.kind == Kind::File && wanted(name) {
+                let bytes = members.data(MAX_FILE_BYTES).map_err(broken)?;
+                self.read_file(&input.join(&member.name), name, &bytes[..])?;
             }
         }
         Ok(())

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use pipeline::container::passed_over;
+
 use crate::Error;
 use crate::catalog::{
     Catalog, Class, Item, MAX_IMAGE_BYTES, Place, Rejected, Split, claims_image, key, stem,
@@ -120,7 +122,8 @@ impl Catalog {
                 }
             };
             if !claims_image(&name) {
-                self.ignored += 1;
+                let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);
+                self.skipped.add(passed_over(extension), || path.display().to_string());
             } else if !metadata.is_file() {
                 self.reject(&path, "is no regular file");
             } else if metadata.len() > MAX_IMAGE_BYTES {

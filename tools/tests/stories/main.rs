@@ -9,4 +9,5 @@ mod interruption;
 mod pipes;
 mod readers;
 mod reading;
+mod shards;
 mod support;

@@ -201,7 +201,7 @@ fn nothing_that_a_header_says_is_believed() {
     refused(&claims(tar::EntryType::Regular, 1 << 40), "ends inside b.jpg");
     refused(&claims(tar::EntryType::GNULongName, 1 << 40), "a name of 1099511627776 bytes");
     refused(&claims(tar::EntryType::XHeader, 1 << 40), "a name of 1099511627776 bytes");
-    refused(&[], "ends after its first header");
+    refused(&[], "ends in its first header");
     refused(&[0x1F, 0x8B, 8, 0, 0, 0], "compressed");
     refused("a text that calls itself an archive".repeat(99).as_bytes(), "no sound tar archive");
     let whole = start().into_inner().expect("memory");

@@ -1,0 +1,596 @@
+//! An index for shards that somebody else wrote: WebDataset tar files with no index of ours.
+//!
+//! It is made when a folder is first opened and kept beside the shards, or in the user's cache
+//! where the folder cannot be written. Only headers and labels are read, so the shards' hashes stay
+//! unknown (0). With each shard it keeps what the system says of the file, and a hash of what was
+//! read. A shard of which the system says something else is read again: where the hash is the same
+//! it was only copied or touched, else the index is made anew.
+
+use std::collections::HashSet;
+use std::fs::{File, Metadata};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+use super::{Format, INDEX_FILE, Index, IndexWriter};
+use crate::container::{
+    self, Choice, ImageKind, Label, MAX_JSON_BYTES, MAX_NUMBER_BYTES, Member, Members, Samples,
+    ShardName, Skipped, Split, passed_over,
+};
+use crate::error::Error;
+use crate::folder::Folder;
+use crate::shard::{Entry, Written, write_atomically};
+
+/// What to do where shards cannot be read in place.
+const MEND: &str =
+    "`shard-imagenet build --layout webdataset` makes a data folder of what is sound";
+
+/// The same where an option could help.
+const MEND_BY_OPTION: &str = "`shard-imagenet index DIR` takes these options, and so does \
+                              `shard-imagenet build --layout webdataset`, which makes a data folder";
+
+/// A file that changed less than this before it was read may change again without a new time of
+/// change: file systems count it in steps of up to 2 s.
+const UNSURE: Duration = Duration::from_secs(2);
+
+/// How an index was made of shards that came without one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scan {
+    /// Which members were taken for images and labels.
+    pub choice: Choice,
+    /// What was passed over.
+    pub skipped: Skipped,
+}
+
+/// What tells whether a shard is the file that was scanned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamp {
+    /// Time of the last change, nanoseconds since 1970; [`i64::MIN`] where that could not be relied on.
+    pub(super) mtime: i64,
+    pub(super) inode: u64,
+    /// Of the samples, as headers and labels tell them.
+    pub(super) hash: u64,
+}
+
+impl Stamp {
+    fn of(file: &Metadata) -> Self {
+        let mtime = file.mtime().saturating_mul(1_000_000_000).saturating_add(file.mtime_nsec());
+        Self { mtime, inode: file.ino(), hash: 0 }
+    }
+
+    /// The stamp to keep of a file that is read now.
+    fn kept(file: &Metadata) -> Self {
+        let sure = file.modified().is_ok_and(|changed| {
+            SystemTime::now().duration_since(changed).is_ok_and(|age| age > UNSURE)
+        });
+        let stamp = Self::of(file);
+        if sure { stamp } else { Self { mtime: i64::MIN, ..stamp } }
+    }
+
+    fn same_file(&self, other: &Self) -> bool {
+        (self.mtime, self.inode) == (other.mtime, other.inode)
+    }
+}
+
+/// Opens the folder's index, or makes one where the folder holds shards only.
+pub(super) fn open(folder: &Folder) -> Result<Index, Error> {
+    let dir = match folder {
+        Folder::Local(dir) => dir.as_path(),
+        Folder::Remote(remote) => {
+            return match Index::read_in(folder) {
+                Err(Error::EmptyFolder { .. }) => Err(no_index(remote.url())),
+                other => other,
+            };
+        }
+    };
+    let beside = match Index::read_in(folder) {
+        Ok(index) if !index.is_scanned() => return Ok(index),
+        Ok(index) => Some(index),
+        Err(Error::EmptyFolder { .. }) => None,
+        Err(error) => return Err(error),
+    };
+    let shards = shards_of(dir)?;
+    let cached = cache_path(dir).filter(|path| path.exists());
+    let cached = cached.and_then(|path| Index::read_at(folder, &path).ok());
+    let mut known: Vec<Index> =
+        [beside, cached].into_iter().flatten().filter(Index::is_scanned).collect();
+    let changed: Vec<_> = known.iter().map(|index| changed(index, &shards)).collect();
+    if let Some(found) = changed
+        .iter()
+        .position(|changed| matches!(changed, Changed::Shards(shards) if shards.is_empty()))
+    {
+        return Ok(known.swap_remove(found));
+    }
+    for (index, changed) in known.iter().zip(&changed) {
+        let Changed::Shards(numbers) = changed else { continue };
+        if let Some(stamps) = checked(index, numbers)? {
+            return keep(folder, dir, &index.restamped(&stamps));
+        }
+    }
+    let choice = known
+        .first()
+        .and_then(Index::scan)
+        .map_or_else(Choice::default, |scan| scan.choice.clone());
+    if let (Some(index), Some(changed)) = (known.first(), changed.first()) {
+        tracing::warn!(
+            "{}: {}: reading its shards' headers again",
+            dir.display(),
+            changed.words(index)
+        );
+    }
+    scan(folder, dir, &shards, &choice)
+}
+
+/// Makes the index of a folder of shards anew, whatever index it has, unless it was built.
+pub(super) fn make(folder: &Folder, choice: &Choice) -> Result<Index, Error> {
+    let Folder::Local(dir) = folder else {
+        return Err(foreign(
+            folder.path(),
+            "shards behind a URL cannot be listed",
+            "index the folder where it lies",
+        ));
+    };
+    match Index::read_in(folder) {
+        Ok(index) if !index.is_scanned() => {
+            let problem = "it has the index that it was built with";
+            return Err(foreign(dir, problem, "read it as it is"));
+        }
+        Err(error @ (Error::NoFolder { .. } | Error::Io { .. })) => return Err(error),
+        _ => {}
+    }
+    scan(folder, dir, &shards_of(dir)?, choice)
+}
+
+fn foreign(dir: &Path, problem: impl Into<String>, mend: &str) -> Error {
+    Error::Foreign { dir: dir.to_path_buf(), problem: problem.into(), mend: mend.into() }
+}
+
+/// Shards behind a URL cannot be listed, and reading them all to make an index would take as long
+/// as an epoch.
+fn no_index(url: &Path) -> Error {
+    Error::Remote {
+        url: url.join(INDEX_FILE),
+        problem: "it is not there, and without it nothing is known of the shards".into(),
+        mend: "check the URL; for shards that another program wrote, run `shard-imagenet index DIR` \
+               once where the folder lies and copy the index.bin that this makes beside them",
+        input: true,
+    }
+}
+
+/// Where the index of a folder that cannot be written is kept.
+fn cache_path(dir: &Path) -> Option<PathBuf> {
+    let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or(home)?;
+    let dir = dir.canonicalize().ok()?;
+    let name = format!("{:016x}.bin", xxh3_64(dir.as_os_str().as_encoded_bytes()));
+    Some(cache.join("bigbigan").join("indexes").join(name))
+}
+
+/// Writes an index beside the shards, or into the cache where that cannot be done, and reads it.
+fn keep(folder: &Folder, dir: &Path, bytes: &[u8]) -> Result<Index, Error> {
+    let refused = match write_atomically(&dir.join(INDEX_FILE), bytes) {
+        Ok(()) => return Index::read_in(folder),
+        Err(error) => error,
+    };
+    let cached = cache_path(dir).ok_or(refused)?;
+    if let Some(parent) = cached.parent() {
+        std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+    }
+    write_atomically(&cached, bytes)?;
+    Index::read_at(folder, &cached)
+}
+
+/// How the shards of a folder differ from those its index was made of.
+enum Changed {
+    /// There are others.
+    Names,
+    /// The index does not say what they were.
+    Unknown,
+    /// The system says other things of these, by number.
+    Shards(Vec<usize>),
+}
+
+impl Changed {
+    fn words(&self, index: &Index) -> String {
+        match self {
+            Self::Names => {
+                "shards came, went or are of another split than when it was indexed".into()
+            }
+            Self::Unknown => {
+                "its index is of an older version, which cannot tell whether shards changed".into()
+            }
+            Self::Shards(numbers) => {
+                let name = numbers.first().map_or("", |&number| &*index.shards()[number].name);
+                format!("{name} is not what it was when it was indexed")
+            }
+        }
+    }
+}
+
+fn changed(index: &Index, shards: &[(Split, String)]) -> Changed {
+    let known = index.splits().iter().flat_map(|split| {
+        index.shards()[split.shards.clone()].iter().map(|shard| (&*split.name, &*shard.name))
+    });
+    if !known.eq(shards.iter().map(|(split, name)| (split.name(), &**name))) {
+        return Changed::Names;
+    }
+    if index.stamps().is_empty() && !shards.is_empty() {
+        return Changed::Unknown;
+    }
+    let other = |&number: &usize| {
+        let Ok(file) = std::fs::metadata(index.shard_path(number)) else { return true };
+        let same = index.stamps()[number].same_file(&Stamp::of(&file));
+        !same || file.len() != index.shards()[number].bytes
+    };
+    Changed::Shards((0..shards.len()).filter(other).collect())
+}
+
+/// The stamps of an index with these shards' made anew; none where one is no longer what it was.
+fn checked(index: &Index, shards: &[usize]) -> Result<Option<Vec<Stamp>>, Error> {
+    let choice = index.scan().map_or_else(Choice::default, |scan| scan.choice.clone());
+    let mut stamps = index.stamps().to_vec();
+    for &number in shards {
+        let path = index.shard_path(number);
+        if std::fs::metadata(&path).map_err(Error::io("open", &path))?.len()
+            != index.shards()[number].bytes
+        {
+            return Ok(None);
+        }
+        // What is wrong with it now is for the scan to say.
+        let Ok(shard) = read_shard(&path, &choice) else { return Ok(None) };
+        if shard.stamp.hash != stamps[number].hash {
+            return Ok(None);
+        }
+        stamps[number] = shard.stamp;
+    }
+    Ok(Some(stamps))
+}
+
+/// The folder's shards with their splits, in the order of the splits, then of their names.
+fn shards_of(dir: &Path) -> Result<Vec<(Split, String)>, Error> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(Error::io("list", dir))? {
+        let name = entry.map_err(Error::io("list", dir))?.file_name();
+        let shard = ShardName::of(&name.to_string_lossy()).map(|shard| shard.compressed);
+        let Some(compressed) = shard else { continue };
+        let Some(name) = name.to_str() else {
+            let problem = format!("the name of {} is not UTF-8", name.display());
+            return Err(foreign(dir, problem, "rename it"));
+        };
+        if compressed {
+            let problem = format!("{name} is compressed, so it cannot be read in place");
+            return Err(foreign(dir, problem, MEND));
+        }
+        names.push(name.to_owned());
+    }
+    if names.is_empty() {
+        return Err(Error::EmptyFolder { dir: dir.to_path_buf() });
+    }
+    names.sort();
+    let stems: Vec<_> =
+        names.iter().map(|name| ShardName::of(name).map_or(&**name, |shard| shard.stem)).collect();
+    let splits = container::splits(&stems).map_err(|mixed| {
+        let mend = "rename it (train, val or test in the name), or build each split from a folder of \
+                    its own: `shard-imagenet build --layout webdataset --split NAME`";
+        foreign(dir, mixed.to_string(), mend)
+    })?;
+    let mut shards: Vec<_> = splits.into_iter().zip(names).collect();
+    shards.sort();
+    Ok(shards)
+}
+
+fn scan(
+    folder: &Folder,
+    dir: &Path,
+    shards: &[(Split, String)],
+    choice: &Choice,
+) -> Result<Index, Error> {
+    let mut index = IndexWriter::new();
+    let (mut stamps, mut skipped) = (Vec::new(), Skipped::new());
+    for of_split in shards.chunk_by(|a, b| a.0 == b.0) {
+        index.begin_split(of_split[0].0.name())?;
+        let mut scanned = Vec::with_capacity(of_split.len());
+        for (_, name) in of_split {
+            let shard = read_shard(&dir.join(name), choice)?;
+            stamps.push(shard.stamp);
+            skipped.merge(shard.skipped.clone());
+            scanned.push((&**name, shard));
+        }
+        check_labels(dir, &scanned)?;
+        make_keys_unique(&mut scanned);
+        if scanned.iter().all(|(_, shard)| shard.samples.is_empty()) {
+            let there = match skipped.is_empty() {
+                true => String::new(),
+                false => format!(" (there are {})", skipped.to_string().replace('\n', ", ")),
+            };
+            let what = format!(
+                "no shard of the split holds a KEY.jpg or KEY.png{there}; ImageNet's own archives \
+                 become shards by `shard-imagenet build`"
+            );
+            return Err(Error::format(&dir.join(&of_split[0].1), 0, what));
+        }
+        for (name, shard) in scanned {
+            for Found { key, entry, label, format, .. } in shard.samples {
+                index.sample(&key, entry, label, format, (0, 0));
+            }
+            index.end_shard(name, Written { bytes: shard.bytes, xxh3: 0 })?;
+        }
+    }
+    index.check_keys(dir)?;
+    for (kind, count, example) in skipped.iter() {
+        tracing::warn!("{}: passed over {count} {kind}, such as {example}", dir.display());
+    }
+    let scan = Scan { choice: choice.clone(), skipped };
+    keep(folder, dir, &index.scanned(stamps, scan).to_bytes())
+}
+
+/// All samples of a split have labels, or none has.
+fn check_labels(dir: &Path, shards: &[(&str, Shard)]) -> Result<(), Error> {
+    let mut all =
+        shards.iter().flat_map(|(name, shard)| shard.samples.iter().map(move |s| (name, s)));
+    let Some((_, first)) = all.next() else { return Ok(()) };
+    let labelled = first.label.is_some();
+    match all.find(|(_, sample)| sample.label.is_some() != labelled) {
+        None => Ok(()),
+        Some((name, sample)) => {
+            let what = format!(
+                "sample {:?}: some samples of the split have a label (.cls, or \"label\" in .json) and \
+                 some have none; {MEND}",
+                sample.key
+            );
+            Err(Error::format(&dir.join(name), sample.entry.offset, what))
+        }
+    }
+}
+
+/// Where a key comes again in a split, as in shards that each count from 0, every key of the split
+/// gets its shard's name in front; where that is not enough, later ones end in `-2`, `-3` and so on.
+fn make_keys_unique(shards: &mut [(&str, Shard)]) {
+    let unique = {
+        let mut taken = HashSet::new();
+        shards.iter().flat_map(|(_, shard)| &shard.samples).all(|found| taken.insert(&*found.key))
+    };
+    if unique {
+        return;
+    }
+    let mut taken: HashSet<String> = HashSet::new();
+    for (name, shard) in shards {
+        let stem = ShardName::of(name).map_or(&**name, |shard| shard.stem);
+        for found in &mut shard.samples {
+            let key = match found.archive {
+                0 => format!("{stem}/{}", found.key),
+                // Further archives in the same file.
+                archive => format!("{stem}-{}/{}", archive + 1, found.key),
+            };
+            let (mut free, mut copy) = (key.clone(), 2);
+            while !taken.insert(free.clone()) {
+                free = format!("{key}-{copy}");
+                copy += 1;
+            }
+            found.key = free;
+        }
+    }
+}
+
+/// What a shard holds, and what the system says of its file.
+struct Shard {
+    samples: Vec<Found>,
+    skipped: Skipped,
+    bytes: u64,
+    stamp: Stamp,
+}
+
+struct Found {
+    key: String,
+    archive: u32,
+    entry: Entry,
+    label: Option<u32>,
+    format: Format,
+}
+
+/// Reads headers and labels of a shard.
+fn read_shard(path: &Path, choice: &Choice) -> Result<Shard, Error> {
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    let system = || file.metadata().map_err(Error::io("read the length of", path));
+    let before = system()?;
+    let members = Members::seek(&file).map_err(Error::io("read", path))?;
+    let read = |entry: Entry| {
+        let mut bytes = vec![0; entry.length as usize];
+        let read = file.read_exact_at(&mut bytes, entry.offset);
+        read.map(|()| bytes).map_err(Error::io("read", path))
+    };
+    let (samples, skipped) = read_members(path, members, &read, choice)?;
+    let after = system()?;
+    if (Stamp::of(&before), before.len()) != (Stamp::of(&after), after.len()) {
+        let problem = "it changed while its headers were read";
+        return Err(foreign(path, problem, "open the folder when its shards are written"));
+    }
+    let stamp = Stamp { hash: hash(&samples), ..Stamp::kept(&before) };
+    Ok(Shard { samples, skipped, bytes: before.len(), stamp })
+}
+
+/// What gives the bytes of a member.
+type Read<'a> = &'a dyn Fn(Entry) -> Result<Vec<u8>, Error>;
+
+/// The samples of an archive, and what else is in it.
+fn read_members(
+    path: &Path,
+    mut members: Members<'_>,
+    read: Read<'_>,
+    choice: &Choice,
+) -> Result<(Vec<Found>, Skipped), Error> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let mut skipped = Skipped::new();
+    let mut samples = Samples::default();
+    while let Some(member) = members.next_member().map_err(|broken| broken.of(path, MEND))? {
+        let Member { name: member_name, kind, archive, offset, size } = member;
+        let example = || format!("{name}: {member_name}");
+        if kind.refused().is_some() {
+            skipped.add(kind.plural(), example);
+            continue;
+        }
+        let (key, extension) = match choice.part(&member_name) {
+            Ok(part) => part,
+            Err(kind) => {
+                skipped.add(kind, example);
+                continue;
+            }
+        };
+        let bad = |what: &str| {
+            Error::format(path, offset, format!("member {member_name:?} {what}; {MEND}"))
+        };
+        if key.split('/').any(|part| part == "..") {
+            return Err(bad("points out of the archive"));
+        }
+        let length = u32::try_from(size).map_err(|_| bad("has more than 4 GiB"))?;
+        if !samples.add(archive, key, extension, Entry { offset, length }) {
+            return Err(bad("is there twice"));
+        }
+    }
+    let end = members.end();
+    if !end.marked {
+        skipped.add("shards without an end marker", || name.to_string());
+    }
+    if let Some(junk) = end.junk {
+        let example = || format!("{name} from byte {junk} on");
+        skipped.add("archives with bytes after the end marker that are no archive", example);
+    }
+    let mut found = Vec::new();
+    for sample in samples.finish() {
+        let (image, unused) = find(path, read, &sample, choice)?;
+        for extension in unused {
+            let example = || format!("{name}: {}.{extension}", sample.key);
+            skipped.add(passed_over(extension), example);
+        }
+        found.extend(image);
+    }
+    Ok((found, skipped))
+}
+
+/// Image and label of one sample, and the extensions of its members that are neither.
+fn find<'a>(
+    path: &Path,
+    read: Read<'_>,
+    sample: &'a container::Sample<Entry>,
+    choice: &'a Choice,
+) -> Result<(Option<Found>, Vec<&'a str>), Error> {
+    let bad = |entry: &Entry, what: String, mend: &str| {
+        Error::format(path, entry.offset, format!("sample {:?} {what}; {mend}", sample.key))
+    };
+    let Some((_, first)) = sample.parts.first() else { return Ok((None, Vec::new())) };
+    let chosen = match sample.choose(choice) {
+        Ok(Some(chosen)) => chosen,
+        Ok(None) => return Ok((None, sample.parts.iter().map(|(part, _)| &**part).collect())),
+        Err(what) => {
+            let mend = if what.contains("(--") { MEND_BY_OPTION } else { MEND };
+            return Err(bad(first, what, mend));
+        }
+    };
+    let format = match chosen.kind {
+        Some(ImageKind::Jpeg) => Format::Jpeg,
+        Some(ImageKind::Png) => Format::Png,
+        // By its extension it could be anything, and was chosen.
+        None => Format::Unknown,
+        Some(ImageKind::Other) => {
+            let what = "is no JPEG or PNG, so it cannot be read in place".to_owned();
+            return Err(bad(chosen.image, what, MEND));
+        }
+    };
+    let read = |entry: &Entry, most: u64| match u64::from(entry.length) > most {
+        true => Err(bad(entry, format!("has a label of {} bytes", entry.length), MEND)),
+        false => read(*entry),
+    };
+    let mut unused = chosen.unused;
+    let label = match chosen.label {
+        None => None,
+        Some(Label::Number(entry)) => {
+            let label = container::read_label(&read(entry, MAX_NUMBER_BYTES)?);
+            Some(label.map_err(|what| bad(entry, format!("has a label, but {what}"), MEND))?)
+        }
+        Some(Label::Json(entry, field)) => {
+            let plain = field.is_none() && u64::from(entry.length) > MAX_JSON_BYTES;
+            let text = if plain { Vec::new() } else { read(entry, MAX_JSON_BYTES)? };
+            let label = container::read_json_label(&text, field)
+                .map_err(|what| bad(entry, format!("has a .json that {what}"), MEND))?;
+            if label.is_none() {
+                unused.extend(sample.extension_of(entry));
+            }
+            label
+        }
+    };
+    let (key, entry) = (sample.key.clone(), *chosen.image);
+    let found = Found { key, archive: sample.archive, entry, label, format };
+    Ok((Some(found), unused))
+}
+
+/// A hash of all that an index says of a shard's samples.
+fn hash(samples: &[Found]) -> u64 {
+    let mut hash = Xxh3::new();
+    for Found { key, archive, entry, label, format } in samples {
+        hash.update(key.as_bytes());
+        hash.update(&[0, *format as u8]);
+        hash.update(&archive.to_le_bytes());
+        hash.update(&entry.offset.to_le_bytes());
+        hash.update(&entry.length.to_le_bytes());
+        hash.update(&label.unwrap_or(u32::MAX).to_le_bytes());
+    }
+    hash.digest()
+}
+
+impl Index {
+    /// Reads headers and labels of a shard, which `file` is, and says where they are not what the index
+    /// says of them: a line for each, which begins with the shard's name.
+    ///
+    /// # Errors
+    /// The shard cannot be read, or is no archive as [`crate::container`] says.
+    ///
+    /// # Panics
+    /// When `shard` is not below the number of shards.
+    pub fn differences(
+        &self,
+        shard: usize,
+        file: &crate::shard::Shard,
+    ) -> Result<Vec<String>, Error> {
+        let (record, path) = (&self.shards[shard], self.shard_path(shard));
+        let members = Members::seek(file.reader()).map_err(Error::io("read", &path))?;
+        let read = |entry| file.read(entry).map(Vec::from);
+        let choice = self.scan().map_or_else(Choice::default, |scan| scan.choice.clone());
+        let (found, skipped) = read_members(&path, members, &read, &choice)?;
+        let mut problems = Vec::new();
+        let mut tell = |what: String| problems.push(format!("{}: {what}", record.name));
+        if self.is_scanned() {
+            let stamp = self.stamps().get(shard);
+            if stamp.is_some_and(|stamp| stamp.hash != hash(&found)) {
+                tell("is not what it was when it was indexed".to_owned());
+            }
+            return Ok(problems);
+        }
+        let mut found = found.into_iter();
+        for sample in record.samples.clone() {
+            let (key, known) = (self.key(sample), self.record(sample));
+            match found.next() {
+                None => tell(format!("{key} is missing from the archive")),
+                Some(found) if found.key != key => {
+                    tell(format!("{key} is {} in the archive", found.key));
+                }
+                Some(found) if found.entry != known.entry => {
+                    tell(format!("{key} is elsewhere than the index says"));
+                }
+                Some(found) if found.label != known.label => {
+                    tell(format!("{key} has another label in the archive than in the index"));
+                }
+                Some(_) => {}
+            }
+        }
+        if let Some(found) = found.next() {
+            tell(format!("{} is not in the index", found.key));
+        }
+        for (kind, count, example) in skipped.iter() {
+            tell(format!("{count} {kind} are not in the index, such as {example}"));
+        }
+        Ok(problems)
+    }
+}
