@@ -1,19 +1,21 @@
 //! One split of a data folder, ready to be read: its part of the index, and its shards.
 
+use std::future::Future;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::SampleId;
+use crate::address::{RemoteOptions, Traffic};
 use crate::error::{Error, Fault};
 use crate::folder::Folder;
 use crate::index::{Classes, Index, Manifest, Record, SplitRecord};
-use crate::remote::{Failure, Remote, RemoteOptions, Traffic};
+use crate::remote::Remote;
 use crate::scan;
-use crate::shard::{Entry, HEADER, Shard, member_key};
+use crate::shard::{Entry, HEADER, Member, Shard, member_key, members_of, padded};
 
 /// Bytes of a part: neighbouring samples of a shard that are read together where all are needed,
 /// and that a cache folder keeps as one file. 4 MiB take longer to send than to ask for.
@@ -31,8 +33,8 @@ pub struct Dataset {
 /// Where the bytes of samples come from.
 #[derive(Debug)]
 enum Source {
-    /// The split's shards in order, open.
-    Local { shards: Vec<Shard> },
+    /// The split's shards in order, open, and the members of each, by key, once they were asked for.
+    Local { shards: Vec<Shard>, members: Vec<OnceLock<Vec<Member>>> },
     /// The server, and the first sample of each part in order.
     Remote { remote: Arc<Remote>, parts: Vec<SampleId> },
 }
@@ -75,7 +77,11 @@ impl Dataset {
         let index = scan::open_or_scan(&folder)?;
         let split = index.split(split)?.clone();
         let source = match &folder {
-            Folder::Local(_) => Source::Local { shards: open_shards(&index, &split)? },
+            Folder::Local(_) => {
+                let shards = open_shards(&index, &split)?;
+                let members = shards.iter().map(|_| OnceLock::new()).collect();
+                Source::Local { shards, members }
+            }
             Folder::Remote(remote) => {
                 if let Some(manifest) = Manifest::load_from(&folder)? {
                     index.agree(&manifest, &split)?;
@@ -103,7 +109,7 @@ impl Dataset {
         if self.index.is_scanned() {
             return Ok(()); // made from these very shards, whose names may need more than a header
         }
-        let Source::Local { shards } = &self.source else { return Ok(()) };
+        let Source::Local { shards, .. } = &self.source else { return Ok(()) };
         for (shard, number) in shards.iter().zip(self.split.shards.clone()) {
             let samples = self.index.shards()[number].samples.clone();
             for sample in samples.clone().next().into_iter().chain(samples.last()) {
@@ -179,40 +185,131 @@ impl Dataset {
     /// # Panics
     /// When `sample` is not below [`Dataset::len`].
     pub fn bytes(&self, sample: SampleId) -> Result<Bytes, Error> {
-        // A channel with a sender never closes.
-        let (_go_on, never) = async_channel::bounded(1);
-        self.bytes_unless(sample, &never)
+        match &self.source {
+            Source::Local { shards, .. } => {
+                let record = self.record(sample);
+                shards[record.shard - self.split.shards.start].read(record.entry)
+            }
+            Source::Remote { .. } => self.bytes_unless(sample, std::future::pending()),
+        }
     }
 
-    /// The same, but an error as soon as the channel closes.
+    /// The same behind a URL, but an error as soon as `stop` comes.
+    ///
+    /// # Panics
+    /// When the data set is of this machine.
     pub(crate) fn bytes_unless(
         &self,
         sample: SampleId,
-        stopped: &async_channel::Receiver<()>,
+        stop: impl Future<Output = ()> + Send + 'static,
     ) -> Result<Bytes, Error> {
-        let record = self.record(sample);
-        let remote = match &self.source {
-            Source::Local { shards } => {
-                return shards[record.shard - self.split.shards.start].read(record.entry);
-            }
-            Source::Remote { remote, .. } => remote,
+        let Source::Remote { remote, .. } = &self.source else {
+            panic!("a folder of this machine")
         };
         let place = self.place(sample);
         let (name, length) = self.shard_file(&place);
-        let (name, url) = (name.to_string(), remote.url().join(name));
-        let (reader, stopped) = (Arc::clone(remote), stopped.clone());
-        let read = async move {
-            tokio::select! {
-                read = reader.cached(&name, place.part, place.range, length) => read,
-                _ = stopped.recv() => Err(Failure {
-                    url,
-                    problem: "the loader was stopped".into(),
-                    mend: "start it again",
-                    input: false,
-                }),
+        let bytes = remote.part_unless(name, (place.part, place.range), length, stop)?;
+        self.open_sample(sample, bytes.into())
+    }
+
+    /// Writes the file of a sample of this machine into `buffer` from `start` on, and gives its end,
+    /// as [`Shard::read_behind`] does.
+    ///
+    /// # Panics
+    /// When the data set is behind a URL.
+    pub(crate) fn read_behind(
+        &self,
+        sample: SampleId,
+        buffer: &mut Vec<u8>,
+        start: usize,
+    ) -> Result<usize, Error> {
+        let Source::Local { shards, .. } = &self.source else { panic!("a folder behind a URL") };
+        let record = self.record(sample);
+        shards[record.shard - self.split.shards.start].read_behind(record.entry, buffer, start)
+    }
+
+    /// The files that a sample consists of, in the order of the archive: its image, its label, and
+    /// whatever else has its key (`.json`, `.txt`, …). The members of a shard of this machine are
+    /// listed when first asked for, and kept: some 100 bytes each. Behind a URL those are found that
+    /// stand beside the image, as the WebDataset convention has them.
+    ///
+    /// # Errors
+    /// As [`Dataset::bytes`].
+    ///
+    /// # Panics
+    /// When `sample` is not below [`Dataset::len`].
+    pub fn members(&self, sample: SampleId) -> Result<Vec<Member>, Error> {
+        let (key, record) = (self.key(sample), self.record(sample));
+        let (shards, lists) = match &self.source {
+            Source::Local { shards, members } => (shards, members),
+            Source::Remote { .. } => return self.members_beside(sample, &key),
+        };
+        let shard = record.shard - self.split.shards.start;
+        let list = match lists[shard].get() {
+            Some(list) => list,
+            None => {
+                let mut list = shards[shard].members()?;
+                list.sort_by(|a, b| a.key_and_extension().0.cmp(b.key_and_extension().0));
+                lists[shard].get_or_init(|| list)
             }
         };
-        self.open_sample(sample, remote.wait(read)?.into())
+        let first = list.partition_point(|member| *member.key_and_extension().0 < *key);
+        let of_key = |member: &&Member| member.key_and_extension().0 == key;
+        Ok(list[first..].iter().take_while(of_key).cloned().collect())
+    }
+
+    /// One file of a sample by its extension: `member(sample, "json")`; none where it has none.
+    /// Upper and lower case are the same.
+    ///
+    /// # Errors
+    /// As [`Dataset::bytes`].
+    ///
+    /// # Panics
+    /// When `sample` is not below [`Dataset::len`].
+    pub fn member(&self, sample: SampleId, extension: &str) -> Result<Option<Bytes>, Error> {
+        let members = self.members(sample)?;
+        let wanted = |m: &&Member| m.key_and_extension().1.eq_ignore_ascii_case(extension);
+        let Some(member) = members.iter().find(wanted) else { return Ok(None) };
+        let shard = self.record(sample).shard;
+        match &self.source {
+            Source::Local { shards, .. } => {
+                shards[shard - self.split.shards.start].read(member.entry).map(Some)
+            }
+            Source::Remote { remote, .. } => {
+                let Entry { offset, length } = member.entry;
+                let bytes = self.fetch(remote, shard, offset..offset + u64::from(length))?;
+                Ok(Some(bytes.into()))
+            }
+        }
+    }
+
+    /// The members with this key among the bytes between the images before and behind a sample's.
+    fn members_beside(&self, sample: SampleId, key: &str) -> Result<Vec<Member>, Error> {
+        let Source::Remote { remote, .. } = &self.source else { return Ok(Vec::new()) };
+        let Record { shard, entry, .. } = self.record(sample);
+        let file = &self.index.shards()[shard];
+        let others = || file.samples.clone().map(|other| self.index.record(other).entry);
+        let ends = others().map(|other| padded(other.offset + u64::from(other.length)));
+        let start = ends.filter(|&end| end <= entry.offset).max().unwrap_or(0);
+        let starts = others().map(|other| other.offset).filter(|&start| start > entry.offset);
+        let end = starts.min().unwrap_or(file.bytes);
+        let bytes = self.fetch(remote, shard, start..end)?;
+        // Ends inside of the next sample, which is no matter.
+        let members = members_of(&bytes, start).take_while(|member| {
+            member.entry.offset <= entry.offset || member.key_and_extension().0 == key
+        });
+        Ok(members.filter(|member| member.key_and_extension().0 == key).collect())
+    }
+
+    /// Bytes of a shard behind a URL.
+    fn fetch(
+        &self,
+        remote: &Arc<Remote>,
+        shard: usize,
+        range: Range<u64>,
+    ) -> Result<Vec<u8>, Error> {
+        let file = &self.index.shards()[shard];
+        remote.range(&file.name, range, file.bytes)
     }
 
     /// The server behind this data set; none for a folder of this machine.
@@ -283,6 +380,13 @@ impl Dataset {
             length: record.entry.length,
             source,
         }
+    }
+
+    /// Bytes of a sample's file in the mean, what lies between them counted in.
+    pub(crate) fn mean_bytes(&self) -> u64 {
+        let shards = &self.index.shards()[self.split.shards.clone()];
+        let bytes: u64 = shards.iter().map(|shard| shard.bytes).sum();
+        bytes / (self.len() as u64).max(1)
     }
 
     /// Samples of each shard, in order.

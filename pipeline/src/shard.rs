@@ -410,6 +410,23 @@ impl Seek for Reader<'_> {
     }
 }
 
+/// The regular files in a part of an archive that begins at a header, at byte `start` of it, as far
+/// as their headers can be read.
+pub(crate) fn members_of(bytes: &[u8], start: u64) -> impl Iterator<Item = Member> {
+    let mut archive = tar::Archive::new(std::io::Cursor::new(bytes));
+    let entries = archive.entries_with_seek().into_iter().flatten();
+    let members = entries.map_while(Result::ok).filter_map(|entry| {
+        let kind = entry.header().entry_type();
+        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        let entry = Entry {
+            offset: start + entry.raw_file_position(),
+            length: u32::try_from(entry.size()).ok()?,
+        };
+        (kind.is_file() || kind.is_contiguous()).then_some(Member { name, entry })
+    });
+    members.collect::<Vec<_>>().into_iter()
+}
+
 /// Bytes of the header before each member.
 pub(crate) const HEADER: u64 = BLOCK;
 
@@ -446,7 +463,7 @@ impl Member {
     }
 }
 
-fn padded(bytes: u64) -> u64 {
+pub(crate) fn padded(bytes: u64) -> u64 {
     bytes.div_ceil(BLOCK).saturating_mul(BLOCK)
 }
 

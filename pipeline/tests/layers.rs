@@ -1,15 +1,17 @@
 //! The order of the parts: each imports only from those above it, so there are no cycles.
 
-const ORDER: [&str; 20] = [
+const ORDER: [&str; 22] = [
     "error",
     "cursor",
     "shard",
+    "address",
     "cache",
     "remote",
     "folder",
     "index",
     "scan",
     "dataset",
+    "handover",
     "sampler",
     "stats",
     "augment",
@@ -17,9 +19,9 @@ const ORDER: [&str; 20] = [
     "decode",
     "slab",
     "batch",
-    "collate",
     "read_ahead",
-    "fetch",
+    "config",
+    "worker",
     "loader",
 ];
 
@@ -30,7 +32,8 @@ fn each_part_imports_only_from_parts_above_it() -> std::io::Result<()> {
     for entry in std::fs::read_dir(&source)? {
         let path = entry?.path();
         let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
-        if name == "lib" {
+        // The root, and what stands in for `remote` and `read_ahead`.
+        if name == "lib" || name == "no_remote" {
             continue;
         }
         files += 1;
@@ -41,7 +44,8 @@ fn each_part_imports_only_from_parts_above_it() -> std::io::Result<()> {
             let Some(used) = line.strip_prefix("use crate::") else { continue };
             let used = used.split([':', ';']).next().unwrap_or_default();
             // What starts with a capital letter is a name of the crate's root.
-            if used.starts_with(|first: char| first.is_lowercase()) {
+            // `sync` is in the root as well.
+            if used.starts_with(|first: char| first.is_lowercase()) && used != "sync" {
                 assert!(ORDER[..place].contains(&used), "{name}.rs: {line}");
             }
         }

@@ -32,9 +32,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::address::RemoteOptions;
 use crate::error::Error;
 use crate::folder::Folder;
-use crate::remote::RemoteOptions;
 use crate::shard::{Entry, Shard, Written, write_atomically};
 
 const MAGIC: &[u8; 8] = b"BBGINDEX";
