@@ -158,7 +158,7 @@ fn config(arguments: &Arguments) -> LoaderConfig {
     LoaderConfig {
         batch: arguments.batch,
         large: arguments.large,
-        small: arguments.small,
+        small: (arguments.small > 0).then_some(arguments.small),
         mode: arguments.mode,
         filter: arguments.filter,
         shuffle: arguments.shuffle,

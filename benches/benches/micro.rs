@@ -148,7 +148,7 @@ fn row(bencher: Bencher, threads: usize) {
     let config = LoaderConfig {
         mode: Mode::Small,
         large: 32,
-        small: 16,
+        small: Some(16),
         threads,
         ..LoaderConfig::default()
     };

@@ -1,30 +1,41 @@
-//! A batch: the same views at two resolutions, labels, and the cursor that follows it.
+//! A batch: the same views at one or two resolutions, labels, and the cursor that follows it.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
 
 use crate::SampleId;
 use crate::cursor::Cursor;
-use crate::slab::{Filled, Free};
+use crate::dataset::Dataset;
+use crate::slab::Filled;
 
-/// One batch. Dropping it gives its memory back to the loader, which fills it again.
+/// One batch. It may go to any thread and outlive its loader. Clones show the same memory; when the
+/// last one is dropped, the loader fills it again.
 ///
 /// # Shapes
 /// N rows, H = W pixels a side: `large` is (N, H, W, 3) at encoder size and `small` the same at
-/// generator size, both u8 RGB in row-major order; `labels` and `ids` are (N).
+/// generator size, both u8 RGB in row-major order without gaps; `labels` (i64) and `ids` (u64) are
+/// (N). N is the loader's batch, but for the last batch of an epoch under
+/// [`LastBatch::Keep`](crate::LastBatch::Keep): there it may be smaller, and 0 on a rank that is
+/// left nothing.
+#[derive(Debug, Clone)]
+pub struct Batch(Arc<Inner>);
+
 #[derive(Debug)]
-pub struct Batch {
-    filled: Option<Filled>, // taken in `drop` only
-    sides: (usize, usize),
+struct Inner {
+    filled: Option<Filled>, // none for no rows
+    data: Arc<Dataset>,
+    sides: (usize, Option<usize>),
     cursor: Cursor,
-    free: async_channel::Sender<Free>,
 }
 
 impl Batch {
     pub(crate) fn new(
-        filled: Filled,
-        sides: (usize, usize),
+        filled: Option<Filled>,
+        data: Arc<Dataset>,
+        sides: (usize, Option<usize>),
         cursor: Cursor,
-        free: async_channel::Sender<Free>,
     ) -> Self {
-        Self { filled: Some(filled), sides, cursor, free }
+        Self(Arc::new(Inner { filled, data, sides, cursor }))
     }
 
     /// Number of rows.
@@ -32,9 +43,9 @@ impl Batch {
         self.read(Filled::rows)
     }
 
-    /// Pixels a side of a large row and of a small one.
-    pub fn sides(&self) -> (usize, usize) {
-        self.sides
+    /// Pixels a side of a large row and of a small one, where there are small ones.
+    pub fn sides(&self) -> (usize, Option<usize>) {
+        self.0.sides
     }
 
     /// The views at encoder size, (N, H, W, 3).
@@ -43,7 +54,8 @@ impl Batch {
     }
 
     /// The views at generator size, (N, H, W, 3): the exact mean of each 2x2 (or 4x4) square of
-    /// [`Batch::large`], halves rounded up. With equal sizes, the same pixels.
+    /// [`Batch::large`], halves rounded up. With equal sizes, the same pixels. Empty where the
+    /// loader makes one size only.
     pub fn small(&self) -> &[u8] {
         self.read(Filled::small)
     }
@@ -58,22 +70,45 @@ impl Batch {
         self.read(Filled::ids)
     }
 
+    /// Keys of the samples, row by row.
+    pub fn keys(&self) -> Vec<String> {
+        self.ids().iter().map(|&id| self.0.data.key(id)).collect()
+    }
+
+    /// Where [`Batch::large`] begins, and its shape (N, H, W, 3): for programs in other languages.
+    /// Valid, and never written to, for as long as this batch or a clone of it lives.
+    pub fn large_array(&self) -> (NonNull<u8>, [usize; 4]) {
+        let side = self.0.sides.0;
+        (start(self.large()), [self.rows(), side, side, 3])
+    }
+
+    /// The same of [`Batch::small`]; none where the loader makes one size only.
+    pub fn small_array(&self) -> Option<(NonNull<u8>, [usize; 4])> {
+        let side = self.0.sides.1?;
+        Some((start(self.small()), [self.rows(), side, side, 3]))
+    }
+
     /// The position after this batch: start there to go on with the next one.
     pub fn cursor(&self) -> Cursor {
-        self.cursor
+        self.0.cursor
     }
 
     fn read<'a, T: Default>(&'a self, part: impl FnOnce(&'a Filled) -> T) -> T {
-        self.filled.as_ref().map_or_else(T::default, part)
+        self.0.filled.as_ref().map_or_else(T::default, part)
     }
 }
 
-impl Drop for Batch {
-    fn drop(&mut self) {
-        if let Some(filled) = self.filled.take() {
-            // There is room for every slab there is. When the loader is gone, so is the channel,
-            // and the memory is freed instead.
-            let _ = self.free.try_send(filled.free());
-        }
+fn start(bytes: &[u8]) -> NonNull<u8> {
+    NonNull::from(bytes).cast()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_may_go_to_any_thread_and_be_seen_from_several() {
+        fn shared<T: Send + Sync + 'static>() {}
+        shared::<Batch>();
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::SampleId;
 
@@ -12,8 +13,40 @@ pub enum Error {
     /// Nobody waits for the next batch any more.
     #[error("stopped while waiting for images")]
     Stopped,
+    /// The next batch did not come in time.
+    #[error("no batch within {} s; it comes with a later call", patience.as_secs_f64())]
+    TimedOut {
+        /// How long it was waited for.
+        patience: Duration,
+    },
+    /// The caller holds every batch that there is memory for.
+    #[error(
+        "all {slabs} batches that there is memory for have been held for {seconds} s, so no other can be made: drop each when it is used (do not collect them), copy what is to be kept, or raise depth"
+    )]
+    AllHeld {
+        /// Batches that there is memory for.
+        slabs: usize,
+        /// How long the next one was waited for.
+        seconds: u64,
+    },
+    /// A process uses what another one made before a fork.
+    #[error(
+        "this loader is of process {process}, and its threads are not in this one: start a loader after the fork (in Python: the start method \"spawn\", or no workers)"
+    )]
+    Forked {
+        /// The process that started it.
+        process: u32,
+    },
+    /// A cursor was made for another order.
+    #[error(
+        "the cursor was made for another order of batches; what differs: {differences}. Go on with what it was made with, or start anew"
+    )]
+    Cursor {
+        /// What is not as it was.
+        differences: String,
+    },
     /// A system call on a file or folder failed.
-    #[error("cannot {action} {}", path.display())]
+    #[error("cannot {action} {}: {source}", path.display())]
     Io {
         /// What was tried, as a verb: "open", "write", "rename".
         action: &'static str,
@@ -81,7 +114,7 @@ pub enum Error {
         what: String,
     },
     /// A JSON file cannot be read.
-    #[error("{}: not the JSON expected here", path.display())]
+    #[error("{}: not the JSON expected here: {source}", path.display())]
     Json {
         /// The file.
         path: PathBuf,
@@ -145,7 +178,7 @@ pub enum Error {
     },
     /// One sample cannot be made into pixels.
     #[error(
-        "{}: sample {sample} ({key}, {length} bytes at byte {offset}) cannot be decoded",
+        "{}: sample {sample} ({key}, {length} bytes at byte {offset}) cannot be decoded: {source}; mend or remove it and build the folder again, or allow some such samples, which are stood in for and counted (data.max_bad_share of a training, BadSamples::Skip of a loader)",
         shard.display()
     )]
     Sample {
@@ -164,7 +197,7 @@ pub enum Error {
     },
     /// More bad samples than the policy allows.
     #[error(
-        "{bad} of {drawn} samples could not be decoded, more than the allowed share {max_share}; the last one follows"
+        "{bad} of {drawn} samples could not be decoded, more than the allowed share {max_share} (data.max_bad_share of a training); the last one: {source}"
     )]
     TooManyBad {
         /// Bad samples met so far.
@@ -230,7 +263,7 @@ pub enum Fault {
     #[error("{0}")]
     View(String),
     /// The PNG decoder refused the data.
-    #[error("the PNG data are damaged")]
+    #[error("the PNG data are damaged: {0}")]
     Png(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
@@ -247,7 +280,10 @@ impl Error {
                     | io::ErrorKind::IsADirectory
             ),
             Error::Remote { input, .. } => *input,
-            Error::Memory { .. } | Error::Panic { .. } | Error::Stopped => false,
+            Error::Memory { .. }
+            | Error::Panic { .. }
+            | Error::Stopped
+            | Error::TimedOut { .. } => false,
             _ => true,
         }
     }
@@ -261,5 +297,38 @@ impl Error {
     /// Says that `path` breaks its format at `offset`.
     pub(crate) fn format(path: &Path, offset: u64, what: impl Into<String>) -> Error {
         Error::Format { path: path.to_path_buf(), offset, what: what.into() }
+    }
+}
+
+/// An error and its causes in one line, each said once: for messages to people.
+pub fn report(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let words = cause.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_names_each_cause_once() {
+        let source = Fault::Truncated("the scan".into());
+        let (shard, key) = ("a.tar".into(), "k".into());
+        let error = Error::Sample { shard, sample: 5, key, offset: 512, length: 9, source };
+        assert!(error.to_string().contains("cut short: the scan"), "{error}");
+        assert!(error.to_string().contains("data.max_bad_share"), "{error}");
+        assert_eq!(report(&error), error.to_string());
+        #[derive(Debug, thiserror::Error)]
+        #[error("no training")]
+        struct Outer(#[source] Error);
+        assert_eq!(report(&Outer(error)).matches("cut short").count(), 1);
     }
 }

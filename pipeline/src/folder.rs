@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::address::{RemoteOptions, is_url};
 use crate::error::Error;
-use crate::remote::{Remote, RemoteOptions, is_url};
+use crate::remote::Remote;
 use crate::shard::{Entry, Shard};
 
 /// Where a data folder lies.
@@ -57,9 +58,7 @@ impl Folder {
             Self::Local(dir) => Shard::open(&dir.join(name))?.read(entry),
             Self::Remote(remote) => {
                 let range = entry.offset..entry.offset + u64::from(entry.length);
-                let (reader, name) = (Arc::clone(remote), name.to_string());
-                let read = async move { reader.read(&name, range, bytes).await };
-                Ok(remote.wait(read)?.into())
+                Ok(remote.range(name, range, bytes)?.into())
             }
         }
     }

@@ -1,11 +1,13 @@
 //! Tar shards of JPEGs to batches of the same view at two resolutions.
 //!
 //! ```text
-//!   index ──► sampler ──► fetch ═══draws═══► decode × N ═══batches═══► loader ──► Batch
-//!  (where)   (which, in   (local: mapped;   (crop, resize, 2x2 mean    (puts them   │
-//!             what order)  URL: read ahead)  into a row of a slab)      in order)   │
-//!                           ▲                                                       │
-//!                           ╚═══════════════════ empty slabs ═══════════════════════╝
+//!             ┌────────── decode threads, each from file to pixels ──────────┐
+//!   index ──► │ sampler ──► read ──────────────► decode ───────────────────► │ ══batches══► Batch
+//!  (where)    │ (which, in  (a file here; from   (crop, resize, 2x2 mean     │  (in order)    │
+//!             │ what order) a URL: read ahead)   into a row of a slab)       │                │
+//!             └──────────────────────────────────────────────────────────────┘                │
+//!                ▲                                                                            │
+//!                ╚════════════════════════════ empty slabs ═══════════════════════════════════╝
 //! ```
 //! Open a [`Dataset`], start a [`Loader`] at a [`Cursor`], and iterate. Pixels and order follow
 //! from shards, options, seed and cursor alone, never from the number of threads:
@@ -23,36 +25,52 @@
 //! # }
 //! ```
 
+mod address;
 mod augment;
 mod batch;
+#[cfg(feature = "remote")]
 mod cache;
-mod collate;
+mod config;
 pub mod container;
 mod cursor;
 mod dataset;
 pub mod decode;
 mod error;
-mod fetch;
 mod folder;
+mod handover;
 pub mod index;
 mod jpeg;
 mod loader;
+#[cfg(feature = "remote")]
 mod read_ahead;
+#[cfg(feature = "remote")]
 mod remote;
+#[cfg(not(feature = "remote"))]
+#[path = "no_remote.rs"]
+mod remote;
+#[cfg(not(feature = "remote"))]
+use remote::ahead as read_ahead;
 mod sampler;
 pub mod shard;
 mod slab;
 mod stats;
+mod worker;
 mod writer;
 
+/// What `handover` is made of; its test has loom's.
+mod sync {
+    pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, atomic};
+}
+
+pub use address::{RemoteOptions, Traffic, is_url, without_secrets};
 pub use augment::{Crop, CropLaw, Mode, OwnView, RandomResizedCrop, Scene, View};
 pub use batch::Batch;
-pub use cursor::Cursor;
-pub use dataset::Dataset;
+pub use config::{BadSamples, LoaderConfig};
+pub use cursor::{Cursor, Fingerprint};
+pub use dataset::{Dataset, SampleMember};
 pub use decode::{Filter, Orientation, Scaling};
-pub use error::{Error, Fault};
-pub use loader::{BadSamples, Loader, LoaderConfig};
-pub use remote::{RemoteOptions, Traffic, is_url};
+pub use error::{Error, Fault, report};
+pub use loader::Loader;
 pub use sampler::{LastBatch, Shuffle, WINDOW};
 pub use slab::{Heap, HostBlock, HostMemory};
 pub use stats::{Quarantined, Stage, Stats};

@@ -17,12 +17,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::Shared;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::SampleId;
@@ -46,7 +46,7 @@ type Answer = Result<Bytes, Failure>;
 type Fetched = Shared<oneshot::Receiver<Answer>>;
 
 /// A draw's bytes: where in which span.
-struct Piece {
+pub(crate) struct Piece {
     sample: SampleId,
     span: Fetched,
     range: Range<usize>,
@@ -56,8 +56,11 @@ struct Piece {
 #[derive(Debug)]
 pub(crate) struct ReadAhead {
     data: Arc<Dataset>,
-    pieces: mpsc::UnboundedReceiver<Piece>,
+    /// In the order of the draws.
+    pieces: Mutex<mpsc::UnboundedReceiver<Piece>>,
     driver: AbortHandle,
+    /// Says to whom it may concern that the loader stops.
+    stop: watch::Sender<bool>,
 }
 
 impl ReadAhead {
@@ -72,22 +75,55 @@ impl ReadAhead {
         // Unbounded, but the pieces that wait in it have permits, but for those of one group.
         let (send, pieces) = mpsc::unbounded_channel();
         let driver = remote.spawn(drive(Arc::clone(data), Arc::clone(plan), (from, end), send));
-        Some(Self { data: Arc::clone(data), pieces, driver: driver.abort_handle() })
+        let (data, driver) = (Arc::clone(data), driver.abort_handle());
+        Some(Self { data, pieces: Mutex::new(pieces), driver, stop: watch::Sender::new(false) })
     }
 
-    /// The bytes of the next draw, which must be of `sample`.
-    pub(crate) async fn next(&mut self, sample: SampleId) -> Result<Bytes, Error> {
-        let broken = || Error::Panic { stage: "remote", message: "reading ahead ended".into() };
-        let piece = self.pieces.recv().await.ok_or_else(broken)?;
+    /// Takes something that so many draws belong to, by `take`, and their pieces, so that both are
+    /// taken in one order. The pieces are fewer where reading has ended.
+    pub(crate) fn take<T>(
+        &self,
+        pieces: &mut Vec<Piece>,
+        take: impl FnOnce() -> Option<(T, usize)>,
+    ) -> Option<T> {
+        // Receiving cannot panic.
+        let mut queue = self.pieces.lock().unwrap_or_else(PoisonError::into_inner);
+        let (taken, count) = take()?;
+        pieces.extend((0..count).map_while(|_| queue.blocking_recv()));
+        Some(taken)
+    }
+
+    /// The bytes of a draw, which must be of `sample`. Waits for them.
+    pub(crate) fn bytes(&self, piece: Option<Piece>, sample: SampleId) -> Result<Bytes, Error> {
+        let piece = piece.ok_or_else(broken)?;
         debug_assert_eq!(piece.sample, sample);
-        let bytes = piece.span.await.map_err(|_| broken())??;
+        let remote = self.data.remote().ok_or_else(broken)?;
+        let bytes = remote.block_on(piece.span).map_err(|_| broken())??;
         self.data.open_sample(sample, bytes.slice(piece.range))
     }
+
+    /// The bytes of a sample that was not drawn. Waits for them.
+    pub(crate) fn read(&self, sample: SampleId) -> Result<Bytes, Error> {
+        let mut stopped = self.stop.subscribe();
+        self.data.bytes_unless(sample, async move {
+            let _ = stopped.wait_for(|&stopped| stopped).await;
+        })
+    }
+
+    /// Ends reading. Whoever waits for bytes gets an error.
+    pub(crate) fn stop(&self) {
+        self.stop.send_replace(true);
+        self.driver.abort(); // and with it all that it spawned
+    }
+}
+
+fn broken() -> Error {
+    Error::Panic { stage: "remote", message: "reading ahead ended".into() }
 }
 
 impl Drop for ReadAhead {
     fn drop(&mut self) {
-        self.driver.abort(); // and with it all that it spawned
+        self.stop();
     }
 }
 
@@ -112,7 +148,7 @@ async fn drive(
         (Arc::new(Semaphore::new(blocks as usize)), Arc::new(Semaphore::new(REQUESTS)));
     let mut running = JoinSet::new();
     let mut limit = FIRST;
-    let mut draws = plan.batches_from(from, end).flat_map(|batch| batch.samples).peekable();
+    let mut draws = plan.draws(from, end).peekable();
     while draws.peek().is_some() {
         let mut group = Group::default();
         while let Some(&sample) = draws.peek() {

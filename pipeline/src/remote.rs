@@ -8,24 +8,25 @@
 use std::future::Future;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, TryStreamExt};
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::client::{HttpError, HttpErrorKind};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::http::HttpBuilder;
 use object_store::path::Path as ObjectPath;
 use object_store::{
     ClientConfigKey, ClientOptions, GetOptions, GetRange, ObjectStore, RetryConfig,
 };
-use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 use url::Url;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use crate::address::{RemoteOptions, Traffic, hidden, secrets, without_secrets};
 use crate::cache::Cache;
 use crate::error::Error;
 
@@ -35,73 +36,6 @@ pub(crate) const REQUESTS: usize = 64;
 
 /// Bytes that whole files are read in.
 const PIECE: u64 = 4 << 20;
-
-/// How a data folder behind a URL is read. A folder of this machine needs none of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct RemoteOptions {
-    /// Most bytes that a loader asks for ahead of its decode threads: on their way, or waiting to
-    /// be decoded. The more, the fewer and larger requests `shuffle = "shards"` needs: with twice
-    /// the bytes of [`WINDOW`](crate::WINDOW) images nearly all are of 4 MiB. At least 16 MiB.
-    pub read_ahead: u64,
-    /// A folder that keeps what was read for later epochs and runs, made if it is not there; none
-    /// to keep nothing. Several processes may share it.
-    pub cache: Option<PathBuf>,
-    /// Most bytes in that folder; beyond, what was not used for longest is removed. Processes that
-    /// share the folder may each exceed it by a sixteenth for a while.
-    pub cache_bytes: u64,
-    /// Milliseconds without a byte after which a request is given up and made again, at most: a
-    /// request that stalls holds up all later samples, so where answers have never been silent for
-    /// that long, patience is shorter, as TCP's is (RFC 6298), but 0.5 s at least. It doubles with
-    /// each failure, up to 30 s, so that a server that becomes slow is heard.
-    pub stall_ms: u64,
-    /// Failures in a row, without a byte between them, after which reading ends with an error. The
-    /// waits between them double from 0.1 s to 10 s: 10 are about half a minute where the server
-    /// refuses, and some minutes where nothing answers.
-    pub retries: u32,
-}
-
-impl Default for RemoteOptions {
-    fn default() -> Self {
-        Self {
-            read_ahead: 1 << 30,
-            cache: None,
-            cache_bytes: 100 << 30,
-            stall_ms: 1000,
-            retries: 10,
-        }
-    }
-}
-
-impl RemoteOptions {
-    fn check(&self) -> Result<(), Error> {
-        let Self { read_ahead, stall_ms, .. } = *self;
-        if read_ahead < 16 << 20 {
-            let problem = format!("read_ahead = {read_ahead} bytes: 16 MiB is the least");
-            return Err(Error::Config { problem });
-        }
-        if stall_ms == 0 {
-            let problem = "stall_ms = 0 would give every request up at once".into();
-            return Err(Error::Config { problem });
-        }
-        Ok(())
-    }
-}
-
-/// What reading a data folder behind a URL took since it was opened.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Traffic {
-    /// Requests made, those for a second try among them.
-    pub requests: u64,
-    /// Requests that failed or were cut and made again.
-    pub retries: u64,
-    /// Bytes received.
-    pub bytes: u64,
-    /// Reads that the cache folder answered.
-    pub cache_hits: u64,
-    /// Reads that it could not answer.
-    pub cache_misses: u64,
-}
 
 #[derive(Debug, Default)]
 struct Counters {
@@ -128,21 +62,27 @@ impl From<Failure> for Error {
 }
 
 /// A folder behind a URL.
-#[derive(Debug)]
 pub(crate) struct Remote {
-    url: PathBuf, // as given, for people
-    store: Box<dyn ObjectStore>,
+    url: PathBuf, // for people: without its secrets
+    secrets: Vec<(String, &'static str)>,
+    store: Box<dyn ObjectStore>, // never shown, for it knows them
     prefix: ObjectPath,
     pub(crate) options: RemoteOptions,
     cache: Option<Cache>,
     counters: Counters,
     silence: Mutex<Silence>,
+    /// Whether any answer has come so far, and whether silence since the last one was told of.
+    reached: AtomicBool,
+    told: AtomicBool,
     runtime: Option<tokio::runtime::Runtime>, // taken in `drop` only
+    process: u32,
 }
 
-/// Whether a data folder's name is a URL.
-pub fn is_url(dir: &Path) -> bool {
-    dir.to_str().is_some_and(|dir| dir.contains("://"))
+impl std::fmt::Debug for Remote {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { url, options, .. } = self;
+        f.debug_struct("Remote").field("url", url).field("options", options).finish_non_exhaustive()
+    }
 }
 
 impl Remote {
@@ -151,8 +91,9 @@ impl Remote {
         options.check()?;
         // An application that chose its own TLS keeps it.
         let _ = rustls::crypto::ring::default_provider().install_default();
+        let shown = without_secrets(dir);
         let failure =
-            |problem: String, mend| Failure { url: dir.into(), problem, mend, input: true };
+            |problem: String, mend| Failure { url: shown.clone(), problem, mend, input: true };
         let text = dir.to_str().unwrap_or_default();
         let url = Url::parse(text)
             .map_err(|error| failure(error.to_string(), "write it as s3://BUCKET/FOLDER"))?;
@@ -160,8 +101,11 @@ impl Remote {
             let problem = format!("no way to read {}://", url.scheme());
             return Err(failure(problem, "it may be http(s)://, s3://, gs:// or az://").into());
         }
-        let (store, prefix) = connect(&url)
-            .map_err(|error| failure(error.to_string(), "see \"Data at a URL\" in README.md"))?;
+        // As given, and as it is written in requests.
+        let secrets = [secrets(text), secrets(url.as_str())].concat();
+        let (store, prefix) = connect(&url).map_err(|error| {
+            failure(hidden(error.to_string(), &secrets), "see \"Data at a URL\" in README.md")
+        })?;
         let cache = options.cache.as_deref();
         let cache = cache.map(|dir| Cache::open(dir, options.cache_bytes, text)).transpose()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -169,20 +113,24 @@ impl Remote {
             .thread_name("remote")
             .enable_all()
             .build()
-            .map_err(Error::io("start the network thread for", dir))?;
+            .map_err(Error::io("start the network thread for", &shown))?;
         Ok(Arc::new(Self {
-            url: dir.to_path_buf(),
+            url: shown,
+            secrets,
             store,
             prefix,
             options: options.clone(),
             cache,
             counters: Counters::default(),
             silence: Mutex::default(),
+            reached: AtomicBool::new(false),
+            told: AtomicBool::new(false),
             runtime: Some(runtime),
+            process: std::process::id(),
         }))
     }
 
-    /// The URL as it was given.
+    /// The URL as it was given, its secrets left out.
     pub(crate) fn url(&self) -> &Path {
         &self.url
     }
@@ -207,8 +155,16 @@ impl Remote {
         &self,
         task: impl Future<Output = T> + Send + 'static,
     ) -> tokio::task::JoinHandle<T> {
-        let runtime = self.runtime.as_ref().expect("the runtime is there until the drop");
-        runtime.spawn(task)
+        self.runtime().spawn(task)
+    }
+
+    fn runtime(&self) -> &tokio::runtime::Runtime {
+        self.runtime.as_ref().expect("the runtime is there until the drop")
+    }
+
+    /// Waits for what a task on this folder's thread gives. Not for a task of another runtime.
+    pub(crate) fn block_on<T>(&self, task: impl Future<Output = T>) -> T {
+        self.runtime().block_on(task)
     }
 
     /// A whole file; none where there is no such file. Waits for it. An `optional` file that the server
@@ -263,6 +219,10 @@ impl Remote {
         &self,
         task: impl Future<Output = Result<T, E>> + Send + 'static,
     ) -> Result<T, Error> {
+        let process = self.process;
+        if process != std::process::id() {
+            return Err(Error::Forked { process });
+        }
         // Not `block_on`: the caller may be a task of another runtime.
         let (send, receive) = std::sync::mpsc::sync_channel(1);
         self.spawn(async move {
@@ -275,6 +235,40 @@ impl Remote {
                 Err(Error::Panic { stage: "remote", message })
             }
         }
+    }
+
+    /// Bytes of a file that is `length` bytes long. Waits for them. They come from the cache or the
+    /// server, as [`Remote::cached`] has it, and are an error as soon as `stop` comes.
+    pub(crate) fn part_unless(
+        self: &Arc<Self>,
+        name: &str,
+        (part, range): (Range<u64>, Range<u64>),
+        length: u64,
+        stop: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<Vec<u8>, Error> {
+        let (reader, name, url) = (Arc::clone(self), name.to_string(), self.url.join(name));
+        self.wait(async move {
+            tokio::select! {
+                read = reader.cached(&name, part, range, length) => read,
+                () = stop => Err(Failure {
+                    url,
+                    problem: "the loader was stopped".into(),
+                    mend: "start it again",
+                    input: false,
+                }),
+            }
+        })
+    }
+
+    /// Bytes of a file that is `length` bytes long, from the server. Waits for them.
+    pub(crate) fn range(
+        self: &Arc<Self>,
+        name: &str,
+        range: Range<u64>,
+        length: u64,
+    ) -> Result<Vec<u8>, Error> {
+        let (reader, name) = (Arc::clone(self), name.to_string());
+        self.wait(async move { reader.read(&name, range, length).await })
     }
 
     /// Bytes of a file that is `length` bytes long, from the cache or the server. A whole `part`
@@ -346,7 +340,7 @@ impl Remote {
         length: Option<u64>,
     ) -> Result<(), Stop> {
         let mut seen = Seen { length, tag: None };
-        let mut failures = 0;
+        let (mut failures, mut since) = (0, Instant::now());
         loop {
             let before = bytes.len();
             let most = Duration::from_millis(self.options.stall_ms);
@@ -364,8 +358,13 @@ impl Remote {
                 self.silence().heard(patience);
             }
             failures = if bytes.len() > before { 1 } else { failures + 1 };
-            let failure =
-                |problem, mend, input| Failure { url: self.url.join(name), problem, mend, input };
+            if failures == 1 {
+                since = Instant::now();
+            }
+            let failure = |problem, mend, input| {
+                let problem = hidden(problem, &self.secrets);
+                Failure { url: self.url.join(name), problem, mend, input }
+            };
             let fail = |problem, mend, input| Stop::Failure(failure(problem, mend, input));
             match error {
                 Cut::Store(object_store::Error::NotFound { .. }) => return Err(Stop::Missing),
@@ -377,22 +376,39 @@ impl Remote {
                         return Err(Stop::Refused(failure(error.to_string(), mend, true)));
                     }
                     Some(mend) => return Err(fail(error.to_string(), mend, true)),
-                    None if failures > self.options.retries => {
+                    None if failures > self.options.retries
+                        || !self.is_reached() && refused(&error) && since.elapsed() > UNREACHED =>
+                    {
                         let problem =
                             format!("{failures} tries in a row failed; the last: {error}");
                         let mend = "check the network and the server, then start again";
                         return Err(fail(problem, mend, false));
                     }
+                    None if refused(&error) => self.tell(&failure(error.to_string(), "", false)),
                     None => {}
                 },
                 Cut::Short(how) if failures > self.options.retries => {
                     let problem = format!("{failures} answers in a row {how}");
                     return Err(fail(problem, "check the server, then start again", false));
                 }
+                Cut::Short(how) if since.elapsed() > UNREACHED / 2 => {
+                    self.tell(&failure(format!("{failures} answers in a row {how}"), "", false));
+                }
                 Cut::Short(_) => {}
             }
             self.counters.retries.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(backoff(name, range.0, failures)).await;
+        }
+    }
+
+    fn is_reached(&self) -> bool {
+        self.reached.load(Ordering::Relaxed)
+    }
+
+    /// Says once that the server does not answer, until it has.
+    fn tell(&self, Failure { url, problem, .. }: &Failure) {
+        if !self.told.swap(true, Ordering::Relaxed) {
+            tracing::warn!("no answer from {}: {problem}; trying again for a while", url.display());
         }
     }
 
@@ -419,7 +435,12 @@ impl Remote {
         let stalled = |_| Cut::Short(STALLED);
         let mut asked = Instant::now();
         let answer = timeout(patience, self.store.get_opts(&path, options)).await;
-        let answer = answer.map_err(stalled)?.map_err(Cut::Store)?;
+        let answer = answer.map_err(stalled)?;
+        if answer.as_ref().map_or_else(|error| !refused(error), |_| true) {
+            self.reached.store(true, Ordering::Relaxed);
+            self.told.store(false, Ordering::Relaxed);
+        }
+        let answer = answer.map_err(Cut::Store)?;
         let mut silence = asked.elapsed();
         let found = answer.meta.size;
         if let Some(expected) = seen.length.replace(found).filter(|&expected| expected != found) {
@@ -450,6 +471,11 @@ impl Remote {
 impl Drop for Remote {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
+            if self.process != std::process::id() {
+                // Its threads are the other process's.
+                std::mem::forget(runtime);
+                return;
+            }
             // Not a plain drop: the last user may be a task of this very runtime.
             runtime.shutdown_background();
         }
@@ -525,6 +551,21 @@ fn refusal(error: &object_store::Error) -> Option<&'static str> {
         E::JoinError { .. } => None,
         _ => Some("check the URL"),
     }
+}
+
+/// How long a server that never answered may refuse: it is told of within five seconds.
+const UNREACHED: Duration = Duration::from_secs(3);
+
+/// Whether there was no one to ask: no such host, nobody listening, no way there.
+fn refused(error: &object_store::Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<HttpError>() {
+            return error.kind() == HttpErrorKind::Connect;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Doubles from 0.1 s to 10 s, less up to a half so that requests that failed together part.

@@ -5,12 +5,15 @@
 //! samples takes the positions from `b · rows · world` on; rank `r` takes those with remainder
 //! `r`. The same global batches therefore come out for every world size that divides them.
 
+use std::sync::Arc;
+
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
 use crate::SampleId;
 use crate::cursor::Cursor;
+use crate::handover::Runs;
 
 /// The order of samples in an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -35,7 +38,8 @@ pub enum LastBatch {
     Drop,
     /// The batch is filled up with the first samples of the epoch's order.
     Pad,
-    /// The batch is short, the same rows for all ranks not guaranteed. For evaluation.
+    /// The batch is short. The ranks' parts may differ by a row, and be of no rows at all where
+    /// samples are fewer than ranks; the number of batches is the same. For evaluation.
     Keep,
 }
 
@@ -145,6 +149,8 @@ fn mix(x: u64) -> u64 {
 pub(crate) struct Plan {
     /// Samples of each shard of the split.
     pub(crate) shards: Vec<usize>,
+    /// Their sum, at least 1 where a batch is asked for.
+    pub(crate) samples: usize,
     pub(crate) rows: usize,
     pub(crate) rank: usize,
     pub(crate) world: usize,
@@ -154,13 +160,9 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    pub(crate) fn samples(&self) -> usize {
-        self.shards.iter().sum()
-    }
-
     /// Batches in an epoch, equal for all ranks.
     pub(crate) fn batches(&self) -> u64 {
-        let (samples, global) = (self.samples(), self.rows * self.world);
+        let (samples, global) = (self.samples, self.rows * self.world);
         match self.last {
             LastBatch::Drop => (samples / global) as u64,
             LastBatch::Pad | LastBatch::Keep => samples.div_ceil(global) as u64,
@@ -169,34 +171,54 @@ impl Plan {
 
     /// Samples this rank draws in an epoch.
     pub(crate) fn epoch_rows(&self) -> u64 {
-        (0..self.batches())
-            .next_back()
-            .map_or(0, |last| last * self.rows as u64 + self.positions(last).count() as u64)
+        let last = self.batches().saturating_sub(1);
+        last * self.rows as u64 + self.rows_of(last) as u64
     }
 
-    /// Positions in the epoch's order that make up this rank's part of a batch, row by row.
-    fn positions(&self, batch: u64) -> impl Iterator<Item = usize> {
-        let (samples, last) = (self.samples(), self.last);
-        let first = batch as usize * self.rows * self.world + self.rank;
-        let positions = (0..self.rows).map(move |row| first + row * self.world);
-        positions.filter_map(move |position| match last {
-            _ if position < samples => Some(position),
-            LastBatch::Pad => Some(position % samples),
-            LastBatch::Drop | LastBatch::Keep => None,
-        })
+    /// Rows of this rank's part of a batch of an epoch; none only in the last one.
+    pub(crate) fn rows_of(&self, batch: u64) -> usize {
+        let first = self.first(batch);
+        match self.last {
+            LastBatch::Drop | LastBatch::Pad => self.rows,
+            LastBatch::Keep => {
+                self.samples.saturating_sub(first).div_ceil(self.world).min(self.rows)
+            }
+        }
+    }
+
+    /// The position of the first row of a batch in the epoch's order. The next row's is `world` on;
+    /// past the end it goes on from the start.
+    fn first(&self, batch: u64) -> usize {
+        batch as usize * self.rows * self.world + self.rank
+    }
+
+    /// This rank's rows from a cursor up to the epoch `end`, in runs of `run` rows.
+    pub(crate) fn deal(&self, from: Cursor, end: u64, run: usize) -> Deal {
+        let all = self.batches();
+        let last = self.rows_of(all.saturating_sub(1));
+        // Only the last batch can have no rows.
+        let batches = all - u64::from(all > 0 && last == 0);
+        let last = if last == 0 { self.rows } else { last };
+        let from = match from.batch >= batches {
+            true => Cursor { epoch: from.epoch + 1, batch: 0, ..from },
+            false => from,
+        };
+        let left = end.saturating_sub(from.epoch).saturating_mul(batches);
+        let runs = Runs { rows: self.rows, last, batches: batches.max(1), first: from.batch, run };
+        Deal { runs, end: left.saturating_sub(from.batch), epoch: from.epoch }
     }
 
     /// The order of one epoch.
-    pub(crate) fn epoch(&self, epoch: u64) -> Epoch<'_> {
+    pub(crate) fn epoch(self: &Arc<Self>, epoch: u64) -> Epoch {
         let order = match self.shuffle {
             Shuffle::None => Order::Plain,
             Shuffle::Global => {
                 let stream = Stream::new(self.seed, epoch, 0, Purpose::Order);
-                Order::Global(Permutation::new(self.samples(), stream))
+                Order::Global(Permutation::new(self.samples, stream))
             }
             Shuffle::Shards => self.shard_order(epoch),
         };
-        Epoch { plan: self, order, epoch }
+        Epoch { plan: Arc::clone(self), order, epoch, window: None }
     }
 
     fn shard_order(&self, epoch: u64) -> Order {
@@ -217,45 +239,58 @@ impl Plan {
         Order::Shards { spans: spans.collect() }
     }
 
-    /// This rank's batches from a cursor up to the epoch `end`; those that leave it nothing are
-    /// passed over.
-    pub(crate) fn batches_from(&self, from: Cursor, end: u64) -> impl Iterator<Item = Deal> {
-        let mut cursor = from;
-        let mut order = self.epoch(from.epoch);
+    /// The samples that this rank draws from a cursor up to the epoch `end`, in order.
+    #[cfg(any(test, feature = "remote"))]
+    pub(crate) fn draws(
+        self: &Arc<Self>,
+        from: Cursor,
+        end: u64,
+    ) -> impl Iterator<Item = SampleId> {
+        let plan = Arc::clone(self);
+        let (mut cursor, mut row) = (from, 0);
+        let mut order = None;
         std::iter::from_fn(move || {
-            while cursor.epoch < end {
-                if order.epoch != cursor.epoch {
-                    order = self.epoch(cursor.epoch);
-                }
-                let (epoch, samples) = (cursor.epoch, order.samples(cursor.batch).collect());
-                cursor = self.after(cursor);
-                let deal = Deal { epoch, samples, after: cursor };
-                if !deal.samples.is_empty() {
-                    return Some(deal);
-                }
+            if plan.epoch_rows() == 0 {
+                return None;
             }
-            None
+            while row == plan.rows_of(cursor.batch) {
+                (cursor, row) = (plan.after(cursor), 0);
+            }
+            if cursor.epoch >= end {
+                return None;
+            }
+            let sample = Epoch::of(&mut order, &plan, cursor.epoch).sample(cursor.batch, row);
+            row += 1;
+            Some(sample)
         })
     }
 
     /// The cursor that follows a batch.
     pub(crate) fn after(&self, cursor: Cursor) -> Cursor {
         if cursor.batch + 1 >= self.batches() {
-            Cursor { epoch: cursor.epoch + 1, batch: 0 }
+            Cursor { epoch: cursor.epoch + 1, batch: 0, ..cursor }
         } else {
             Cursor { batch: cursor.batch + 1, ..cursor }
         }
     }
 }
 
-/// One rank's part of a batch.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What one rank draws: batches of no rows are left out, the others are numbered from 0.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Deal {
-    pub(crate) epoch: u64,
-    /// Row by row.
-    pub(crate) samples: Vec<SampleId>,
-    /// The cursor that follows.
-    pub(crate) after: Cursor,
+    pub(crate) runs: Runs,
+    /// Batches in all.
+    pub(crate) end: u64,
+    /// Epoch of the first batch.
+    epoch: u64,
+}
+
+impl Deal {
+    /// Epoch and batch of the batch with this number.
+    pub(crate) fn place(&self, number: u64) -> (u64, u64) {
+        let Runs { first, batches, .. } = self.runs;
+        (self.epoch + (number + first) / batches, (number + first) % batches)
+    }
 }
 
 #[derive(Debug)]
@@ -270,29 +305,47 @@ enum Order {
 
 /// One epoch's order of samples.
 #[derive(Debug)]
-pub(crate) struct Epoch<'a> {
-    plan: &'a Plan,
+pub(crate) struct Epoch {
+    plan: Arc<Plan>,
     order: Order,
     epoch: u64,
+    /// The window of [`Shuffle::Shards`] that was last looked into: neighbours come together.
+    window: Option<(usize, Permutation)>,
 }
 
-impl Epoch<'_> {
-    /// The samples of this rank's part of a batch, row by row.
-    pub(crate) fn samples(&self, batch: u64) -> impl Iterator<Item = SampleId> {
-        self.plan.positions(batch).map(|position| self.sample(position) as SampleId)
+impl Epoch {
+    /// The epoch in `kept`, put there where it is another one.
+    pub(crate) fn of<'a>(kept: &'a mut Option<Self>, plan: &Arc<Plan>, epoch: u64) -> &'a mut Self {
+        kept.take_if(|kept| kept.epoch != epoch);
+        kept.get_or_insert_with(|| plan.epoch(epoch))
     }
 
-    fn sample(&self, position: usize) -> usize {
+    /// The sample of a row of this rank's part of a batch.
+    pub(crate) fn sample(&mut self, batch: u64, row: usize) -> SampleId {
+        let samples = self.plan.samples;
+        self.at((self.plan.first(batch) + row * self.plan.world) % samples) as SampleId
+    }
+
+    /// The samples of this rank's part of a batch, row by row.
+    pub(crate) fn samples(&mut self, batch: u64) -> Vec<SampleId> {
+        (0..self.plan.rows_of(batch)).map(|row| self.sample(batch, row)).collect()
+    }
+
+    fn at(&mut self, position: usize) -> usize {
         match &self.order {
             Order::Plain => position,
             Order::Global(permutation) => permutation.at(position),
             Order::Shards { spans } => {
-                let window = position / WINDOW;
-                let first = window * WINDOW;
-                let length = WINDOW.min(self.plan.samples() - first);
-                let (seed, item) = (self.plan.seed, window as u64);
-                let stream = Stream::new(seed, self.epoch, item, Purpose::Window);
-                let position = first + Permutation::new(length, stream).at(position - first);
+                let number = position / WINDOW;
+                let first = number * WINDOW;
+                self.window.take_if(|window| window.0 != number);
+                let (_, permutation) = self.window.get_or_insert_with(|| {
+                    let length = WINDOW.min(self.plan.samples - first);
+                    let (seed, item) = (self.plan.seed, number as u64);
+                    let stream = Stream::new(seed, self.epoch, item, Purpose::Window);
+                    (number, Permutation::new(length, stream))
+                });
+                let position = first + permutation.at(position - first);
                 let (end, split_end) = spans[spans.partition_point(|span| span.0 <= position)];
                 split_end - (end - position)
             }
@@ -307,12 +360,13 @@ mod tests {
 
     fn plan(samples: usize, rows: usize, world: usize, shuffle: Shuffle) -> Plan {
         let shards = vec![samples / 2, 0, samples - samples / 2];
-        Plan { shards, rows, rank: 0, world, seed: 7, shuffle, last: LastBatch::Pad }
+        Plan { shards, samples, rows, rank: 0, world, seed: 7, shuffle, last: LastBatch::Pad }
     }
 
     fn epoch(plan: &Plan, epoch: u64) -> Vec<SampleId> {
-        let order = plan.epoch(epoch);
-        (0..plan.batches()).flat_map(|batch| order.samples(batch).collect::<Vec<_>>()).collect()
+        let plan = Arc::new(plan.clone());
+        let mut order = plan.epoch(epoch);
+        (0..plan.batches()).flat_map(|batch| order.samples(batch)).collect()
     }
 
     #[test]
@@ -371,19 +425,56 @@ mod tests {
             samples in 48..300usize, kind in 0..3usize, world in prop::sample::select(vec![2, 4, 8]),
         ) {
             let shuffle = [Shuffle::Global, Shuffle::Shards, Shuffle::None][kind];
-            let one = plan(samples, 16, 1, shuffle);
+            let one = Arc::new(plan(samples, 16, 1, shuffle));
             for batch in 0..one.batches() {
-                let whole: Vec<_> = one.epoch(3).samples(batch).collect();
+                let whole = one.epoch(3).samples(batch);
                 let mut merged = vec![0; 16];
                 for rank in 0..world {
                     let part = Plan { rank, ..plan(samples, 16 / world, world, shuffle) };
+                    let part = Arc::new(part);
                     prop_assert_eq!(part.batches(), one.batches());
-                    for (row, sample) in part.epoch(3).samples(batch).enumerate() {
+                    for (row, sample) in part.epoch(3).samples(batch).into_iter().enumerate() {
                         merged[row * world + rank] = sample;
                     }
                 }
                 prop_assert_eq!(&merged, &whole);
             }
+        }
+
+        #[test]
+        fn runs_are_the_rows_of_the_batches_in_order(
+            samples in 1..40usize, rows in 1..7usize, world in 1..5usize, rank in 0..5usize,
+            last in 0..3usize, run in 1..9usize, from in 0..20u64,
+        ) {
+            let last = [LastBatch::Drop, LastBatch::Pad, LastBatch::Keep][last];
+            let (shuffle, rank) = (Shuffle::Global, rank % world);
+            let plan = Arc::new(Plan { rank, last, ..plan(samples, rows, world, shuffle) });
+            prop_assume!(plan.batches() > 0);
+            let from = Cursor::new(2 + from / plan.batches(), from % plan.batches());
+            let deal = plan.deal(from, 5, run);
+            let mut cursor = from;
+            let (mut number, mut ticket) = (0, 0);
+            let mut drawn = Vec::new();
+            while cursor.epoch < 5 {
+                let order = plan.epoch(cursor.epoch).samples(cursor.batch);
+                prop_assert_eq!(order.len(), plan.rows_of(cursor.batch));
+                let mut row = 0;
+                while row < order.len() {
+                    let (batch, of_run) = deal.runs.run(ticket);
+                    prop_assert_eq!((batch, of_run.start), (number, row));
+                    prop_assert!(of_run.len() == run || of_run.end == order.len());
+                    (ticket, row) = (ticket + 1, of_run.end);
+                }
+                if !order.is_empty() {
+                    prop_assert_eq!(deal.runs.rows_of(number), order.len());
+                    prop_assert_eq!(deal.place(number), (cursor.epoch, cursor.batch));
+                    number += 1;
+                }
+                drawn.extend(order);
+                cursor = plan.after(cursor);
+            }
+            prop_assert_eq!(deal.end, number);
+            prop_assert_eq!(plan.draws(from, 5).collect::<Vec<_>>(), drawn);
         }
     }
 }

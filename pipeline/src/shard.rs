@@ -369,7 +369,7 @@ pub(crate) fn member_key(header: &[u8], length: u32) -> Option<String> {
     same.then(|| key.to_string())
 }
 
-fn padded(bytes: u64) -> u64 {
+pub(crate) fn padded(bytes: u64) -> u64 {
     bytes.div_ceil(BLOCK).saturating_mul(BLOCK)
 }
 

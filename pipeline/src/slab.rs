@@ -1,10 +1,11 @@
-//! A fixed pool of batch memory. A slab's rows are lent one by one to the decode threads, which
-//! write in place; when the last row comes home the slab can be read as a whole.
+//! A fixed pool of batch memory. Decode threads write rows of a slab in place; when all are written
+//! the slab can be read as a whole, until it is given back.
 
 use std::cell::UnsafeCell;
+use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 #[cfg(target_os = "linux")]
 use memmap2::Advice;
@@ -12,6 +13,7 @@ use memmap2::{MmapMut, MmapRaw};
 
 use crate::SampleId;
 use crate::error::Error;
+use crate::handover::{Event, HandOver, Runs};
 
 /// Where batch memory comes from: the heap here, page-locked memory in a trainer.
 pub trait HostMemory: Send + Sync + std::fmt::Debug {
@@ -68,33 +70,27 @@ unsafe impl HostBlock for HeapBlock {
 }
 
 /// Memory for one batch: N rows of large pixels, N rows of small pixels, labels and ids.
-///
-/// Access follows a protocol that the types carry: [`Slab::lend`] takes the only handle and gives
-/// a [`Row`] per row; each row is written by its holder alone; the last [`Row::finish`] gives
-/// [`Filled`], the only handle again.
 #[derive(Debug)]
-pub(crate) struct Slab {
+struct Slab {
     block: Box<dyn HostBlock>,
     large: usize, // bytes of a row
     small: usize,
     capacity: usize,
-    rows: UnsafeCell<usize>,
     labels: Box<[UnsafeCell<i64>]>,
     ids: Box<[UnsafeCell<SampleId>]>,
-    out: AtomicUsize, // rows still lent
 }
 
-// SAFETY: the cells and the block are touched only through `Row` (one per row index at a time)
-// and `Filled` (only when no `Row` is out); see there.
+// SAFETY: the cells and the block are touched only through `Run` (one per row at a time) and
+// `Filled` (only while no `Run` of the slab can be had); see there.
 unsafe impl Sync for Slab {}
 
 impl Slab {
     /// Memory for `rows` rows of `large` by `large` and `small` by `small` pixels.
-    pub(crate) fn make(
+    fn make(
         memory: &dyn HostMemory,
         rows: usize,
         (large, small): (usize, usize),
-    ) -> Result<Free, Error> {
+    ) -> Result<Self, Error> {
         let (large, small) = (large * large * 3, small * small * 3);
         let bytes = (large + small) * rows;
         let block = memory.allocate(bytes)?;
@@ -102,16 +98,14 @@ impl Slab {
             let reason = format!("only {} bytes were given", block.len());
             return Err(Error::Memory { bytes, reason });
         }
-        Ok(Free(Arc::new(Self {
+        Ok(Self {
             block,
             large,
             small,
             capacity: rows,
-            rows: UnsafeCell::new(rows),
             labels: (0..rows).map(|_| UnsafeCell::new(-1)).collect(),
             ids: (0..rows).map(|_| UnsafeCell::new(0)).collect(),
-            out: AtomicUsize::new(0),
-        })))
+        })
     }
 
     fn large_start(&self) -> *mut u8 {
@@ -124,44 +118,130 @@ impl Slab {
     }
 }
 
-/// A slab that nobody uses.
+/// All slabs of a loader, and who has them.
+///
+/// Access follows a protocol that the types carry: [`Pool::enter`] gives a [`Run`] of rows, to be
+/// written by its holder alone; when all runs of a batch are finished, [`Pool::next`] gives
+/// [`Filled`], to be read, whose drop gives the slab back.
 #[derive(Debug)]
-pub(crate) struct Free(Arc<Slab>);
+pub(crate) struct Pool {
+    slabs: Vec<Arc<Slab>>,
+    hand_over: HandOver<Error>,
+    runs: Runs,
+    process: u32,
+}
 
-impl Free {
-    /// Lends out the first `rows` rows.
-    ///
-    /// # Panics
-    /// When `rows` is zero or more than the slab has.
-    pub(crate) fn lend(self, rows: usize) -> impl Iterator<Item = Row> {
-        let slab = self.0;
-        assert!((1..=slab.capacity).contains(&rows), "{rows} rows of {}", slab.capacity);
-        // SAFETY: `Free` is the only handle that may touch the slab: no row is out.
-        unsafe { *slab.rows.get() = rows };
-        // The rows travel to their threads through channels, which order this store before theirs.
-        slab.out.store(rows, Ordering::Relaxed);
-        (0..rows).map(move |row| Row { slab: Arc::clone(&slab), row })
+/// What the caller is told.
+#[derive(Debug)]
+pub(crate) enum Next {
+    /// The next batch.
+    Batch(Filled),
+    /// Why there is none, in its place.
+    Failed(Error),
+    /// A thread cannot go on.
+    Broken(Error),
+}
+
+/// A run of rows that was taken: number of its batch, and which of its rows.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    batch: u64,
+    rows: Range<usize>,
+}
+
+impl Ticket {
+    /// The batch, counted from the loader's start, those of no rows left out.
+    pub(crate) fn batch(&self) -> u64 {
+        self.batch
+    }
+
+    /// Its rows.
+    pub(crate) fn rows(&self) -> Range<usize> {
+        self.rows.clone()
     }
 }
 
-/// One row of a slab, to be written by its holder.
-#[derive(Debug)]
-pub(crate) struct Row {
-    slab: Arc<Slab>,
-    row: usize,
+impl Pool {
+    /// `slabs` slabs for the first `end` batches of `runs`, of `large` and `small` pixels a side.
+    pub(crate) fn new(
+        memory: &dyn HostMemory,
+        slabs: usize,
+        (runs, end): (Runs, u64),
+        sides: (usize, usize),
+    ) -> Result<Arc<Self>, Error> {
+        let rows = runs.rows.max(runs.last);
+        let make = |_| Slab::make(memory, rows, sides).map(Arc::new);
+        let slabs = (0..slabs).map(make).collect::<Result<Vec<_>, _>>()?;
+        let hand_over = HandOver::new(runs, end, slabs.len());
+        Ok(Arc::new(Self { slabs, hand_over, runs, process: std::process::id() }))
+    }
+
+    /// The next run of rows, which is this thread's; none when all are taken.
+    pub(crate) fn take(&self) -> Option<Ticket> {
+        self.hand_over.take().map(|(batch, rows)| Ticket { batch, rows })
+    }
+
+    /// Waits until the rows may be written; none when the loader stops.
+    pub(crate) fn enter(&self, ticket: Ticket) -> Option<Run<'_>> {
+        let slab = self.hand_over.enter(ticket.batch)?;
+        Some(Run { pool: self, slab: &self.slabs[slab], ticket })
+    }
+
+    /// Waits for the next batch for so long at most; none when that was not enough.
+    pub(crate) fn next(self: &Arc<Self>, patience: Duration) -> Option<Next> {
+        let filled = |(number, slab): (u64, usize)| Filled {
+            slab: Arc::clone(&self.slabs[slab]),
+            rows: self.runs.rows_of(number),
+            home: (Arc::downgrade(self), slab, self.process),
+        };
+        Some(match self.hand_over.next(patience)? {
+            Event::Whole(number, slab) => Next::Batch(filled((number, slab))),
+            Event::Failed(error) => Next::Failed(error),
+            Event::Broken(error) => Next::Broken(error),
+        })
+    }
+
+    /// Who has what.
+    pub(crate) fn hand_over(&self) -> &HandOver<Error> {
+        &self.hand_over
+    }
 }
 
-impl Row {
-    /// The row's pixels, large and small; what they hold now is of no meaning.
-    pub(crate) fn pixels(&mut self) -> (&mut [u8], &mut [u8]) {
-        let slab = &*self.slab;
+/// Rows of a slab, to be written by their holder. One that is dropped before it is finished leaves
+/// its batch without these rows, so that nobody sees it.
+#[derive(Debug)]
+pub(crate) struct Run<'a> {
+    pool: &'a Pool,
+    slab: &'a Slab,
+    ticket: Ticket,
+}
+
+impl Run<'_> {
+    /// The batch, counted from the loader's start, those of no rows left out.
+    pub(crate) fn batch(&self) -> u64 {
+        self.ticket.batch
+    }
+
+    /// Its rows.
+    pub(crate) fn rows(&self) -> Range<usize> {
+        self.ticket.rows()
+    }
+
+    /// A row's pixels, large and small; what they hold now is of no meaning.
+    ///
+    /// # Panics
+    /// When the row is not of this run.
+    pub(crate) fn pixels(&mut self, row: usize) -> (&mut [u8], &mut [u8]) {
+        assert!(self.ticket.rows.contains(&row), "row {row} of {:?}", self.ticket.rows);
+        let slab = self.slab;
         // SAFETY: both ranges lie inside the block, whose size `make` checked against the capacity,
-        // and `row` is below it. No two live `Row`s of a slab have the same index, `lend` being
-        // the only maker, and `Filled` exists only when none is left; so the ranges are ours alone
-        // for as long as `self` is borrowed. The bytes are initialised (`HostBlock`).
+        // and `Runs::rows_of`, which bounds every run's rows, is at most the capacity, as `new` took
+        // it. No two runs of a batch share a row and no two batches a slab, and `Filled` exists only
+        // when every run of its batch is finished (see `handover`); so the ranges are ours alone for
+        // as long as `self` is borrowed. The bytes are initialised (`HostBlock`).
         unsafe {
-            let large = slab.large_start().add(self.row * slab.large);
-            let small = slab.small_start().add(self.row * slab.small);
+            let large = slab.large_start().add(row * slab.large);
+            let small = slab.small_start().add(row * slab.small);
             (
                 std::slice::from_raw_parts_mut(large, slab.large),
                 std::slice::from_raw_parts_mut(small, slab.small),
@@ -169,54 +249,75 @@ impl Row {
         }
     }
 
-    /// Hands the row back, with what it holds. The last row of the slab gives the whole.
-    pub(crate) fn finish(self, label: Option<i64>, id: SampleId) -> Option<Filled> {
-        let Self { slab, row } = self;
+    /// Says what a row shows.
+    ///
+    /// # Panics
+    /// When the row is not of this run.
+    pub(crate) fn describe(&mut self, row: usize, label: Option<i64>, id: SampleId) {
+        assert!(self.ticket.rows.contains(&row), "row {row} of {:?}", self.ticket.rows);
         // SAFETY: the cells of this row are ours alone, for the reason given in `pixels`.
         unsafe {
-            *slab.labels[row].get() = label.unwrap_or(-1);
-            *slab.ids[row].get() = id;
+            *self.slab.labels[row].get() = label.unwrap_or(-1);
+            *self.slab.ids[row].get() = id;
         }
-        // Release what was written; the last one acquires what all the others wrote.
-        (slab.out.fetch_sub(1, Ordering::AcqRel) == 1).then_some(Filled(slab))
+    }
+
+    /// Hands the rows over, all of them written.
+    pub(crate) fn finish(self) {
+        self.pool.hand_over.leave(self.ticket.batch, self.ticket.rows.len());
     }
 }
 
-/// A slab whose rows are all written. It can only be read, until it is freed.
+/// A slab whose rows are all written. It can only be read; dropped, it goes back to its pool, or is
+/// freed where that is gone.
 #[derive(Debug)]
-pub(crate) struct Filled(Arc<Slab>);
+pub(crate) struct Filled {
+    slab: Arc<Slab>,
+    rows: usize,
+    home: (Weak<Pool>, usize, u32),
+}
 
 impl Filled {
     pub(crate) fn rows(&self) -> usize {
-        // SAFETY: written in `lend` only, which needs the handle that we hold.
-        unsafe { *self.0.rows.get() }
+        self.rows
     }
 
     pub(crate) fn large(&self) -> &[u8] {
-        // SAFETY: no row is out, so nobody writes, and nobody can before `free` takes `self`; the
-        // range lies inside the block and is initialised.
-        unsafe { std::slice::from_raw_parts(self.0.large_start(), self.0.large * self.rows()) }
+        let slab = &*self.slab;
+        // SAFETY: all rows are written and no run of this slab can be had before `self` is dropped,
+        // so nobody writes; the range lies inside the block and is initialised.
+        unsafe { std::slice::from_raw_parts(slab.large_start(), slab.large * self.rows) }
     }
 
     pub(crate) fn small(&self) -> &[u8] {
+        let slab = &*self.slab;
         // SAFETY: as in `large`.
-        unsafe { std::slice::from_raw_parts(self.0.small_start(), self.0.small * self.rows()) }
+        unsafe { std::slice::from_raw_parts(slab.small_start(), slab.small * self.rows) }
     }
 
     pub(crate) fn labels(&self) -> &[i64] {
-        let cells = &self.0.labels[..self.rows()];
+        let cells = &self.slab.labels[..self.rows];
         // SAFETY: `UnsafeCell<i64>` has the layout of `i64`, and nobody writes, as in `large`.
         unsafe { std::slice::from_raw_parts(cells.as_ptr().cast(), cells.len()) }
     }
 
     pub(crate) fn ids(&self) -> &[SampleId] {
-        let cells = &self.0.ids[..self.rows()];
+        let cells = &self.slab.ids[..self.rows];
         // SAFETY: as in `labels`.
         unsafe { std::slice::from_raw_parts(cells.as_ptr().cast(), cells.len()) }
     }
+}
 
-    pub(crate) fn free(self) -> Free {
-        Free(self.0)
+impl Drop for Filled {
+    fn drop(&mut self) {
+        let (pool, slab, process) = &self.home;
+        // In a process forked off, nobody writes, and the lock may be held by a thread that is not
+        // there.
+        if *process == std::process::id()
+            && let Some(pool) = pool.upgrade()
+        {
+            pool.hand_over.give_back(*slab);
+        }
     }
 }
 
@@ -263,56 +364,84 @@ unsafe impl HostBlock for TrapBlock {
 mod tests {
     use super::*;
 
-    #[test]
-    fn rows_written_by_many_threads_come_home_whole() {
-        let mut free = Slab::make(&Heap, 64, (8, 4)).unwrap();
-        for round in 0..50u8 {
-            let (sender, receiver) = crossbeam::channel::unbounded();
-            for (id, row) in free.lend(64 - usize::from(round % 3)).enumerate() {
-                sender.send((id as u8, row)).unwrap();
-            }
-            drop(sender);
-            let write = |(id, mut row): (u8, Row)| {
-                let (large, small) = row.pixels();
-                large.fill(id ^ round);
-                small.fill(id + 1);
-                row.finish((id & 1 == 0).then_some(id.into()), id.into())
-            };
-            let mut whole = std::thread::scope(|scope| {
-                let threads = [(); 4].map(|()| {
-                    let receiver = receiver.clone();
-                    scope.spawn(move || receiver.iter().filter_map(write).collect::<Vec<_>>())
-                });
-                threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
-            });
-            assert_eq!(whole.len(), 1);
-            let filled = whole.remove(0);
-            for row in 0..filled.rows() {
-                let id = row as u8;
-                assert_eq!(filled.large()[row * 192..][..192], [id ^ round; 192]);
-                assert_eq!(filled.small()[row * 48..][..48], [id + 1; 48]);
-                assert_eq!(filled.ids()[row], row as u64);
-                assert_eq!(filled.labels()[row], if id & 1 == 0 { id.into() } else { -1 });
-            }
-            free = filled.free();
+    fn pool(runs: Runs, end: u64, slabs: usize) -> Arc<Pool> {
+        Pool::new(&Heap, slabs, (runs, end), (8, 4)).unwrap()
+    }
+
+    fn whole(pool: &Arc<Pool>) -> Filled {
+        match pool.next(Duration::from_secs(20)) {
+            Some(Next::Batch(filled)) => filled,
+            other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn only_the_last_row_gives_the_whole() {
-        let slab = Slab::make(&Heap, 3, (2, 1)).unwrap();
-        let mut rows: Vec<_> = slab.lend(2).collect();
-        for (value, row) in rows.iter_mut().enumerate() {
-            row.pixels().0.fill(value as u8);
-            row.pixels().1.fill(value as u8 + 10);
+    fn rows_written_by_many_threads_come_home_whole() {
+        let runs = Runs { rows: 64, last: 61, batches: 3, first: 1, run: 5 };
+        let pool = pool(runs, 50, 3);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while let Some(mut run) = pool.take().and_then(|ticket| pool.enter(ticket)) {
+                        for row in run.rows() {
+                            let (batch, id) = (run.batch() as u8, row as u8);
+                            let (large, small) = run.pixels(row);
+                            large.fill(id ^ batch);
+                            small.fill(id + 1);
+                            run.describe(row, (id & 1 == 0).then_some(id.into()), id.into());
+                        }
+                        run.finish();
+                    }
+                });
+            }
+            let mut held = None; // one batch is always out
+            for batch in 0..50u8 {
+                let filled = whole(&pool);
+                assert_eq!(filled.rows(), if batch % 3 == 1 { 61 } else { 64 });
+                for row in 0..filled.rows() {
+                    let id = row as u8;
+                    assert_eq!(filled.large()[row * 192..][..192], [id ^ batch; 192]);
+                    assert_eq!(filled.small()[row * 48..][..48], [id + 1; 48]);
+                    assert_eq!(filled.ids()[row], row as u64);
+                    assert_eq!(filled.labels()[row], if id & 1 == 0 { id.into() } else { -1 });
+                }
+                held = Some(filled);
+            }
+            drop(held);
+        });
+    }
+
+    #[test]
+    fn a_batch_is_not_whole_before_its_last_row() {
+        let runs = Runs { rows: 2, last: 2, batches: 1, first: 0, run: 1 };
+        let pool = pool(runs, 1, 1);
+        let mut runs = Vec::new();
+        while let Some(ticket) = pool.take() {
+            runs.push(pool.enter(ticket).unwrap());
         }
-        let last = rows.pop().unwrap();
-        assert!(rows.pop().unwrap().finish(None, 5).is_none());
-        let filled = last.finish(Some(3), 6).unwrap();
-        assert_eq!(filled.rows(), 2);
-        assert_eq!(filled.large(), [[0; 12], [1; 12]].concat());
-        assert_eq!(filled.small(), [10, 10, 10, 11, 11, 11]);
-        assert_eq!((filled.labels(), filled.ids()), (&[-1, 3][..], &[5, 6][..]));
-        assert_eq!(filled.free().lend(3).count(), 3);
+        assert_eq!(runs.len(), 2);
+        for (value, run) in (0..).zip(&mut runs) {
+            run.pixels(value).0.fill(value as u8);
+            run.pixels(value).1.fill(value as u8 + 10);
+            run.describe(value, None, value as u64 + 5);
+        }
+        runs.pop().unwrap().finish();
+        assert!(pool.next(Duration::ZERO).is_none());
+        runs.pop().unwrap().finish();
+        let filled = whole(&pool);
+        assert_eq!(filled.large(), [[0; 192], [1; 192]].concat());
+        assert_eq!(filled.small(), [[10; 48], [11; 48]].concat());
+        assert_eq!((filled.labels(), filled.ids()), (&[-1, -1][..], &[5, 6][..]));
+        drop(pool);
+        assert_eq!(filled.large()[0], 0, "a batch outlives its loader");
+    }
+
+    #[test]
+    fn rows_of_a_run_that_is_not_finished_are_never_seen() {
+        let runs = Runs { rows: 4, last: 4, batches: 1, first: 0, run: 2 };
+        let pool = pool(runs, 9, 2);
+        drop(pool.take().and_then(|ticket| pool.enter(ticket)));
+        pool.take().and_then(|ticket| pool.enter(ticket)).unwrap().finish();
+        assert!(pool.next(Duration::ZERO).is_none());
     }
 }

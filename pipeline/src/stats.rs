@@ -7,7 +7,7 @@ use crossbeam::utils::CachePadded;
 use serde::{Deserialize, Serialize};
 
 use crate::SampleId;
-use crate::remote::Traffic;
+use crate::address::Traffic;
 
 /// How one stage spent its time, all its threads together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -27,10 +27,8 @@ pub struct Stage {
 pub struct Stats {
     /// Seconds since the start.
     pub seconds: f64,
-    /// Choosing samples and asking for their bytes; behind a URL, waiting for them as well.
-    /// Starved: no batch memory is free.
-    pub fetch: Stage,
-    /// Decoding and resizing. Starved: no bytes to decode.
+    /// Decoding and resizing. Starved: waiting for bytes, of the disk or from a URL. Blocked: no
+    /// batch memory is free.
     pub decode: Stage,
     /// The caller. Starved: no batch was ready when asked for one.
     pub consumer: Stage,
@@ -40,8 +38,6 @@ pub struct Stats {
     pub bytes: u64,
     /// Batches handed out.
     pub batches: u64,
-    /// Samples waiting to be decoded, now.
-    pub queued_samples: usize,
     /// Batches ready and waiting, now.
     pub queued_batches: usize,
     /// What reading from a URL took since the data set was opened, by all its loaders together;
@@ -81,71 +77,94 @@ impl Stats {
     pub(crate) fn with_bottleneck(mut self) -> Self {
         let share =
             |part: f64, stage: Stage| part / (self.seconds * stage.threads as f64).max(1e-9);
-        let waiting = share(self.consumer.starved, self.consumer);
-        let idle = share(self.decode.starved, self.decode);
-        self.bottleneck = if waiting < 0.02 {
-            format!("the consumer: it waited {:.1} % of the time", 100.0 * waiting)
-        } else if idle < 0.2 {
-            format!(
-                "decoding: {} threads busy {:.0} % of the time while the consumer waited {:.0} %; \
-                 more threads or cores would help",
-                self.decode.threads,
-                100.0 * share(self.decode.busy, self.decode),
-                100.0 * waiting
-            )
-        } else if share(self.fetch.busy, self.fetch) > 0.5 {
-            let busy = 100.0 * share(self.fetch.busy, self.fetch);
+        let percent = |part: f64, stage: Stage| 100.0 * share(part, stage);
+        let waiting = percent(self.consumer.starved, self.consumer);
+        let starved = percent(self.decode.starved, self.decode);
+        let blocked = percent(self.decode.blocked, self.decode);
+        self.bottleneck = if waiting < 2.0 {
+            format!("the consumer: it waited {waiting:.1} % of the time")
+        } else if starved >= 20.0 {
             match self.remote {
-                None => format!("fetching: busy {busy:.0} % of the time"),
+                None => {
+                    format!("reading: decode threads waited {starved:.0} % of the time for files")
+                }
                 Some(Traffic { requests, retries, bytes, .. }) => format!(
-                    "the network: waited for {busy:.0} % of the time; {:.1} MB/s in {requests} \
+                    "the network: waited for {starved:.0} % of the time; {:.1} MB/s in {requests} \
                      requests of {:.0} kB, {retries} of them repeated",
                     bytes as f64 * 1e-6 / self.seconds.max(1e-9),
                     bytes as f64 * 1e-3 / (requests as f64).max(1.0)
                 ),
             }
+        } else if blocked < 20.0 {
+            format!(
+                "decoding: {} threads busy {:.0} % of the time while the consumer waited \
+                 {waiting:.0} %; more threads or cores would help",
+                self.decode.threads,
+                percent(self.decode.busy, self.decode),
+            )
         } else {
             format!(
-                "hand-over: decode threads idle {:.0} % of the time while the consumer \
-                 waited {:.0} %; more batches ahead, or fewer programs on these cores, would help",
-                100.0 * idle,
-                100.0 * waiting
+                "hand-over: decode threads idle {blocked:.0} % of the time while the consumer \
+                 waited {waiting:.0} %; more batches ahead, or fewer programs on these cores, would \
+                 help"
             )
         };
         self
     }
 }
 
-/// Nanoseconds of one stage, added up by its threads.
+/// What one thread did so far. Others only read it.
 #[derive(Debug, Default)]
-pub(crate) struct Clock {
-    busy: CachePadded<AtomicU64>,
-    starved: CachePadded<AtomicU64>,
-    blocked: CachePadded<AtomicU64>,
+pub(crate) struct Tally {
+    busy: AtomicU64, // nanoseconds
+    starved: AtomicU64,
+    blocked: AtomicU64,
+    images: AtomicU64,
+    bytes: AtomicU64,
 }
 
-impl Clock {
+impl Tally {
     pub(crate) fn busy(&self, time: Duration) {
-        add(&self.busy, time);
+        add(&self.busy, nanoseconds(time));
     }
 
     pub(crate) fn starved(&self, time: Duration) {
-        add(&self.starved, time);
+        add(&self.starved, nanoseconds(time));
     }
 
     pub(crate) fn blocked(&self, time: Duration) {
-        add(&self.blocked, time);
+        add(&self.blocked, nanoseconds(time));
     }
 
-    pub(crate) fn stage(&self, threads: usize) -> Stage {
-        let seconds = |nanos: &AtomicU64| nanos.load(Ordering::Relaxed) as f64 * 1e-9;
-        let (busy, starved) = (seconds(&self.busy), seconds(&self.starved));
-        Stage { threads, busy, starved, blocked: seconds(&self.blocked) }
+    /// Counts decoded images and their compressed bytes.
+    pub(crate) fn decoded(&self, images: u64, bytes: u64) {
+        add(&self.images, images);
+        add(&self.bytes, bytes);
+    }
+
+    /// The threads of a stage together, their images and their bytes.
+    pub(crate) fn sum(tallies: &[CachePadded<Self>]) -> (Stage, u64, u64) {
+        let sum = |part: fn(&Self) -> &AtomicU64| {
+            tallies.iter().map(|tally| part(tally).load(Ordering::Relaxed)).sum::<u64>()
+        };
+        let seconds = |part| sum(part) as f64 * 1e-9;
+        let stage = Stage {
+            threads: tallies.len(),
+            busy: seconds(|tally| &tally.busy),
+            starved: seconds(|tally| &tally.starved),
+            blocked: seconds(|tally| &tally.blocked),
+        };
+        (stage, sum(|tally| &tally.images), sum(|tally| &tally.bytes))
     }
 }
 
-fn add(counter: &AtomicU64, time: Duration) {
-    counter.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+/// One thread writes, so this need not be one operation.
+fn add(counter: &AtomicU64, value: u64) {
+    counter.store(counter.load(Ordering::Relaxed) + value, Ordering::Relaxed);
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Cuts time into pieces: each call gives what passed since the one before.

@@ -1,15 +1,17 @@
 //! The order of the parts: each imports only from those above it, so there are no cycles.
 
-const ORDER: [&str; 21] = [
+const ORDER: [&str; 23] = [
     "error",
     "container",
     "cursor",
     "shard",
+    "address",
     "cache",
     "remote",
     "folder",
     "index",
     "dataset",
+    "handover",
     "sampler",
     "stats",
     "augment",
@@ -18,9 +20,9 @@ const ORDER: [&str; 21] = [
     "writer",
     "slab",
     "batch",
-    "collate",
     "read_ahead",
-    "fetch",
+    "config",
+    "worker",
     "loader",
 ];
 
@@ -31,7 +33,8 @@ fn each_part_imports_only_from_parts_above_it() -> std::io::Result<()> {
     for entry in std::fs::read_dir(&source)? {
         let path = entry?.path();
         let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
-        if name == "lib" {
+        // The root, and what stands in for `remote` and `read_ahead`.
+        if name == "lib" || name == "no_remote" {
             continue;
         }
         files += 1;
@@ -42,7 +45,8 @@ fn each_part_imports_only_from_parts_above_it() -> std::io::Result<()> {
             let Some(used) = line.strip_prefix("use crate::") else { continue };
             let used = used.split([':', ';']).next().unwrap_or_default();
             // What starts with a capital letter is a name of the crate's root.
-            if used.starts_with(|first: char| first.is_lowercase()) {
+            // `sync` is in the root as well.
+            if used.starts_with(|first: char| first.is_lowercase()) && used != "sync" {
                 assert!(ORDER[..place].contains(&used), "{name}.rs: {line}");
             }
         }

@@ -105,7 +105,7 @@ fn a_set_of_nothing_but_bad_samples_ends_and_does_not_hang() {
 fn options_that_make_no_sense_are_refused_all_at_once() {
     let dir = with_bad(&[], b"");
     let data = open(dir.path());
-    let wrong = LoaderConfig { batch: 0, small: 10, threads: 0, rank: 3, ..config() };
+    let wrong = LoaderConfig { batch: 0, small: Some(10), threads: 0, rank: 3, ..config() };
     let error = Loader::start(Arc::clone(&data), wrong, Cursor::default(), Arc::new(Heap));
     let text = words(&error.unwrap_err());
     for option in ["batch = 0", "small = 10", "threads = 0", "rank = 3"] {
@@ -114,7 +114,7 @@ fn options_that_make_no_sense_are_refused_all_at_once() {
     let too_big = LoaderConfig { batch: 41, ..config() };
     let error = Loader::start(Arc::clone(&data), too_big, Cursor::default(), Arc::new(Heap));
     assert!(matches!(error, Err(Error::TooFew { samples: 40, .. })));
-    let cursor = Cursor { epoch: 0, batch: 5 };
+    let cursor = Cursor::new(0, 5);
     let error = Loader::start(data, config(), cursor, Arc::new(Heap));
     assert!(matches!(error, Err(Error::Config { .. })));
 }

@@ -16,7 +16,7 @@ fn batches_at(small: usize, threads: usize, from: Cursor, count: usize) -> Vec<S
     let config = LoaderConfig {
         batch: 6,
         large: 32,
-        small,
+        small: Some(small),
         mode: Mode::Small,
         seed: 3,
         threads,

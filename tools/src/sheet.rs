@@ -141,7 +141,7 @@ pub fn views(dir: &Path, split: &str, count: usize, side: usize) -> Result<Sheet
     let config = LoaderConfig {
         batch: count,
         large: side,
-        small: side / 2,
+        small: Some(side / 2),
         mode: if side < 64 { Mode::Small } else { Mode::Resnet },
         last: LastBatch::Keep,
         epochs: Some(1),

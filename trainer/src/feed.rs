@@ -19,6 +19,11 @@ pub(crate) fn part(config: &Config, rank: usize, ranks: usize) -> Result<LoaderC
     Ok(LoaderConfig { rank, world: ranks, batch, ..whole })
 }
 
+/// Pixels a side of a loader's large and small rows.
+pub(crate) fn sides(config: &LoaderConfig) -> (i64, i64) {
+    (config.large as i64, config.small.unwrap_or(0) as i64)
+}
+
 /// Batches on the device, and how long the step waited for them. The run and the benchmark of loading
 /// take them through here.
 #[derive(Debug)]
@@ -58,7 +63,7 @@ impl Feed {
         if config.data.threads == 0 {
             loader_config.threads = world.part_of_cores(loader_config.threads);
         }
-        let sides = (loader_config.large as i64, loader_config.small as i64);
+        let sides = sides(&loader_config);
         // Before memory is page-locked: that is done in the name of a device that is in use, else the first.
         let lane = Lane::new(device)?;
         let loader = Loader::start(data.clone(), loader_config, at, device::memory(device))?;

@@ -80,7 +80,7 @@ impl Probe {
             epochs: Some(1),
             ..loader_config(config)
         };
-        let (large, small) = (loader.large as i64, loader.small as i64);
+        let (large, small) = (loader.large as i64, config.g.res);
         let memory = device::memory(device);
         let mut loader = Loader::start(data.clone(), loader, Cursor::default(), memory)?;
         let batch = loader.next().ok_or_else(|| {

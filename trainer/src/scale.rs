@@ -148,7 +148,7 @@ pub fn check_split(config: &Config, data: &Dataset, ranks: usize) -> Result<u64>
     let epoch = data.len() as u64 / config.train.batch as u64;
     for number in 0..batches {
         // An epoch may be shorter than a step.
-        let at = Cursor { epoch: number / epoch.max(1), batch: number % epoch.max(1) };
+        let at = Cursor::new(number / epoch.max(1), number % epoch.max(1));
         let whole = part(config, 0, 1)?.draws(data, at)?;
         let parts = (0..ranks).map(|rank| Ok(part(config, rank, ranks)?.draws(data, at)?));
         if !deals(&whole, &parts.collect::<Result<Vec<_>>>()?) {

@@ -58,11 +58,12 @@ pub(super) fn shift_mirrored(
     }
 }
 
-/// The mean of each 1x1, 2x2 or 4x4 square, halves rounded up.
+/// The mean of each 1x1, 2x2 or 4x4 square, halves rounded up; nothing where `small` is of no size.
 pub(super) fn shrink(large: &[u8], side: usize, small: &mut [u8]) {
-    match large.len() / small.len() {
-        1 => small.copy_from_slice(large),
-        4 => shrink_by::<2>(large, side, small),
+    match large.len().checked_div(small.len()) {
+        None => {}
+        Some(1) => small.copy_from_slice(large),
+        Some(4) => shrink_by::<2>(large, side, small),
         _ => shrink_by::<4>(large, side, small),
     }
 }

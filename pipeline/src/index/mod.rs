@@ -42,10 +42,10 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
+use crate::address::RemoteOptions;
 use crate::container::{Choice, MAX_CLASSES};
 use crate::error::Error;
 use crate::folder::Folder;
-use crate::remote::RemoteOptions;
 use crate::shard::{Entry, Shard};
 
 pub use manifest::{

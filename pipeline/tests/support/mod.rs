@@ -112,7 +112,14 @@ pub fn open(dir: &Path) -> Arc<Dataset> {
 /// Small and quick: 32 and 16 pixels, 8 rows, 2 threads.
 pub fn config() -> LoaderConfig {
     let seed = 11;
-    LoaderConfig { batch: 8, large: 32, small: 16, threads: 2, seed, ..LoaderConfig::default() }
+    LoaderConfig {
+        batch: 8,
+        large: 32,
+        small: Some(16),
+        threads: 2,
+        seed,
+        ..LoaderConfig::default()
+    }
 }
 
 pub fn start(data: &Arc<Dataset>, config: LoaderConfig, cursor: Cursor) -> Loader {

@@ -364,7 +364,7 @@ impl Model {
     ) -> Result<impl Iterator<Item = Result<(Images, Vec<i64>)>> + use<'a>> {
         let mut config = loader_config(&self.config);
         config.mode = Mode::Full;
-        config.large = config.small;
+        config.large = self.config.g.res as usize;
         config.shuffle = Shuffle::Global;
         self.epoch(data, config, count)
     }
@@ -379,7 +379,7 @@ impl Model {
         config.last = LastBatch::Keep;
         config.epochs = Some(1);
         config.batch = pass(&self.config).min(count) as usize;
-        let (large, small) = (config.large as i64, config.small as i64);
+        let (large, small) = (config.large as i64, self.config.g.res);
         let mut loader =
             Loader::start(data.clone(), config, Cursor::default(), device::memory(self.device))?;
         let mut left = count;
@@ -426,7 +426,7 @@ impl Model {
         let mut config = loader_config(&self.config);
         config.shuffle = Shuffle::Global;
         config.batch = batch.min(data.len() as i64) as usize;
-        let (large, small) = (config.large as i64, config.small as i64);
+        let (large, small) = (config.large as i64, self.config.g.res);
         let mut loader =
             Loader::start(data.clone(), config, Cursor::default(), device::memory(self.device))?;
         Ok(std::iter::from_fn(move || {
@@ -495,7 +495,7 @@ pub fn loader_config(config: &Config) -> LoaderConfig {
     LoaderConfig {
         batch: config.train.batch as usize,
         large: large as usize,
-        small: config.g.res as usize,
+        small: Some(config.g.res as usize),
         mode: config.data.mode,
         filter: config.data.filter,
         shuffle: config.data.shuffle,

@@ -39,7 +39,8 @@ pub(super) fn share(world: &World, mut state: TrainState) -> Result<TrainState> 
     ];
     let numbers = world.shared(numbers.map(|n| n as i64));
     let [updates, step, epoch, batch, rollbacks, d, g, e] = numbers.map(|n| n as u64);
-    (state.step, state.rollbacks, state.cursor) = (step, rollbacks, Cursor { epoch, batch });
+    (state.step, state.rollbacks) = (step, rollbacks);
+    state.cursor = Cursor { epoch, batch, ..state.cursor };
     if updates > 0 {
         let known = state.of_d.take();
         let own = known.map_or([0.0; 3], |d| {
