@@ -4,10 +4,12 @@
 //! and by several threads at once, through [`Catalog::read`].
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use pipeline::container::Skipped;
 pub use pipeline::container::Split;
@@ -42,8 +44,8 @@ pub enum Place {
     File {
         /// Which folder.
         folder: u32,
-        /// The file's name in it.
-        name: Box<str>,
+        /// The file's name in it, of whatever bytes.
+        name: Box<OsStr>,
     },
     /// A range of one of [`Catalog::archives`].
     Range {
@@ -129,8 +131,6 @@ pub struct Catalog {
     pub classes: Vec<Class>,
     /// Files that were turned away while scanning.
     pub rejected: Vec<Rejected>,
-    /// Files that do not claim to be images, such as notes and labels; they are only counted.
-    pub ignored: u64,
     /// What was passed over while scanning, by kind; told at the end of a build.
     pub skipped: Skipped,
     /// Folders of [`Place::File`].
@@ -149,7 +149,8 @@ impl Catalog {
     /// Reads what `item` stands for into `bytes`, which is cleared first.
     ///
     /// # Errors
-    /// The source could not be read any more; `Ok(Err(reason))` says that only this item is at fault.
+    /// The source could not be read any more, as when its disk is gone; `Ok(Err(reason))` says that only
+    /// this item is at fault.
     ///
     /// # Panics
     /// The item is not of this catalog.
@@ -164,6 +165,10 @@ impl Catalog {
                     Ok(_) => Ok(Ok(Raw::Encoded)),
                     Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                         Ok(Err("may not be read".to_owned()))
+                    }
+                    // Only this file is at fault where its folder is still there.
+                    Err(error) if is_alive(&self.folders[*folder as usize]) => {
+                        Ok(Err(format!("cannot be read any more ({error})")))
                     }
                     Err(error) => Err(Error::io(&path, "read it")(error)),
                 }
@@ -196,7 +201,7 @@ impl Catalog {
     pub fn name(&self, item: &Item) -> String {
         match &item.place {
             Place::File { folder, name } => {
-                self.folders[*folder as usize].join(&**name).display().to_string()
+                shown(self.folders[*folder as usize].join(&**name).as_os_str())
             }
             Place::Range { archive, offset } => {
                 let path = self.archives[*archive as usize].display();
@@ -223,6 +228,23 @@ impl Catalog {
             item.key = unique(&mut taken, item.key.clone());
         }
     }
+}
+
+/// True when a folder can be listed and holds something: where a disk was mounted, an empty one stays.
+fn is_alive(folder: &Path) -> bool {
+    std::fs::read_dir(folder).is_ok_and(|mut entries| matches!(entries.next(), Some(Ok(_))))
+}
+
+/// A name or path for people and keys: bytes that are not UTF-8 become `\xE9`.
+pub(crate) fn shown(name: &OsStr) -> String {
+    let mut text = String::with_capacity(name.len());
+    for chunk in name.as_bytes().utf8_chunks() {
+        text += chunk.valid();
+        for byte in chunk.invalid() {
+            text += &format!("\\x{byte:02X}");
+        }
+    }
+    text
 }
 
 /// Makes `key` one that is not `taken` yet, by hash, and takes it.
@@ -252,10 +274,13 @@ pub(crate) fn key(name: &str) -> Box<str> {
     if key.is_empty() { "_".into() } else { key.into() }
 }
 
-/// True when a file of this name claims to be an image, whether or not we can read its format.
+/// True when a file of this name claims to be an image of a format that is read here. What it is
+/// its first bytes say. torchvision's `IMG_EXTENSIONS` are among these.
 pub(crate) fn claims_image(name: &str) -> bool {
-    const EXTENSIONS: [&str; 10] =
-        ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff"];
+    const EXTENSIONS: [&str; 16] = [
+        "jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff",
+        "ppm", "pgm", "pbm", "pnm",
+    ];
     let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);
     EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known))
 }

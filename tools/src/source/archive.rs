@@ -272,7 +272,9 @@ impl Catalog {
                     samples.entry(stem.to_owned()).or_default().label =
                         Some(String::from_utf8_lossy(&text).trim().to_owned());
                 }
-                _ => self.ignored += 1,
+                _ => self
+                    .skipped
+                    .add("members that are no image or label", || archive.member(&member.name)),
             }
             Ok(())
         })?;

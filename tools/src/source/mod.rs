@@ -5,10 +5,12 @@ mod cifar;
 mod devkit;
 mod folder;
 mod stream;
+mod tree;
 
 use std::path::PathBuf;
 
 pub use archive::ImageNetLists;
+pub use folder::{FolderOptions, Folders};
 pub use stream::{Stream, is_stream};
 
 use crate::Error;
@@ -38,6 +40,8 @@ pub struct Input {
     pub path: PathBuf,
     /// What [`Layout::Imagenet`] needs beside the training archive.
     pub lists: ImageNetLists,
+    /// How [`Layout::Imagefolder`] is read where its names do not tell.
+    pub folders: FolderOptions,
 }
 
 /// Scans the input: every image in canonical order, with a unique key.
@@ -48,7 +52,7 @@ pub fn scan(input: &Input) -> Result<Catalog, Error> {
     let path = &input.path;
     let mut catalog = match input.layout {
         Layout::Imagenet => archive::imagenet(path, &input.lists)?,
-        Layout::Imagefolder => folder::classes(path)?,
+        Layout::Imagefolder => folder::classes(path, &input.folders)?,
         Layout::Cifar10 => cifar::catalog(path)?,
         Layout::Webdataset => archive::webdataset(path)?,
         Layout::Flat => folder::flat(path)?,

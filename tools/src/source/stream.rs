@@ -16,6 +16,7 @@ use std::io::{self, BufReader, IsTerminal, Read};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+use pipeline::container::Skipped;
 use tar::{EntryType, GnuExtSparseHeader, Header, PaxExtensions};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
@@ -52,7 +53,7 @@ pub struct Stream {
     images: usize,
     digest: u64,
     rejected: Vec<Rejected>,
-    ignored: u64,
+    skipped: Skipped,
 }
 
 #[derive(Debug)]
@@ -136,7 +137,7 @@ impl Stream {
             images: 0,
             digest: 0,
             rejected: Vec::new(),
-            ignored: 0,
+            skipped: Skipped::new(),
         };
         Ok((catalog, stream))
     }
@@ -179,9 +180,9 @@ impl Stream {
         &self.rejected
     }
 
-    /// Files that do not claim to be images.
-    pub(crate) fn ignored(&self) -> u64 {
-        self.ignored
+    /// What was passed over so far.
+    pub(crate) fn skipped(&self) -> &Skipped {
+        &self.skipped
     }
 
     /// The classes by number, known for certain at the end.
@@ -308,7 +309,8 @@ impl Stream {
                 ".jpg" | ".jpeg" | ".png" => true,
                 ".cls" => false,
                 _ => {
-                    self.ignored += 1;
+                    let example = || format!("{}: {}", self.pipe.path.display(), member.name);
+                    self.skipped.add("members that are no image or label", example);
                     continue;
                 }
             };
