@@ -310,6 +310,28 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_is_gone_is_rejected_and_a_folder_that_is_gone_ends_the_build() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let folder = dir.path().join("class");
+        std::fs::create_dir(&folder).expect("made");
+        std::fs::write(folder.join("a.jpg"), "bytes").expect("written");
+        let catalog = Catalog { folders: vec![folder.clone()], ..Catalog::default() };
+        let of = |name: &str| {
+            let place = Place::File { folder: 0, name: OsStr::new(name).into() };
+            let item = Item { place, ..item("a", 0) };
+            catalog.read(&item, &mut Vec::new())
+        };
+        assert_eq!(of("a.jpg").expect("it is there"), Ok(Raw::Encoded));
+        let reason = of("gone.jpg").expect("its folder is there").expect_err("it is gone");
+        assert!(reason.starts_with("cannot be read any more"), "{reason}");
+        // As where a disk was mounted.
+        std::fs::remove_file(folder.join("a.jpg")).expect("removed");
+        assert!(of("gone.jpg").is_err());
+        std::fs::remove_dir(&folder).expect("removed");
+        assert!(of("gone.jpg").is_err());
+    }
+
+    #[test]
     fn sealing_makes_every_key_unique_whatever_the_order_of_arrival() {
         let keys = |rows: &[(&str, u32)]| {
             let items = rows.iter().map(|(key, row)| item(key, *row)).collect();
