@@ -23,6 +23,9 @@
 //! # }
 //! ```
 
+#[cfg(test)]
+extern crate self as pipeline; // tests that are compiled in here and outside
+
 mod augment;
 mod batch;
 mod cache;
@@ -34,7 +37,7 @@ mod error;
 mod fetch;
 mod folder;
 pub mod index;
-mod jpeg;
+pub mod jpeg;
 mod loader;
 mod read_ahead;
 mod remote;

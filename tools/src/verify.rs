@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pipeline::decode::Decoder;
 use pipeline::index::{Classes, Format, Index, Manifest};
+use pipeline::jpeg::Header;
 use pipeline::shard::{Member, Shard};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use crate::Error;
-use crate::jpeg::Frame;
 use crate::progress::Progress;
 use crate::recode::{decoder, reason};
 
@@ -225,8 +225,8 @@ fn check_sample<'a>(
         }
     }
     if record.format == Format::Jpeg {
-        let frame = Frame::read(image)?;
-        if (frame.width, frame.height) != (record.width, record.height) {
+        let header = Header::read(image).map_err(|fault| reason(&fault))?;
+        if (header.width, header.height) != (record.width.into(), record.height.into()) {
             return Err("has another size than the index says".to_owned());
         }
     }
