@@ -25,6 +25,9 @@
 //! # }
 //! ```
 
+#[cfg(test)]
+extern crate self as pipeline; // tests that are compiled in here and outside
+
 mod address;
 mod augment;
 mod batch;
@@ -39,7 +42,7 @@ mod error;
 mod folder;
 mod handover;
 pub mod index;
-mod jpeg;
+pub mod jpeg;
 mod loader;
 #[cfg(feature = "remote")]
 mod read_ahead;

@@ -2,15 +2,17 @@
 
 use fast_image_resize as resize;
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
+use pipeline::decode::judge::{Judge, Warnings};
 use pipeline::decode::{DecodeOptions, Decoded, Decoder};
+use pipeline::jpeg::Header;
 use serde::{Deserialize, Serialize};
 use turbojpeg::{Compressor, Image, PixelFormat, Subsamp};
-use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::Error;
 use crate::catalog::Raw;
 use crate::formats::{self, Foreign, Picture};
-use crate::jpeg::Frame;
+use crate::jpeg::restart_interval;
 use crate::transform::{Rewriter, Verdict};
 
 /// Larger images are rejected: decoding a progressive one takes 9 bytes a pixel at the worst, and a
@@ -30,7 +32,8 @@ pub enum Restart {
     Off,
 }
 
-/// Which results are decoded and compared with a decode of their source.
+/// Which results are compared with their source: their coefficients as libjpeg-turbo reads both, and
+/// as training's decoder reads the result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Check {
@@ -88,6 +91,7 @@ pub struct Recoder {
     coding: Coding,
     rewriter: Rewriter,
     decoder: Decoder,
+    judge: Judge,
     compressor: Compressor,
     resizer: resize::Resizer,
 }
@@ -103,7 +107,8 @@ impl Recoder {
         compressor.set_subsamp(Subsamp::None)?;
         compressor.set_optimize(true)?;
         let (rewriter, resizer) = (Rewriter::new(MAX_PIXELS)?, resize::Resizer::new());
-        Ok(Self { coding, rewriter, decoder: decoder()?, compressor, resizer })
+        let judge = Judge::new(MAX_PIXELS.into()).map_err(Error::Decoder)?;
+        Ok(Self { coding, rewriter, decoder: decoder()?, judge, compressor, resizer })
     }
 
     /// What is stored for `bytes`, or why they are rejected.
@@ -135,29 +140,33 @@ impl Recoder {
                 "{width}x{height} pixels of 16 bits, more than {half} million"
             )));
         }
+        let header = match (!png).then(|| Header::read(&bytes)).transpose() {
+            Ok(header) => header,
+            Err(fault) => return Ok(Err(reason(&fault))),
+        };
+        // Without an end marker, only the last MCU tells whether a file was cut.
+        let doubtful = header.is_some_and(|header| !header.ended);
         if self.coding.keep {
+            if doubtful && let Err(fault) = self.decoder.decode(&bytes) {
+                return Ok(Err(reason(&fault)));
+            }
             let extension = if png { "png" } else { "jpg" };
             return Ok(Ok(Coded { bytes, extension, width, height, oddity: None }));
         }
-        let what = if png {
-            (!self.coding.png).then_some("was PNG, converted to JPEG")
-        } else {
-            let frame = match Frame::read(&bytes) {
-                Ok(frame) => frame,
-                Err(problem) => return Ok(Err(problem.to_owned())),
-            };
-            match frame.components {
+        let what = match header {
+            None => (!self.coding.png).then_some("was PNG, converted to JPEG"),
+            Some(header) => match header.components() {
                 4 => Some("was CMYK, converted to RGB"),
-                1 | 3 if frame.is_lossless() => Some("was a lossless JPEG, converted"),
+                1 | 3 if header.is_lossless() => Some("was a lossless JPEG, converted"),
                 1 | 3 => {
-                    let shrinks = |side: u16| frame.width.max(frame.height) > side;
+                    let shrinks = |side: u16| header.width.max(header.height) > side.into();
                     if !self.coding.max_side.is_some_and(shrinks) {
-                        return self.keep_pixels(bytes, frame);
+                        return self.keep_pixels(bytes, &header);
                     }
                     None
                 }
                 _ => Some("had odd components, converted to RGB"),
-            }
+            },
         };
         match self.decoder.decode(&bytes) {
             Ok(decoded) => {
@@ -210,9 +219,9 @@ impl Recoder {
     fn keep_pixels(
         &mut self,
         bytes: Vec<u8>,
-        frame: Frame,
+        header: &Header,
     ) -> Result<Result<Coded, String>, Error> {
-        let [width, height] = [frame.width, frame.height].map(u32::from);
+        let [width, height] = [header.width, header.height].map(|side| side as u32);
         let coded = |bytes, oddity| Coded { bytes, extension: "jpg", width, height, oddity };
         let check = match self.coding.check {
             Check::Full => true,
@@ -220,33 +229,52 @@ impl Recoder {
             Check::Off => false,
         };
         if self.coding.restart == Restart::Off {
-            return Ok(match check {
-                true => self.pixel_hash(&bytes).map(|_| coded(bytes, None)),
-                false => Ok(coded(bytes, None)),
-            });
+            if !check && header.ended {
+                return Ok(Ok(coded(bytes, None)));
+            }
+            return Ok(self.compare(&bytes, &bytes).map(|oddity| coded(bytes, oddity)));
         }
         let mut output = Vec::with_capacity(bytes.len() + bytes.len() / 8);
-        let oddity = match self.rewriter.rewrite(&bytes, frame.restart_interval(), &mut output)? {
+        let warned = match self.rewriter.rewrite(&bytes, restart_interval(header), &mut output)? {
             Ok(Verdict::Clean) => None,
             Ok(Verdict::Warned(warning)) => Some(warning),
             Err(problem) => return Ok(Err(problem)),
         };
-        // After a warning the decoder has the word: some are harmless, others are lost pixels.
-        if check || oddity.is_some() {
-            let hashes = self.pixel_hash(&bytes).and_then(|of| Ok((of, self.pixel_hash(&output)?)));
-            match hashes {
-                Ok((source, result)) if source == result => {}
-                Ok(_) => return Ok(Err("the lossless rewrite would change its pixels".to_owned())),
-                Err(problem) => return Ok(Err(problem)),
-            }
+        // After a warning the comparison has the word: some are harmless, others are lost pixels.
+        if !check && warned.is_none() {
+            return Ok(Ok(coded(output, None)));
         }
-        Ok(Ok(coded(output, oddity)))
+        Ok(self.compare(&bytes, &output).map(|oddity| coded(output, warned.or(oddity))))
     }
 
-    /// A hash of the decoded pixels, so that two decodes are compared in the memory of one.
-    fn pixel_hash(&mut self, image: &[u8]) -> Result<u128, String> {
-        let decoded = self.decoder.decode(image).map_err(|fault| reason(&fault))?;
-        Ok(xxh3_128(&decoded.pixels))
+    /// Compares the coefficients of a JPEG and of its rewrite: those that libjpeg-turbo reads of both,
+    /// and those that training's decoder reads of the rewrite.
+    ///
+    /// # Errors
+    /// Damage in the source, or a difference. Else what is odd about the source.
+    fn compare(&mut self, source: &[u8], result: &[u8]) -> Result<Option<String>, String> {
+        let of = self.judge.read(source).map_err(|fault| reason(&fault))?;
+        if of.warnings.damage() {
+            // Training's decoder says where.
+            let said = self.decoder.decode(source).err().map(|fault| reason(&fault));
+            return Err(said.unwrap_or_else(|| format!("the data are damaged: {}", of.warnings)));
+        }
+        if !std::ptr::eq(source, result) {
+            let stored = self.judge.read(result).map_err(|fault| reason(&fault))?;
+            if stored.fingerprint != of.fingerprint || stored.warnings.damage() {
+                return Err("the lossless rewrite would change its pixels".to_owned());
+            }
+        }
+        match self.judge.ours(result).map_err(|fault| reason(&fault))? {
+            Some(ours) if ours != of.fingerprint => {
+                Err("training would decode it to other pixels than libjpeg-turbo: please report it"
+                    .to_owned())
+            }
+            Some(_) => Ok(()),
+            // Training leaves it to libjpeg-turbo.
+            None => self.decoder.decode(result).map(drop).map_err(|fault| reason(&fault)),
+        }?;
+        Ok((of.warnings != Warnings::default()).then(|| of.warnings.to_string()))
     }
 
     /// Scales down to the longest side allowed, with an antialiased Lanczos filter of three lobes.
@@ -298,7 +326,7 @@ impl Recoder {
             format: PixelFormat::RGB,
         })?;
         let mut coded = Coded { bytes, extension: "jpg", width, height, oddity };
-        let interval = Frame::read(&coded.bytes).map_or(0, |frame| frame.restart_interval());
+        let interval = Header::read(&coded.bytes).map_or(0, |header| restart_interval(&header));
         if self.coding.restart == Restart::Auto && interval > 0 {
             let mut output = Vec::with_capacity(coded.bytes.len());
             // A JPEG that we have just written gives no cause for complaint.
@@ -325,7 +353,7 @@ pub(crate) fn weight(image: &[u8]) -> u64 {
         return format.weight(image);
     }
     if !image.starts_with(PNG) {
-        return Frame::read(image).map_or(0, |frame| frame.area());
+        return Header::read(image).map_or(0, |header| header.area());
     }
     // IHDR: width and height of 4 bytes, then the bits of a sample.
     let Some(&[w0, w1, w2, w3, h0, h1, h2, h3, depth]) = image.get(16..25) else { return 0 };

@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pipeline::decode::Decoder;
 use pipeline::index::{Classes, Format, Index, Manifest};
+use pipeline::jpeg::Header;
 use pipeline::shard::Shard;
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use crate::Error;
-use crate::jpeg::Frame;
 use crate::progress::Progress;
 use crate::recode::{decoder, reason};
 
@@ -222,8 +222,8 @@ fn check_sample(
         return Err(format!("has label {label}, but there are {classes} classes"));
     }
     if record.format == Format::Jpeg && (record.width, record.height) != (0, 0) {
-        let frame = Frame::read(image)?;
-        if (frame.width, frame.height) != (record.width, record.height) {
+        let header = Header::read(image).map_err(|fault| reason(&fault))?;
+        if (header.width, header.height) != (record.width.into(), record.height.into()) {
             return Err("has another size than the index says".to_owned());
         }
     }

@@ -4,8 +4,9 @@
 //!
 //! Damage is a fault wherever a code was read: an unknown code, a run past the end of its block, a
 //! DC value beyond 16 bits, data that end before or, at a restart marker, after their MCUs, a
-//! restart marker out of turn, after the last MCU anything but the end. Of what was not read only
-//! the restart markers up to the window and the end marker are checked ([`crate::jpeg::parse`]).
+//! restart marker out of turn, after the last MCU what cannot follow a scan. Of what was not read
+//! only the restart markers up to the window are checked; where a file has no end marker
+//! ([`crate::jpeg::Header::ended`]), [`Scan::finish`] goes on to its last MCU.
 //!
 //! # Source
 //! ITU-T T.81 annex F.2. The tables that give code, run and value at once are after stb_image; the
@@ -19,12 +20,20 @@ use crate::jpeg::{Part, next_marker};
 
 /// Bits that index a lookup table.
 const PEEK: u32 = 10;
-/// Bytes of data made ready at once.
-const CHUNK: usize = 16 << 10;
 /// Most bits of a code and its value.
 const LONGEST: u32 = 31;
 /// No MCU is longer: 10 blocks of 64 codes and values.
 const LONGEST_MCU: usize = 10 * 64 * LONGEST as usize / 8;
+/// Bytes that a refill reads.
+const WORD: usize = 8;
+/// Bytes of data made ready at once. Tests and fuzzers take the least that holds an MCU, so that
+/// every file crosses the buffer's edges many times.
+pub(super) const CHUNK: usize =
+    if cfg!(any(test, fuzzing)) { LONGEST_MCU + WORD + 1 } else { 16 << 10 };
+const _: () = assert!(CHUNK > LONGEST_MCU + WORD);
+
+/// Data made ready, and behind them room for a refill that begins with the last byte or behind it.
+type Ready = [u8; CHUNK + WORD];
 
 /// Natural order of the coefficients; runs from the last may go 16 places too far.
 const NATURAL: [u8; 128] = {
@@ -78,6 +87,9 @@ fn pack(first: i32, second: i32) -> u64 {
 /// A Huffman table made ready. The lowest 6 bits of every entry are the bits to consume.
 #[derive(Debug, Clone)]
 struct Lookup {
+    /// Whether it is made ready, and `skip` as well.
+    set: bool,
+    skips: bool,
     /// By the next bits: value << 16 | run << 8 | length of code and value, where they are no
     /// longer than the bits; else symbol << 8 | `SPECIAL` | length of the code, 0 where that is
     /// longer. Of AC tables the symbols without a value are special too.
@@ -95,6 +107,8 @@ struct Lookup {
     above: [u32; 17],
     /// What to add to a code of a length for its symbol's place.
     offset: [i32; 17],
+    /// The table.
+    lengths: [u8; 16],
     symbols: [u8; 256],
 }
 
@@ -107,17 +121,37 @@ fn extend(bits: u32, size: u32) -> i32 {
 
 impl Lookup {
     const NONE: Self = Self {
+        set: false,
+        skips: false,
         one: [SPECIAL; 1 << PEEK],
         many: [0; 1 << PEEK],
         skip: [0; 1 << PEEK],
         above: [0; 17],
         offset: [0; 17],
+        lengths: [0; 16],
         symbols: [0; 256],
     };
 
-    /// Makes a table ready. libjpeg-turbo has checked that its codes fit their lengths.
+    /// Makes a table ready, and `skip` if asked. Nothing is done where it is the last picture's.
+    fn prepare(&mut self, table: &Table, dc: bool, skip: bool) {
+        if !self.set || self.lengths != table.lengths || self.symbols != table.symbols {
+            self.set(table, dc);
+            if dc {
+                self.set_levels();
+            } else {
+                self.set_pairs();
+            }
+            (self.set, self.skips) = (true, false);
+        }
+        if skip && !self.skips {
+            self.set_skip();
+            self.skips = true;
+        }
+    }
+
+    /// Fills `one`. libjpeg-turbo has checked that the codes fit their lengths.
     fn set(&mut self, table: &Table, dc: bool) {
-        self.symbols = table.symbols;
+        (self.lengths, self.symbols) = (table.lengths, table.symbols);
         self.one.fill(SPECIAL);
         let (mut code, mut place) = (0u32, 0usize);
         for length in 1..=16 {
@@ -320,9 +354,9 @@ struct Bits {
 impl Bits {
     /// Makes at least 56 bits ready. Past the data they have no meaning.
     #[inline(always)]
-    fn refill(&mut self, data: &[u8; CHUNK]) {
-        let at = self.at.min(CHUNK - 8);
-        let next: [u8; 8] = std::array::from_fn(|n| data[at + n]);
+    fn refill(&mut self, data: &Ready) {
+        let at = self.at.min(CHUNK); // no byte at or beyond CHUNK counts
+        let next: [u8; WORD] = std::array::from_fn(|n| data[at + n]);
         self.window |= u64::from_be_bytes(next) >> self.count;
         self.at += (63 - self.count as usize) >> 3;
         self.count |= 56;
@@ -367,7 +401,7 @@ impl Bits {
     }
 
     #[inline(always)]
-    fn difference(&mut self, data: &[u8; CHUNK], dc: &Lookup) -> Result<i32, Damage> {
+    fn difference(&mut self, data: &Ready, dc: &Lookup) -> Result<i32, Damage> {
         self.refill(data);
         let index = self.peek(PEEK) as usize;
         let entry = dc.many[index];
@@ -382,12 +416,7 @@ impl Bits {
 
     /// Reads the AC coefficients of a block.
     #[inline(always)]
-    fn coefficients(
-        &mut self,
-        data: &[u8; CHUNK],
-        ac: &Lookup,
-        block: &mut Block,
-    ) -> Result<(), Damage> {
+    fn coefficients(&mut self, data: &Ready, ac: &Lookup, block: &mut Block) -> Result<(), Damage> {
         let mut put = |at: u32, value: u32| {
             block[NATURAL[at as usize & 127] as usize & 63] = value as i16;
         };
@@ -441,7 +470,7 @@ impl Bits {
 
     /// Passes over the AC coefficients of a block.
     #[inline(always)]
-    fn pass(&mut self, data: &[u8; CHUNK], ac: &Lookup) -> Result<(), Damage> {
+    fn pass(&mut self, data: &Ready, ac: &Lookup) -> Result<(), Damage> {
         let mut at = 1;
         while at < 64 {
             self.refill(data);
@@ -492,7 +521,7 @@ pub(super) struct Entropy {
     dc: Vec<Lookup>,
     ac: Vec<Lookup>,
     /// Data of the current restart interval, without the stuffed bytes.
-    clean: Box<[u8; CHUNK]>,
+    clean: Box<Ready>,
 }
 
 /// The coefficients of a part of a picture.
@@ -519,27 +548,22 @@ pub(super) struct Scan<'a> {
 impl Entropy {
     pub(super) fn new() -> Self {
         let lookups = || vec![Lookup::NONE; 4];
-        Self { dc: lookups(), ac: lookups(), clean: Box::new([0; CHUNK]) }
+        Self { dc: lookups(), ac: lookups(), clean: Box::new([0; CHUNK + WORD]) }
     }
 
     /// A reader of the MCUs of `part`, row after row, in the data behind the scan's header.
     pub(super) fn scan<'a>(&'a mut self, data: &'a [u8], part: Part, layout: &Layout) -> Scan<'a> {
-        let skips = part.first != (0, 0) || part.width < part.columns;
+        let skips = part.first != (0, 0) || part.width < part.columns || !part.ended;
         let used = |table: fn(&super::libjpeg::BlockLayout) -> u8, n: usize| {
             layout.blocks().iter().any(|block| usize::from(table(block)) == n)
         };
         let thin = layout.blocks().iter().any(|block| block.detail == 0);
         for n in 0..4 {
             if used(|block| block.dc, n) {
-                self.dc[n].set(&layout.dc[n], true);
-                self.dc[n].set_levels();
+                self.dc[n].prepare(&layout.dc[n], true, false);
             }
             if used(|block| block.ac, n) {
-                self.ac[n].set(&layout.ac[n], false);
-                self.ac[n].set_pairs();
-                if skips || thin {
-                    self.ac[n].set_skip();
-                }
+                self.ac[n].prepare(&layout.ac[n], false, skips || thin);
             }
         }
         Scan {
@@ -596,7 +620,7 @@ impl Scan<'_> {
         }
         self.segment += 1;
         let finished = self.mcu == self.segment * self.part.interval;
-        if finished && (!self.ended || self.left() >= 8) {
+        if finished && !self.is_used_up() {
             return Err(self.fault("data left over before a restart marker".into()));
         }
         self.mcu = self.segment * self.part.interval;
@@ -604,13 +628,34 @@ impl Scan<'_> {
         Ok(())
     }
 
-    /// Looks for the end marker behind the last MCU. Junk may stand before it, and notes.
+    /// Goes on to the end of a picture without an end marker, where the part ends above it: only
+    /// its last MCU tells whether it was cut.
+    pub(super) fn finish(&mut self) -> Result<(), Fault> {
+        let all = self.part.columns * self.part.rows;
+        if self.part.ended || self.mcu >= all {
+            return Ok(());
+        }
+        self.seek(all - 1)?;
+        self.read(None)?;
+        self.end()
+    }
+
+    /// Looks behind the last MCU. Junk may stand there, and whatever may follow a scan of a file
+    /// of one; or nothing at all, for every MCU was there.
     fn end(&self) -> Result<(), Fault> {
         match next_marker(self.data, self.raw) {
-            Some((_, 0xd9 | 0xe0..=0xef | 0xfe)) => Ok(()),
+            None | Some((_, 0x01 | 0xc4 | 0xcc | 0xd9 | 0xdb..=0xdd | 0xe0..=0xef | 0xfe)) => {
+                Ok(())
+            }
+            Some((_, 0xd0..=0xd7)) if self.is_used_up() => Ok(()),
             Some((_, code)) => Err(self.fault(format!("marker {code:#x} behind the picture"))),
-            None => Err(Fault::Truncated("the end marker is missing".into())),
         }
+    }
+
+    /// Whether the data up to a marker are read. libjpeg-turbo can have 55 bits of them at hand and
+    /// drop them without a word; of more it always warns.
+    fn is_used_up(&self) -> bool {
+        self.ended && self.left() < 56
     }
 
     /// Bits ready and not read; negative where more were read than there are.
@@ -624,7 +669,7 @@ impl Scan<'_> {
 
     /// Reads an MCU, or passes over it.
     fn read(&mut self, blocks: Option<&mut [Block]>) -> Result<(), Fault> {
-        if !self.ended && self.filled < self.bits.at + LONGEST_MCU + 8 {
+        if !self.ended && self.filled < self.bits.at + LONGEST_MCU + WORD {
             self.fill();
         }
         let done = self.blocks(blocks);
@@ -674,8 +719,8 @@ impl Scan<'_> {
         let clean = &mut self.memory.clean;
         clean.copy_within(self.bits.at..self.filled, 0);
         (self.filled, self.bits.at) = (self.filled - self.bits.at, 0);
-        while self.filled < clean.len() {
-            let end = self.data.len().min(self.raw + clean.len() - self.filled);
+        while self.filled < CHUNK {
+            let end = self.data.len().min(self.raw + CHUNK - self.filled);
             let rest = &self.data[self.raw..end];
             let plain = memchr(0xff, rest).unwrap_or(rest.len());
             clean[self.filled..self.filled + plain].copy_from_slice(&rest[..plain]);

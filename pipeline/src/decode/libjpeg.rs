@@ -1,5 +1,6 @@
 //! libjpeg-turbo behind `shim/jpeg.c`: headers in, rows of pixels out, with the coefficients from
-//! its own entropy decoder or from [`super::entropy`].
+//! its own entropy decoder or from [`super::entropy`]; and the coefficients of a whole file, for
+//! [`super::judge`].
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::marker::PhantomData;
@@ -74,12 +75,113 @@ impl Layout {
     }
 }
 
+/// What libjpeg-turbo complained of while it read a file to its end, counted by kind.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Warnings {
+    /// Bytes that belong to no segment, between the headers or behind the picture's data.
+    pub junk: u32,
+    /// Bytes left over within the data: before a restart marker or between scans.
+    pub stray: u32,
+    /// Data that end before their MCUs; scans that never came.
+    pub cut: u32,
+    /// The file ends without an end marker. Alone it is no damage: every MCU was there.
+    pub no_end: u32,
+    /// A code that the Huffman tables do not have, or a bad arithmetic code.
+    pub code: u32,
+    /// A restart marker that is missing or out of turn.
+    pub restart: u32,
+    /// Scans that do not follow from each other.
+    pub progression: u32,
+    /// An error behind the picture's last MCU.
+    pub behind: u32,
+    /// A JFIF version or an Adobe transform that does not exist, odd numbers in the header of a
+    /// sequential scan.
+    pub notes: u32,
+    /// What later versions of the library may warn of.
+    pub other: u32,
+}
+
+impl Warnings {
+    /// True where the file holds damage: not of junk, of notes or of the end marker alone.
+    pub fn damage(&self) -> bool {
+        let Self { stray, cut, code, restart, progression, other, .. } = *self;
+        stray + cut + code + restart + progression + other > 0
+    }
+}
+
+impl std::fmt::Display for Warnings {
+    /// The kinds that there are, in words.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kinds = [
+            (self.junk, "bytes that belong to no segment"),
+            (self.stray, "data left over"),
+            (self.cut, "data that end early"),
+            (self.no_end, "no end marker"),
+            (self.code, "unknown codes"),
+            (self.restart, "restart markers missing or out of turn"),
+            (self.progression, "scans that do not follow from each other"),
+            (self.behind, "what cannot stand behind a picture"),
+            (self.notes, "odd numbers in its headers"),
+            (self.other, "something new to us"),
+        ];
+        let mut between = "";
+        for (_, name) in kinds.iter().filter(|(count, _)| *count > 0) {
+            write!(f, "{between}{name}")?;
+            between = ", ";
+        }
+        Ok(())
+    }
+}
+
+/// A component of a picture.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Component {
+    /// Its blocks from left to right and from top to bottom, without those that fill up MCUs.
+    pub(super) across: u32,
+    pub(super) down: u32,
+    /// Sampling factors.
+    pub(super) horizontal: u32,
+    pub(super) vertical: u32,
+    /// Natural order.
+    pub(super) quantisers: [u16; 64],
+}
+
+/// What coefficients are of.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Frame {
+    pub(super) width: u32,
+    pub(super) height: u32,
+    /// libjpeg's number of the colour space.
+    pub(super) space: u32,
+    count: u32,
+    /// The components of the current scan.
+    pub(super) scan: [u32; 4],
+    components: [Component; 10],
+}
+
+impl Frame {
+    const NONE: Self = {
+        let component =
+            Component { across: 0, down: 0, horizontal: 0, vertical: 0, quantisers: [0; 64] };
+        let components = [component; 10];
+        Self { width: 0, height: 0, space: 0, count: 0, scan: [0; 4], components }
+    };
+
+    pub(super) fn components(&self) -> &[Component] {
+        &self.components[..self.count as usize]
+    }
+}
+
 #[repr(C)]
 struct Opaque {
     _private: [u8; 0],
 }
 
 type Source = unsafe extern "C" fn(*mut c_void, *mut Block, usize) -> c_int;
+type Sink = unsafe extern "C" fn(*mut c_void, u32, u32, *const Block, usize) -> c_int;
 
 unsafe extern "C" {
     fn picture_new() -> *mut Opaque;
@@ -92,7 +194,19 @@ unsafe extern "C" {
         width: u32,
         height: u32,
         divisor: u32,
+        lenient: u64,
         layout: *mut Layout,
+    ) -> c_int;
+    fn picture_components(picture: *const Opaque, frame: *mut Frame);
+    fn picture_warnings(picture: *const Opaque, warnings: *mut Warnings);
+    fn picture_coefficients(
+        picture: *mut Opaque,
+        bytes: *const u8,
+        length: usize,
+        most_pixels: u64,
+        frame: *mut Frame,
+        sink: Sink,
+        context: *mut c_void,
     ) -> c_int;
     fn picture_read(
         picture: *mut Opaque,
@@ -137,6 +251,35 @@ unsafe extern "C" fn feed(context: *mut c_void, blocks: *mut Block, count: usize
     0
 }
 
+/// Gets the rows of blocks of a file: component, row, blocks.
+type Rows<'a> = &'a mut dyn FnMut(usize, usize, &[Block]);
+
+/// The shim's way to a closure that takes rows of blocks. No panic crosses it.
+unsafe extern "C" fn take(
+    context: *mut c_void,
+    component: u32,
+    row: u32,
+    blocks: *const Block,
+    count: usize,
+) -> c_int {
+    // SAFETY: `coefficients` passes this pair, which nothing else touches until the shim returns,
+    // and the shim `count` blocks of the library's memory.
+    let ((rows, panic), blocks) = unsafe {
+        (
+            &mut *context.cast::<(Rows<'_>, Option<std::thread::Result<()>>)>(),
+            std::slice::from_raw_parts(blocks, count),
+        )
+    };
+    let done = catch_unwind(AssertUnwindSafe(|| rows(component as usize, row as usize, blocks)));
+    match done {
+        Ok(()) => 1,
+        Err(_) => {
+            *panic = Some(done);
+            0
+        }
+    }
+}
+
 impl Picture {
     pub(super) fn new() -> Result<Self, Fault> {
         // SAFETY: no precondition.
@@ -151,13 +294,63 @@ impl Picture {
         size: (usize, usize),
         divisor: usize,
     ) -> Result<Started<'a>, Fault> {
+        self.begin(bytes, size, divisor, 0)
+    }
+
+    /// Reads the headers of a picture of up to `most_pixels`; damage is only counted from here on.
+    pub(super) fn start_lenient<'a>(
+        &'a mut self,
+        bytes: &'a [u8],
+        most_pixels: u64,
+    ) -> Result<Started<'a>, Fault> {
+        self.begin(bytes, (0, 0), 1, most_pixels.max(1))
+    }
+
+    /// What the library complained of since the last picture was started.
+    pub(super) fn warnings(&self) -> Warnings {
+        let mut warnings = Warnings::default();
+        // SAFETY: the decompressor is alive, the struct is valid.
+        unsafe { picture_warnings(self.0.as_ptr(), &mut warnings) };
+        warnings
+    }
+
+    /// Reads the coefficients of a whole file by libjpeg-turbo alone, however damaged it is.
+    pub(super) fn coefficients(
+        &mut self,
+        bytes: &[u8],
+        most_pixels: u64,
+        rows: Rows<'_>,
+    ) -> Result<Frame, Fault> {
+        let mut frame = Frame::NONE;
+        let mut context: (Rows<'_>, Option<std::thread::Result<()>>) = (rows, None);
+        // SAFETY: the decompressor is alive, slice and frame are valid; `take` gets the context
+        // that it expects, alive and not aliased.
+        let status = unsafe {
+            let (data, length) = (bytes.as_ptr(), bytes.len());
+            let (picture, context) = (self.0.as_ptr(), (&raw mut context).cast());
+            picture_coefficients(picture, data, length, most_pixels, &mut frame, take, context)
+        };
+        if let Some(Err(panic)) = context.1 {
+            resume_unwind(panic);
+        }
+        self.check(status)?;
+        Ok(frame)
+    }
+
+    fn begin<'a>(
+        &'a mut self,
+        bytes: &'a [u8],
+        size: (usize, usize),
+        divisor: usize,
+        lenient: u64,
+    ) -> Result<Started<'a>, Fault> {
         let mut layout = Layout::NONE;
         let (width, height, divisor) = (size.0 as u32, size.1 as u32, divisor as u32);
         // SAFETY: the decompressor is alive, the slice and the layout are valid; the shim keeps
         // the slice's pointer, but reads it only in `picture_read`, while `Started` borrows it.
         let status = unsafe {
-            let (data, length) = (bytes.as_ptr(), bytes.len());
-            picture_start(self.0.as_ptr(), data, length, width, height, divisor, &mut layout)
+            let (picture, data, length) = (self.0.as_ptr(), bytes.as_ptr(), bytes.len());
+            picture_start(picture, data, length, width, height, divisor, lenient, &mut layout)
         };
         self.check(status)?;
         Ok(Started { picture: self, bytes: PhantomData, layout })
@@ -184,6 +377,14 @@ pub(super) struct Started<'a> {
 }
 
 impl Started<'_> {
+    /// What its coefficients are of.
+    pub(super) fn frame(&self) -> Frame {
+        let mut frame = Frame::NONE;
+        // SAFETY: the decompressor was started, the struct is valid.
+        unsafe { picture_components(self.picture.0.as_ptr(), &mut frame) };
+        frame
+    }
+
     /// Writes the pixels to the front of `out`. The coefficients come from `source`; without one
     /// libjpeg-turbo decodes what follows the headers.
     pub(super) fn read(

@@ -1,4 +1,4 @@
-//! One member of a shard to pixels: no more of a JPEG than the view needs, PNG through `image`, and
+//! One member of a shard to pixels: no more of a JPEG than the view needs, PNG, and
 //! the resize to a row at both resolutions.
 //!
 //! Huffman-coded JPEGs of one scan, which nearly all are, go by our own entropy decoder: it passes
@@ -10,22 +10,45 @@
 //! cut. Decoding is exact ("ISLOW", smooth upsampling); only [`Scaling::Dct`] trades pixels for
 //! speed.
 //!
-//! A file without an end marker is refused as cut short. Other damage is found where it is decoded
-//! or passed over, never below the window; restart intervals outside of it are not looked into.
+//! # What is refused
+//! A file that libjpeg-turbo reads without a warning decodes to the pixels that it gives, and a file
+//! of which it warns that the data are corrupt is a [`Fault`]: tests and a fuzzer hold whole decodes
+//! to it ([`judge`]). A view is judged by what it decodes or passes over: damage below the window is
+//! not seen, nor what lies in restart intervals outside of it.
+//!
+//! A file that was cut is refused whatever the window: where no end marker stands behind the scan's
+//! header, the decoder goes on to the last MCU. If all are there, only the marker is missing, and
+//! the file is as good as any (so libjpeg-turbo has it, and some cameras write such files). Of
+//! progressive files without an end marker all scans must be there; arithmetic ones without it are
+//! refused, for their data end without a trace.
+//!
+//! Where we differ from libjpeg-turbo:
+//! - Stricter, where it is silent: a code of no meaning in a block (it takes any without a value for
+//!   the block's end), coefficients beyond the end of a block, a DC level beyond 16 bits (it wraps),
+//!   more than 200 scans.
+//! - Laxer, where it warns: junk between the header's segments and behind the picture, and all that
+//!   stands behind the first marker after it; up to 55 bits left over before a restart marker, of
+//!   which it may warn or not; a JFIF version or an Adobe transform that does not exist and
+//!   odd numbers in a sequential scan's header, which it warns of and reads alike.
+//! - Where a fill byte stands before a stuffed zero in the data, which no encoder writes, it decodes
+//!   an MCU twice without clearing it, so other coefficients may stay in it.
 
+#[cfg(test)]
+mod differential;
 mod entropy;
+pub mod judge;
 mod libjpeg;
+mod png;
 mod resize;
 mod rows;
 #[cfg(test)]
 mod tests;
 mod weights;
 
-use std::io::Cursor;
-
-use image::ImageDecoder;
 use serde::{Deserialize, Serialize};
 
+#[cfg(test)]
+use self::entropy::CHUNK as BUFFER;
 use self::entropy::Entropy;
 use self::libjpeg::Picture;
 use self::resize::Resizer;
@@ -33,7 +56,7 @@ use self::rows::{cmyk_to_rgb, shift_mirrored, shrink, turned};
 use self::weights::Stretch;
 use crate::augment::{Crop, View};
 use crate::error::Fault;
-use crate::jpeg;
+use crate::jpeg::Header;
 
 /// Scratch that is kept between images; a rare giant's is given back.
 const KEPT: usize = 24 << 20;
@@ -165,16 +188,16 @@ impl Decoder {
     /// Width and height in pixels, from the header alone, turned where the options say so.
     ///
     /// # Errors
-    /// Any [`Fault`] that shows in the header, or a missing end marker.
+    /// Any [`Fault`] that shows in the header.
     pub fn size(&mut self, bytes: &[u8]) -> Result<(usize, usize), Fault> {
         if sniff(bytes)? {
-            let header = jpeg::parse(bytes)?;
+            let header = Header::read(bytes)?;
             self.check_pixels(header.width as u64, header.height as u64)?;
             let turned = self.turn(&header) >= 5;
             Ok(if turned { (header.height, header.width) } else { (header.width, header.height) })
         } else {
-            let (width, height) = png(bytes)?.dimensions();
-            self.check_pixels(width.into(), height.into())?;
+            let check = |width, height| self.check_pixels(width, height);
+            let (width, height) = png::open(bytes, check)?.info().size();
             Ok((width as usize, height as usize))
         }
     }
@@ -263,7 +286,7 @@ impl Decoder {
             let (width, height) = self.decode_png(bytes)?;
             return Ok(Window::whole(width, height, choose(width, height)?.0));
         }
-        let header = jpeg::parse(bytes)?;
+        let header = Header::read(bytes)?;
         self.check_pixels(header.width as u64, header.height as u64)?;
         let turn = self.turn(&header);
         if turn > 1 {
@@ -286,7 +309,7 @@ impl Decoder {
     fn decode_jpeg(
         &mut self,
         bytes: &[u8],
-        header: &jpeg::Header,
+        header: &Header,
         crop: Crop,
         divisor: usize,
     ) -> Result<Window, Fault> {
@@ -299,7 +322,7 @@ impl Decoder {
             height: (crop.y + crop.height + margin).min(header.height)
                 - crop.y.saturating_sub(margin),
         };
-        let divisor = if header.lossless { 1 } else { divisor };
+        let divisor = if header.is_lossless() { 1 } else { divisor };
         let Self { picture, entropy, pixels, spare, headers, .. } = self;
         let (shown, layout) = if header.one_scan() {
             let (part, shown) = header.part(wide);
@@ -308,11 +331,11 @@ impl Decoder {
             let layout = started.layout;
             let mut scan = entropy.scan(&bytes[header.scan..], part, &layout);
             started.read(Some(&mut scan), pixels)?;
+            scan.finish()?;
             (shown, layout)
         } else {
             let size = (header.width, header.height);
-            let file = if header.junk { header.without_junk(bytes, headers) } else { bytes };
-            let started = picture.start(file, size, divisor)?;
+            let started = picture.start(bytes, size, divisor)?;
             let layout = started.layout;
             started.read(None, pixels)?;
             (Crop { x: 0, y: 0, width: size.0, height: size.1 }, layout)
@@ -331,7 +354,7 @@ impl Decoder {
         Ok(Window::of(crop, part, divisor))
     }
 
-    fn turn(&self, header: &jpeg::Header) -> u8 {
+    fn turn(&self, header: &Header) -> u8 {
         match self.options.orientation {
             Orientation::Ignore => 1,
             Orientation::Apply => header.orientation,
@@ -347,17 +370,9 @@ impl Decoder {
     }
 
     fn decode_png(&mut self, bytes: &[u8]) -> Result<(usize, usize), Fault> {
-        let decoder = png(bytes)?;
-        let (width, height) = decoder.dimensions();
-        self.check_pixels(width.into(), height.into())?;
-        let need = width as usize * height as usize * 3;
-        grow(&mut self.pixels, need);
-        if decoder.color_type() == image::ColorType::Rgb8 {
-            decoder.read_image(&mut self.pixels[..need]).map_err(png_fault)?;
-        } else {
-            let picture = image::DynamicImage::from_decoder(decoder).map_err(png_fault)?;
-            self.pixels[..need].copy_from_slice(&picture.into_rgb8());
-        }
+        let reader = png::open(bytes, |width, height| self.check_pixels(width, height))?;
+        let (width, height) = reader.info().size();
+        png::read(reader, &mut self.pixels)?;
         Ok((width as usize, height as usize))
     }
 
@@ -410,19 +425,6 @@ fn grow(buffer: &mut Vec<u8>, need: usize) {
     if buffer.len() < need {
         buffer.resize(need, 0);
     }
-}
-
-fn png(bytes: &[u8]) -> Result<image::codecs::png::PngDecoder<Cursor<&[u8]>>, Fault> {
-    image::codecs::png::PngDecoder::new(Cursor::new(bytes)).map_err(png_fault)
-}
-
-fn png_fault(error: image::ImageError) -> Fault {
-    if let image::ImageError::IoError(source) = &error
-        && source.kind() == std::io::ErrorKind::UnexpectedEof
-    {
-        return Fault::Truncated("the PNG data end early".into());
-    }
-    Fault::Png(Box::new(error))
 }
 
 impl Window {

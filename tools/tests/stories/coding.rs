@@ -6,7 +6,8 @@ use tempfile::tempdir;
 use turbojpeg::Subsamp;
 
 use crate::support::{
-    Sample, build, cmyk, decode, jpeg, jpeg_of, pixels, png, png_of, report, samples, write,
+    Sample, build, cmyk, decode, jpeg, jpeg_of, pixels, png, png_of, report, run, samples, text,
+    write,
 };
 
 /// Builds a flat folder of the files and returns what is stored, by key.
@@ -162,6 +163,36 @@ fn junk_that_harms_no_pixel_is_noted_and_damage_is_not_stored() {
     assert_eq!(decode(&all[0].image), decode(&whole));
     assert!(report(&dir.path().join("out"), "odd.jsonl")[0].1.contains("extraneous bytes"));
     assert_eq!(report(&dir.path().join("out"), "rejected.jsonl").len(), 5);
+}
+
+#[test]
+fn a_missing_end_marker_is_forgiven_where_every_mcu_is_there_and_no_cut_is() {
+    let whole = jpeg(200, 160, 6);
+    let end = whole.len() - 2;
+    let files = [
+        ("a.jpg", whole[..end].to_vec()),
+        ("b.jpg", [&whole[..end], b"\0trailer\0trailer"].concat()),
+        ("c.jpg", [&whole[..], b"SEFT", &whole[..]].concat()),
+        ("d.jpg", whole[..end - 1].to_vec()),
+        ("e.jpg", [&whole[..end - 9], b"\xFF\xFE\0\x09trailer"].concat()),
+    ];
+    let off = ["--restart", "off"];
+    let unchecked = ["--restart", "off", "--check", "off"];
+    for more in [&[][..], &["--check", "off"], &off, &unchecked, &["--keep"]] {
+        let dir = tempdir().expect("a folder");
+        let all = stored_in(dir.path(), &files, more);
+        let keys: Vec<&str> = all.iter().map(|sample| sample.key.as_str()).collect();
+        assert_eq!(keys, ["a", "b", "c"], "{more:?}");
+        assert_eq!(report(&dir.path().join("out"), "rejected.jsonl").len(), 2, "{more:?}");
+        for (sample, (_, source)) in all.iter().zip(&files) {
+            match more.contains(&"off") && more.contains(&"--restart") || more == ["--keep"] {
+                true => assert_eq!(&sample.image, source),
+                false => assert_eq!(decode(&sample.image), decode(&whole)),
+            }
+        }
+        let out = dir.path().join("out");
+        run(&["verify", "--deep", text(&out)]).ok();
+    }
 }
 
 #[test]
