@@ -342,3 +342,60 @@ fn orientation(tiff: &[u8]) -> Option<u8> {
         .find(|&entry| word(entry) == Some(0x0112))?;
     u8::try_from(word(entry + 8)?).ok().filter(|value| (1..=8).contains(value))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Headers of a picture of these sampling factors, with a segment and fill bytes before them.
+    fn headers(width: u16, height: u16, sampling: &[u8]) -> Vec<u8> {
+        let mut file = vec![0xff, 0xd8, 0xff, 0xff, 0xe0, 0, 4, 1, 2];
+        file.extend([0xff, 0xc0, 0, 8 + 3 * sampling.len() as u8, 8]);
+        file.extend(height.to_be_bytes());
+        file.extend(width.to_be_bytes());
+        file.push(sampling.len() as u8);
+        for (id, factors) in sampling.iter().enumerate() {
+            file.extend([id as u8 + 1, *factors, 0]);
+        }
+        file.extend([0xff, 0xda, 0, 3, sampling.len() as u8]);
+        file
+    }
+
+    #[test]
+    fn headers_cut_anywhere_are_an_error_and_never_a_panic() {
+        let whole = headers(640, 80, &[0x21, 0x11, 0x11]);
+        let header = Header::read(&whole).unwrap();
+        assert_eq!((header.width, header.height, header.scan), (640, 80, whole.len()));
+        assert_eq!((header.components(), header.unit()), (3, (16, 8)));
+        assert!(!header.ended && header.one_scan() && !header.is_lossless());
+        for cut in 0..whole.len() {
+            let fault = Header::read(&whole[..cut]).unwrap_err();
+            assert!(matches!(fault, Fault::Truncated(_)), "cut at {cut}: {fault}");
+        }
+        let codes: Vec<u8> = Segments::of(&whole).map(|segment| segment.unwrap().code).collect();
+        assert_eq!(codes, [0xe0, 0xc0, 0xda]);
+    }
+
+    #[test]
+    fn headers_that_make_no_sense_are_refused() {
+        let whole = headers(64, 64, &[0x11]);
+        let frame = whole.windows(2).position(|two| two == [0xff, 0xc0]).unwrap();
+        let with = |at: usize, insert: &[u8]| [&whole[..at], insert, &whole[at..]].concat();
+        for (what, file) in [
+            ("no component", headers(9, 9, &[])),
+            ("eleven components", headers(9, 9, &[0x11; 11])),
+            ("a factor of 0", headers(9, 9, &[0x01, 0x11, 0x11])),
+            ("a factor of 5", headers(9, 9, &[0x15, 0x11, 0x11])),
+            ("a side too long", headers(65_501, 9, &[0x11])),
+            ("two start markers", with(2, &[0xff, 0xd8])),
+            ("an end before the beginning", with(2, &[0xff, 0xd9])),
+            ("an unknown marker", with(2, &[0xff, 0xf7, 0, 2])),
+            ("two frame headers", with(frame, &whole[frame..frame + 13])),
+            ("a scan before the frame header", with(frame, &[0xff, 0xda, 0, 3, 1])),
+            ("something else", b"GIF89a".to_vec()),
+        ] {
+            let fault = Header::read(&file).unwrap_err();
+            assert!(matches!(fault, Fault::Jpeg(_)), "{what}: {fault}");
+        }
+    }
+}

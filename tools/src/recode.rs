@@ -372,3 +372,47 @@ pub(crate) fn reason(fault: &dyn std::error::Error) -> String {
         None => fault.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn jpeg(quality: i32, seed: usize) -> Vec<u8> {
+        let pixels: Vec<u8> = (0..200 * 150 * 3).map(|n| (n * seed + n / 600 * 7) as u8).collect();
+        let mut compressor = Compressor::new().unwrap();
+        compressor.set_quality(quality).unwrap();
+        let (pixels, format) = (&pixels[..], PixelFormat::RGB);
+        compressor
+            .compress_to_vec(Image { pixels, width: 200, pitch: 600, height: 150, format })
+            .unwrap()
+    }
+
+    #[test]
+    fn the_check_sees_other_coefficients_other_quantisers_and_damage() {
+        let mut recoder = Recoder::new(Coding::default()).unwrap();
+        let source = jpeg(90, 3);
+        let mut same = Vec::new();
+        recoder.rewriter.rewrite(&source, 5, &mut same).unwrap().unwrap();
+        assert_ne!(same, source);
+        assert_eq!(recoder.compare(&source, &same), Ok(None));
+        let table = source.windows(2).position(|two| two == [0xFF, 0xDB]).unwrap();
+        let mut quantiser = source.clone();
+        quantiser[table + 9] += 1;
+        let mut coefficient = source.clone();
+        let middle = source.len() / 2;
+        coefficient[middle] ^= 4;
+        for (what, other) in [
+            ("another picture", jpeg(90, 5)),
+            ("another quality", jpeg(91, 3)),
+            ("one quantiser", quantiser),
+            ("one bit of the data", coefficient),
+        ] {
+            assert!(recoder.compare(&source, &other).is_err(), "{what}");
+        }
+        let cut = source[..middle].to_vec();
+        let said = recoder.compare(&cut, &cut).unwrap_err();
+        assert!(said.contains("cut short"), "{said}");
+        let odd = [&source[..2], b"junk", &source[2..]].concat();
+        assert!(recoder.compare(&odd, &same).unwrap().unwrap().contains("belong to no segment"));
+    }
+}

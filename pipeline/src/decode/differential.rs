@@ -346,7 +346,7 @@ fn damage_is_judged_as_libjpeg_does() {
         let mut next = noise(seed + 77);
         let mut bytes = kinds[seed as usize % kinds.len()].clone();
         let scan = pipeline::jpeg::Header::read(&bytes).unwrap().scan;
-        let from = if next() % 4 == 0 { 2 } else { scan };
+        let from = if next().is_multiple_of(4) { 2 } else { scan };
         let mut place = |length: usize| {
             from + (usize::from(next()) << 8 | usize::from(next())) % (length - from)
         };
@@ -364,6 +364,22 @@ fn damage_is_judged_as_libjpeg_does() {
         }
         if let Err(problem) = judge.hold(&mut decoder, &bytes) {
             panic!("seed {seed}: {problem}");
+        }
+    }
+}
+
+#[test]
+fn every_marker_before_and_behind_the_picture_is_judged_as_libjpeg_does() {
+    let (mut judge, mut decoder) = court();
+    for (kind, bytes) in kinds().iter().enumerate() {
+        let scan = pipeline::jpeg::Header::read(bytes).unwrap().scan;
+        let frame = bytes.windows(2).position(|two| two[0] == 0xff && two[1] & 0xfc == 0xc0);
+        for (code, at) in (1..0xff)
+            .flat_map(|code| [2, frame.unwrap(), scan, bytes.len() - 2].map(|at| (code, at)))
+        {
+            let file = [&bytes[..at], &[0xff, code, 0, 4, 0, 0], &bytes[at..]].concat();
+            let held = judge.hold(&mut decoder, &file);
+            held.unwrap_or_else(|problem| panic!("{kind}, {code:#x} at {at}: {problem}"));
         }
     }
 }
