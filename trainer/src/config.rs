@@ -755,6 +755,23 @@ mod tests {
     }
 
     #[test]
+    fn crops_of_one_s_own_are_words_of_a_configuration() {
+        let own = [
+            "data.mode=random-resized-crop,scale=0.2..1,law=tensorflow",
+            "eval.mode=resize-centre-crop,resize=40",
+        ];
+        let config = Config::resolve(&Origin::Preset("demo"), &own.map(str::to_owned)).unwrap();
+        let pipeline::Mode::RandomResizedCrop(crop) = config.data.mode else {
+            panic!("{:?}", config.data.mode)
+        };
+        assert_eq!((crop.scale, crop.law), ((0.2, 1.0), pipeline::CropLaw::Tensorflow));
+        assert_eq!(config.eval.mode, pipeline::Mode::ResizeCentreCrop { resize: 40 });
+        assert_eq!(Config::parse(&config.to_toml()).unwrap(), config);
+        let wrong = problem(&["data.mode=random-resized-crop,scale=2..3"]);
+        assert!(wrong.contains("at most 1"), "{wrong}");
+    }
+
+    #[test]
     fn all_problems_are_reported_at_once() {
         let text = problem(&["train.batch=1", "opt.beta2=2", "f.res=32"]);
         for key in ["train.batch", "opt.beta2", "f.res"] {

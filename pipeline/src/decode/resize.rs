@@ -48,7 +48,9 @@ impl Resizer {
         (large, small): (&mut [u8], &mut [u8]),
     ) {
         #[cfg(target_arch = "x86_64")]
-        if let Some(fast) = &mut self.fast {
+        if let Some(fast) = &mut self.fast
+            && window.stretches(side)[1].most_taps(self.filter.support()) <= avx2::MOST_TAPS
+        {
             return fast.resize(self.filter, pixels, window, mirrored, side, (large, small));
         }
         self.portable(pixels, window, large, side);
@@ -76,7 +78,7 @@ impl Resizer {
             return;
         }
         let first = down.starts.first().map_or(0, |&first| first);
-        let end = down.starts.last().map_or(0, |last| (last + down.taps).min(height));
+        let end = down.starts.last().map_or(0, |last| (last + 2 * down.pairs).min(height));
         grow(lines, 3 * side * (end - first));
         let lines = &mut lines[..3 * side * (end - first)];
         for (n, made) in lines.chunks_exact_mut(3 * side).enumerate() {
@@ -101,9 +103,8 @@ const HALF: i32 = 1 << (PRECISION - 1);
 
 fn pass_across(axis: &Axis, line: &[u8], out: &mut [u8]) {
     let (line, _) = line.as_chunks::<3>();
-    let weights = axis.weights.chunks_exact(axis.taps);
     let places = out.as_chunks_mut::<3>().0.iter_mut();
-    for ((out, &start), weights) in places.zip(&axis.starts).zip(weights) {
+    for ((out, &start), weights) in places.zip(&axis.starts).zip(axis.weights()) {
         let mut sums = [HALF; 3];
         for (pixel, &weight) in line[start..].iter().zip(weights) {
             for (sum, &value) in sums.iter_mut().zip(pixel) {
@@ -117,8 +118,9 @@ fn pass_across(axis: &Axis, line: &[u8], out: &mut [u8]) {
 /// Makes lines of `width` bytes of the lines that `source` has.
 fn pass_down<'a>(axis: &Axis, source: impl Fn(usize) -> &'a [u8], width: usize, out: &mut [u8]) {
     let mut sums = vec![0; width];
-    let weights = axis.weights.chunks_exact(axis.taps);
-    for ((out, &start), weights) in out.chunks_exact_mut(width).zip(&axis.starts).zip(weights) {
+    for ((out, &start), weights) in
+        out.chunks_exact_mut(width).zip(&axis.starts).zip(axis.weights())
+    {
         sums.fill(HALF);
         for (n, &weight) in weights.iter().enumerate().filter(|(_, weight)| **weight != 0) {
             for (sum, &value) in sums.iter_mut().zip(source(start + n)) {
@@ -143,17 +145,17 @@ mod avx2 {
     const LINES: usize = 4;
     /// Pixels that are made at once.
     const PIXELS: usize = 4;
+    /// Lines that one of the result may be made of: more would overflow.
+    pub(super) const MOST_TAPS: usize = 256;
     /// Bytes of a vector.
     const LANES: usize = 32;
 
-    /// The weights of an axis for sums of pairs of 16-bit numbers: each is 256 times a high part
-    /// and a low part from 0 to 255.
+    /// The weights of an axis in two parts, each for sums of pairs.
     #[derive(Debug, Default)]
     struct Plan {
         axis: Axis,
         starts: Vec<usize>,
-        /// Of each value, two parts in 16 bits each: the high parts of all pairs of sources, then
-        /// the low parts.
+        /// Of each value, the high parts of all pairs of sources, then the low parts.
         weights: Vec<i32>,
         /// Pairs of sources of a value.
         pairs: usize,
@@ -172,13 +174,33 @@ mod avx2 {
         made: Vec<u8>,
     }
 
+    /// Weights as 256 times a high part and a low part from 0 to 255, in 16 bits each.
+    fn split_across([first, second]: [i32; 2]) -> [i32; 2] {
+        [(first >> 8) & 0xffff | (second >> 8) << 16, first & 0xff | (second & 0xff) << 16]
+    }
+
+    /// Weights as 65,536 times a high part, in 8 bits, twice, and a low part from -32,768 to
+    /// 32,767, in 16.
+    fn split_down([first, second]: [i32; 2]) -> [i32; 2] {
+        let [high, other] = [first, second].map(|weight| (weight + 0x8000) >> 16 & 0xff);
+        let both = high | other << 8;
+        [both | both << 16, first & 0xffff | second << 16]
+    }
+
     impl Plan {
         /// Plans `side` values of a stretch; `mirrored`, from the last to the first.
         #[target_feature(enable = "avx2")]
-        fn make(&mut self, filter: Filter, stretch: Stretch, side: usize, mirrored: bool) {
+        fn make(
+            &mut self,
+            filter: Filter,
+            stretch: Stretch,
+            side: usize,
+            mirrored: bool,
+            split: impl Fn([i32; 2]) -> [i32; 2],
+        ) {
             let Self { axis, starts, weights, pairs, furthest } = self;
             axis.plan(filter, stretch, side);
-            *pairs = axis.taps.div_ceil(2);
+            *pairs = axis.pairs;
             // Whole groups of values, of which the last may come to nothing.
             let all = side.next_multiple_of(PIXELS);
             starts.clear();
@@ -193,16 +215,13 @@ mod avx2 {
             let places = weights.chunks_exact_mut(2 * *pairs);
             let split = |(place, whole): (&mut [i32], &[i32])| {
                 let (high, low) = place.split_at_mut(*pairs);
-                for ((high, low), pair) in high.iter_mut().zip(low).zip(whole.chunks(2)) {
-                    let [first, second] = [pair[0], pair.get(1).copied().unwrap_or(0)];
-                    *high = (first >> 8) & 0xffff | (second >> 8) << 16;
-                    *low = first & 255 | (second & 255) << 16;
+                for ((high, low), pair) in high.iter_mut().zip(low).zip(whole.as_chunks::<2>().0) {
+                    [*high, *low] = split(*pair);
                 }
             };
-            let whole = axis.weights.chunks_exact(axis.taps);
             match mirrored {
-                false => places.zip(whole).for_each(split),
-                true => places.zip(whole.rev()).for_each(split),
+                false => places.zip(axis.weights()).for_each(split),
+                true => places.zip(axis.weights().rev()).for_each(split),
             }
         }
     }
@@ -222,8 +241,8 @@ mod avx2 {
             let (inner, columns_first) = (window.inner, columns_first(&row, &column));
             // SAFETY: without AVX2 there is no `Resizer`.
             unsafe {
-                self.across.make(filter, row, side, mirrored);
-                self.down.make(filter, column, side, false);
+                self.across.make(filter, row, side, mirrored, split_across);
+                self.down.make(filter, column, side, false, split_down);
             }
             let stride = 3 * window.width;
             let longest = 3 * if columns_first { inner.width } else { side };
@@ -289,7 +308,7 @@ mod avx2 {
             let turns = 2 * down.pairs + LINES;
             for (value, made) in values.zip(made.chunks_exact_mut(made_gap)) {
                 let start = down.starts[value];
-                while *next < (start + down.axis.taps).min(from.last + 1) {
+                while *next < (start + 2 * down.pairs).min(from.last + 1) {
                     let four = std::array::from_fn(|n| from.line(*next + n));
                     let places = std::array::from_fn(|n| (*next + n) % turns * gap);
                     across.sideways(four, lines, places);
@@ -391,11 +410,13 @@ mod avx2 {
                         let first = weights(2 * four);
                         let second = (2 * four + 1 < pairs).then(|| weights(2 * four + 1));
                         for two in 0..LINES / 2 {
+                            let (one, other) = (from[2 * two], from[2 * two + 1]);
                             // SAFETY: the assertion.
-                            let [one, other] = [0, 1].map(|n| unsafe {
-                                _mm_loadu_si128(from[2 * two + n].as_ptr().add(at).cast())
-                            });
-                            let bytes = _mm256_set_m128i(other, one);
+                            let bytes = unsafe {
+                                let one = _mm_loadu_si128(one.as_ptr().add(at).cast());
+                                let other = _mm_loadu_si128(other.as_ptr().add(at).cast());
+                                _mm256_set_m128i(other, one)
+                            };
                             sums[two].add(_mm256_shuffle_epi8(bytes, near), first);
                             if let Some(second) = second {
                                 sums[two].add(_mm256_shuffle_epi8(bytes, far), second);
@@ -452,31 +473,84 @@ mod avx2 {
         line: impl Fn(usize) -> &'a [[u8; LANES]],
         out: &mut [[u8; LANES]],
     ) {
-        let pair = |n| [line(2 * n), line(2 * n + 1)];
-        let known: [_; PAIRS] = std::array::from_fn(pair);
         let pairs = if PAIRS > 0 { PAIRS } else { weights.len() / 2 };
-        let weights = |n| Weights::new(weights, n, pairs);
-        let known_weights: [_; PAIRS] = std::array::from_fn(weights);
-        let pair = |n| {
-            if PAIRS > 0 { (known[n], known_weights[n]) } else { (pair(n), weights(n)) }
-        };
-        let zero = _mm256_setzero_si256();
+        let weights = |pair| Weights::new(weights, pair, pairs);
+        let vectors = out.len();
+        let place = |n| line(n)[..vectors].as_ptr();
+        let two = |pair| [place(2 * pair), place(2 * pair + 1)];
+        let mut known = [([std::ptr::null(); 2], Weights::none()); PAIRS];
+        for (pair, known) in known.iter_mut().enumerate() {
+            *known = (two(pair), weights(pair));
+        }
         for (n, out) in out.iter_mut().enumerate() {
-            let mut sums = [Sum::new(); 4];
-            for (lines, weights) in (0..pairs).map(pair) {
-                // SAFETY: arrays of as many bytes.
-                let [first, second] =
-                    lines.map(|line| unsafe { _mm256_loadu_si256(line[n].as_ptr().cast()) });
-                let low = _mm256_unpacklo_epi8(first, second);
-                let high = _mm256_unpackhi_epi8(first, second);
-                sums[0].add(_mm256_unpacklo_epi8(low, zero), weights);
-                sums[1].add(_mm256_unpackhi_epi8(low, zero), weights);
-                sums[2].add(_mm256_unpacklo_epi8(high, zero), weights);
-                sums[3].add(_mm256_unpackhi_epi8(high, zero), weights);
+            let mut sums = SumDown::new();
+            if PAIRS > 0 {
+                for ([first, second], weights) in known {
+                    // SAFETY: lines as long as `out`.
+                    unsafe { sums.add([first.add(n), second.add(n)], weights) }
+                }
+            } else {
+                for pair in 0..pairs {
+                    let [first, second] = two(pair);
+                    // SAFETY: as above.
+                    unsafe { sums.add([first.add(n), second.add(n)], weights(pair)) }
+                }
             }
-            let bytes = pack(sums.map(|sum| sum.levels()));
             // SAFETY: an array of as many bytes.
-            unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), bytes) }
+            unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), sums.bytes()) }
+        }
+    }
+
+    /// Sums of 32 bytes of lines by [`split_down`] weights: the high parts in two halves of 16 bits
+    /// each, where what overflows does no harm, the low parts in four quarters of 32 bits.
+    #[derive(Debug, Clone, Copy)]
+    struct SumDown {
+        high: [__m256i; 2],
+        low: [__m256i; 4],
+    }
+
+    impl SumDown {
+        /// Half of a level, which rounds.
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        fn new() -> Self {
+            Self { high: [_mm256_setzero_si256(); 2], low: [_mm256_set1_epi32(HALF); 4] }
+        }
+
+        /// Adds two lines.
+        ///
+        /// # Safety
+        /// Both are places of a vector's bytes.
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn add(&mut self, two: [*const [u8; LANES]; 2], weights: Weights) {
+            // SAFETY: by the caller's word.
+            let [first, second] =
+                unsafe { [_mm256_loadu_si256(two[0].cast()), _mm256_loadu_si256(two[1].cast())] };
+            let zero = _mm256_setzero_si256();
+            let halves = [_mm256_unpacklo_epi8(first, second), _mm256_unpackhi_epi8(first, second)];
+            for (n, half) in halves.into_iter().enumerate() {
+                let high = _mm256_maddubs_epi16(half, weights.high);
+                self.high[n] = _mm256_add_epi16(self.high[n], high);
+                let quarters = [_mm256_unpacklo_epi8(half, zero), _mm256_unpackhi_epi8(half, zero)];
+                for (low, quarter) in self.low[2 * n..].iter_mut().zip(quarters) {
+                    *low = _mm256_add_epi32(*low, _mm256_madd_epi16(quarter, weights.low));
+                }
+            }
+        }
+
+        /// Whole levels, held between 0 and 255.
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        fn bytes(self) -> __m256i {
+            let Self { high, low: [a, b, c, d] } = self;
+            let half = |high, one, other| {
+                let one = _mm256_srai_epi32::<16>(one);
+                let other = _mm256_srai_epi32::<16>(other);
+                let sum = _mm256_add_epi16(high, _mm256_packs_epi32(one, other));
+                _mm256_srai_epi16::<{ PRECISION as i32 - 16 }>(sum)
+            };
+            _mm256_packus_epi16(half(high[0], a, b), half(high[1], c, d))
         }
     }
 
@@ -490,13 +564,19 @@ mod avx2 {
     impl Weights {
         #[inline]
         #[target_feature(enable = "avx2")]
+        fn none() -> Self {
+            Self { high: _mm256_setzero_si256(), low: _mm256_setzero_si256() }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2")]
         fn new(weights: &[i32], at: usize, pairs: usize) -> Self {
-            let [high, low] = [weights[at], weights[at + pairs]].map(|two| _mm256_set1_epi32(two));
-            Self { high, low }
+            let high = _mm256_set1_epi32(weights[at]);
+            Self { high, low: _mm256_set1_epi32(weights[at + pairs]) }
         }
     }
 
-    /// Sums by the high and by the low parts of weights.
+    /// Sums by [`split_across`] weights.
     #[derive(Debug, Clone, Copy)]
     struct Sum {
         high: __m256i,

@@ -6,6 +6,9 @@ use super::Filter;
 /// Bits of a weight behind the point, as in Pillow: 8 for a level and 2 for what filters ring.
 pub(super) const PRECISION: u32 = 32 - 8 - 2;
 
+/// Added to a whole number below 2^51, leaves it in the low bits.
+const INTEGERS: f64 = 1.5 * (1_u64 << 52) as f64;
+
 /// Values that are planned together, in vectors.
 const BLOCK: usize = 32;
 
@@ -14,14 +17,14 @@ const BLOCK: usize = 32;
 pub(super) struct Axis {
     /// The first source of each value. They never go back.
     pub(super) starts: Vec<usize>,
-    /// The weights of each value, `taps` in number, zeros behind the last. A weight that is not
-    /// zero has its source within the line.
-    pub(super) weights: Vec<i32>,
-    /// The most weights that a value has.
-    pub(super) taps: usize,
+    /// Pairs of weights that each value has.
+    pub(super) pairs: usize,
+    /// The weights of all values, `stride` each, of which the first is that of `starts` less
+    /// `skipped`.
+    weights: Vec<i32>,
+    stride: usize,
+    skipped: Vec<usize>,
     exact: Vec<[f64; BLOCK]>,
-    rounded: Vec<i32>,
-    spans: Vec<(usize, usize)>,
 }
 
 fn bilinear(x: f64) -> f64 {
@@ -72,6 +75,11 @@ impl Stretch {
         f64::from(self.from) + (value as f64 + 0.5) * self.scale()
     }
 
+    /// No value is made of more pixels.
+    pub(super) fn most_taps(&self, support: f64) -> usize {
+        (support * self.scale().max(1.0)).ceil() as usize * 2 + 1
+    }
+
     /// The first of the pixels that `count` wanted values are made of, and the end of them.
     pub(super) fn reach(&self, filter: Filter, count: usize) -> (usize, usize) {
         let radius = filter.support() * self.scale().max(1.0);
@@ -92,7 +100,7 @@ pub(super) fn columns_first(row: &Stretch, column: &Stretch) -> bool {
 }
 
 impl Filter {
-    fn support(self) -> f64 {
+    pub(super) fn support(self) -> f64 {
         match self {
             Self::Bilinear => 1.0,
             Self::Bicubic => 2.0,
@@ -115,13 +123,14 @@ impl Axis {
         let scale = stretch.scale();
         let wide = scale.max(1.0);
         let (radius, narrow) = (support * wide, 1.0 / wide);
-        let most = radius.ceil() as usize * 2 + 1;
+        let most = stretch.most_taps(support);
         let unit = f64::from(1 << PRECISION);
-        self.rounded.clear();
-        self.rounded.resize(side.next_multiple_of(BLOCK) * most, 0);
+        self.stride = most.next_multiple_of(2);
+        self.weights.clear();
+        self.weights.resize(side.next_multiple_of(BLOCK) * self.stride, 0);
         self.starts.clear();
         self.exact.resize(most, [0.0; BLOCK]);
-        for (block, rounded) in self.rounded.chunks_exact_mut(BLOCK * most).enumerate() {
+        for (block, weights) in self.weights.chunks_exact_mut(BLOCK * self.stride).enumerate() {
             let (mut centres, mut begins, mut counts, mut sums) =
                 ([0.0; BLOCK], [0.0; BLOCK], [0.0; BLOCK], [0.0; BLOCK]);
             for value in 0..BLOCK {
@@ -143,39 +152,47 @@ impl Axis {
                 let mut whole = [0; BLOCK];
                 for value in 0..BLOCK {
                     let scaled = exact[value] / sums[value] * unit;
-                    whole[value] = (scaled + 0.5_f64.copysign(scaled)) as i32;
+                    let rounded = (scaled + 0.5_f64.copysign(scaled)).trunc();
+                    // A whole number's low bits, and 0 of what is not used and no number.
+                    whole[value] = (rounded + INTEGERS).to_bits() as i32;
                 }
-                for (value, whole) in whole.into_iter().enumerate() {
-                    rounded[value * most + tap] = whole;
+                for (weights, whole) in weights.chunks_exact_mut(self.stride).zip(whole) {
+                    weights[tap] = whole;
                 }
             }
             self.starts.extend(begins.map(|begin| (begin as usize).saturating_sub(stretch.origin)));
         }
         self.starts.truncate(side);
-        self.pack(most);
+        self.pack();
     }
 
     /// Leaves zeros at either end out.
     #[inline(always)]
-    fn pack(&mut self, most: usize) {
-        let Self { starts, weights, taps, rounded, spans, .. } = self;
-        let mut next = usize::MAX;
-        *taps = 1;
-        spans.clear();
-        for (start, weights) in starts.iter_mut().zip(rounded.chunks_exact(most)).rev() {
+    fn pack(&mut self) {
+        let Self { starts, pairs, weights, stride, skipped, .. } = self;
+        skipped.clear();
+        let (mut next, mut most) = (usize::MAX, 1);
+        for (&start, weights) in starts.iter().zip(weights.chunks_exact(*stride)).rev() {
             let first = weights.iter().position(|&weight| weight != 0).unwrap_or(0);
             let end = weights.iter().rposition(|&weight| weight != 0).map_or(1, |last| last + 1);
-            let first = first.min(next - *start);
-            spans.push((first, end));
-            *taps = (*taps).max(end - first);
-            *start += first;
-            next = *start;
+            let first = first.min(next - start);
+            next = start + first;
+            most = most.max(end - first);
+            skipped.push(first);
         }
-        weights.clear();
-        weights.resize(starts.len() * *taps, 0);
-        let places = weights.chunks_exact_mut(*taps).zip(rounded.chunks_exact(most));
-        for ((place, weights), &(first, end)) in places.zip(spans.iter().rev()) {
-            place[..end - first].copy_from_slice(&weights[first..end]);
+        *pairs = most.div_ceil(2);
+        let room = *stride - 2 * *pairs;
+        skipped.reverse();
+        for (start, skipped) in starts.iter_mut().zip(skipped) {
+            *skipped = (*skipped).min(room);
+            *start += *skipped;
         }
+    }
+
+    /// The weights of each value, `2 * pairs` of them, zeros behind the last. A weight that is not
+    /// zero has its source within the line.
+    pub(super) fn weights(&self) -> impl DoubleEndedIterator<Item = &[i32]> {
+        let weights = self.weights.chunks_exact(self.stride).zip(&self.skipped);
+        weights.map(|(weights, &skipped)| &weights[skipped..][..2 * self.pairs])
     }
 }
