@@ -13,7 +13,7 @@
 //! work; the index, which does, is written at the end.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +21,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
+use pipeline::container::Skipped;
 use pipeline::index::{Classes, Format, IndexWriter, Manifest};
 use pipeline::shard::{Entry, ShardWriter, Written};
 use serde_json::Value;
@@ -38,6 +39,10 @@ const BYTES_IN_FLIGHT: u64 = 64 << 20;
 
 /// Images that may be on their way at once, per thread.
 const IMAGES_IN_FLIGHT: usize = 32;
+
+/// Files that were left out, and images that were out of the ordinary: a line of [`Rejected`] each.
+const REJECTED_FILE: &str = "rejected.jsonl";
+const ODD_FILE: &str = "odd.jsonl";
 
 /// How many files may be rejected.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -122,8 +127,14 @@ pub struct Report {
     pub bytes: u64,
     /// Files that were left out.
     pub rejected: u64,
+    /// The first of them.
+    pub first_rejected: Option<Rejected>,
     /// Images that were out of the ordinary.
     pub odd: u64,
+    /// The first of them.
+    pub first_odd: Option<Rejected>,
+    /// What was passed over, by kind.
+    pub skipped: Skipped,
     /// Images that an earlier, interrupted run had stored.
     pub resumed: u64,
 }
@@ -132,8 +143,8 @@ pub struct Report {
 /// before those of the plan's catalog.
 ///
 /// # Errors
-/// The output is in the way, too many files are unreadable (then nothing is left behind), or
-/// reading or writing fails (then the same call goes on from the last finished shard).
+/// The output is in the way, too many files are unreadable, or reading or writing fails. Whatever it
+/// is, finished shards are kept ([`Error::Kept`]), and the same call goes on from them.
 pub fn build(plan: &Plan, run: &Run, stream: Option<Stream>) -> Result<Report, Error> {
     let fingerprint = format!("{:016x}", fingerprint(plan)?);
     let (workplace, finished) = match Workplace::open(run.output, run.existing, &fingerprint)? {
@@ -141,17 +152,17 @@ pub fn build(plan: &Plan, run: &Run, stream: Option<Stream>) -> Result<Report, E
         Found::Complete => return report_of(run.output),
     };
     let mut writer = Writer::new(plan, run, workplace, finished, stream);
-    let result = writer.run_to_end();
-    match result {
-        Ok(()) => writer.publish(fingerprint),
-        // The pipe may be whole, or the right one, the next time, or the options others.
-        Err(error) if writer.keeps(&error) => Err(error),
-        // Trying again would end the same way, so nothing is kept.
-        Err(error) if error.is_input() => {
+    match writer.run_to_end() {
+        Ok(()) => {
+            let (dir, shards) = (writer.workplace.dir.clone(), writer.report.shards);
+            writer.publish(fingerprint).map_err(|error| error.kept(shards, &dir))
+        }
+        // Nothing is lost: another try would begin anew.
+        Err(error) if error.is_input() && writer.report.shards == 0 => {
             writer.workplace.discard()?;
             Err(error)
         }
-        Err(error) => Err(error),
+        Err(error) => Err(error.kept(writer.report.shards, &writer.workplace.dir)),
     }
 }
 
@@ -399,14 +410,6 @@ impl<'a> Writer<'a> {
         self.check_rejected()
     }
 
-    /// True when another call could go on from what is stored: a pipe that ended early, or has not
-    /// shown yet that it is the one that an interrupted run had read; or options that let nothing
-    /// begin.
-    fn keeps(&self, error: &Error) -> bool {
-        let other = matches!(error, Error::Stream { .. }) || !self.expected.is_empty();
-        (other || self.ticket == 0) && self.report.shards > 0
-    }
-
     fn check_interrupted(&self) -> Result<(), Error> {
         match self.run.interrupted.load(Ordering::Relaxed) {
             true => Err(Error::Interrupted { shards: self.report.shards }),
@@ -589,7 +592,7 @@ impl<'a> Writer<'a> {
             Some(Rejected { name, reason }) if count > allowed => Err(Error::input(
                 name,
                 format!("{reason}; {count} of {files} files are unreadable, {allowed} allowed"),
-                "mend the source, or raise --max-rejected",
+                "raise --max-rejected, or mend the source",
             )),
             _ => Ok(()),
         }
@@ -627,14 +630,19 @@ impl<'a> Writer<'a> {
     /// Writes what describes the shards, and gives the folder its name.
     fn publish(mut self, fingerprint: String) -> Result<Report, Error> {
         let (index, rejected, odd) = self.index()?;
+        self.report.skipped = self.plan.catalog.skipped.clone();
+        if let Some(stream) = &self.stream {
+            self.report.skipped.merge(stream.skipped().clone());
+        }
         let Self { plan, workplace, .. } = &self;
         if index.is_empty() {
-            let first = rejected.first().map(|r| format!(" ({}: {})", r.name, r.reason));
-            let problem = format!(
-                "no image could be stored from {}{}",
-                plan.source,
-                first.unwrap_or_default()
-            );
+            let mut why: Vec<String> =
+                rejected.first().map(|r| format!("{}: {}", r.name, r.reason)).into_iter().collect();
+            if !self.report.skipped.is_empty() {
+                why.push(format!("passed over: {}", self.report.skipped).replace('\n', ", "));
+            }
+            let why = if why.is_empty() { String::new() } else { format!(" ({})", why.join("; ")) };
+            let problem = format!("no image could be stored from {}{why}", plan.source);
             let output = self.run.output.to_path_buf();
             self.workplace.discard()?;
             return Err(Error::input(output, problem, "check --layout and --input"));
@@ -648,11 +656,9 @@ impl<'a> Writer<'a> {
         let stream = self.stream.as_ref();
         let classes = stream.map_or_else(|| plan.catalog.classes.clone(), Stream::classes);
         let count = classes.len() as u64;
-        let skipped = stream.map_or(0, |stream| stream.skipped().total());
-        let ignored = plan.catalog.skipped.total() + skipped;
         Classes(classes.into_iter().enumerate().map(class).collect()).save(dir)?;
-        write_lines(&dir.join("rejected.jsonl"), &rejected)?;
-        write_lines(&dir.join("odd.jsonl"), &odd)?;
+        write_lines(&dir.join(REJECTED_FILE), &rejected)?;
+        write_lines(&dir.join(ODD_FILE), &odd)?;
         index.write(dir)?;
         let mut options = plan.options.clone();
         let coding = serde_json::to_value(&plan.coding).unwrap_or_default();
@@ -660,7 +666,7 @@ impl<'a> Writer<'a> {
         for (name, value) in [
             ("plan", Value::from(fingerprint)),
             ("shard_bytes", plan.shard_bytes.into()),
-            ("ignored_files", ignored.into()),
+            ("skipped", serde_json::to_value(&self.report.skipped).unwrap_or_default()),
             ("rejected_files", rejected.len().into()),
             ("odd_images", odd.len().into()),
         ] {
@@ -678,7 +684,9 @@ impl<'a> Writer<'a> {
         };
         manifest.save(dir)?;
         self.report.rejected = rejected.len() as u64;
+        self.report.first_rejected = rejected.into_iter().next();
         self.report.odd = odd.len() as u64;
+        self.report.first_odd = odd.into_iter().next();
         self.workplace.publish()?;
         Ok(self.report)
     }
@@ -714,6 +722,14 @@ fn report_of(output: &Path) -> Result<Report, Error> {
     let count = |name| manifest.options.get(name).and_then(Value::as_u64).unwrap_or(0);
     report.rejected = count("rejected_files");
     report.odd = count("odd_images");
+    let first = |name| {
+        let file = std::fs::File::open(output.join(name)).ok()?;
+        let line = BufReader::new(file).lines().next()?.ok()?;
+        serde_json::from_str(&line).ok()
+    };
+    (report.first_rejected, report.first_odd) = (first(REJECTED_FILE), first(ODD_FILE));
+    let skipped = manifest.options.get("skipped").cloned();
+    report.skipped = skipped.and_then(|s| serde_json::from_value(s).ok()).unwrap_or_default();
     Ok(report)
 }
 

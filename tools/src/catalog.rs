@@ -4,13 +4,15 @@
 //! and by several threads at once, through [`Catalog::read`].
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use pipeline::container::Skipped;
 pub use pipeline::container::Split;
+use pipeline::container::{Skipped, image_kind};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -43,8 +45,8 @@ pub enum Place {
     File {
         /// Which folder.
         folder: u32,
-        /// The file's name in it.
-        name: Box<str>,
+        /// The file's name in it, of whatever bytes.
+        name: Box<OsStr>,
     },
     /// A range of one of [`Catalog::archives`].
     Range {
@@ -150,7 +152,8 @@ impl Catalog {
     /// Reads what `item` stands for into `bytes`, which is cleared first.
     ///
     /// # Errors
-    /// The source could not be read any more; `Ok(Err(reason))` says that only this item is at fault.
+    /// The source could not be read any more, as when its disk is gone; `Ok(Err(reason))` says that only
+    /// this item is at fault.
     ///
     /// # Panics
     /// The item is not of this catalog.
@@ -165,6 +168,10 @@ impl Catalog {
                     Ok(_) => Ok(Ok(Raw::Encoded)),
                     Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                         Ok(Err("may not be read".to_owned()))
+                    }
+                    // Only this file is at fault where its folder is still there.
+                    Err(error) if is_alive(&self.folders[*folder as usize]) => {
+                        Ok(Err(format!("cannot be read any more ({error})")))
                     }
                     Err(error) => Err(Error::io(&path, "read it")(error)),
                 }
@@ -199,7 +206,7 @@ impl Catalog {
     pub fn name(&self, item: &Item) -> String {
         match &item.place {
             Place::File { folder, name } => {
-                self.folders[*folder as usize].join(&**name).display().to_string()
+                shown(self.folders[*folder as usize].join(&**name).as_os_str())
             }
             Place::Range { archive, offset } => {
                 let path = self.archives[*archive as usize].display();
@@ -226,6 +233,23 @@ impl Catalog {
             item.key = unique(&mut taken, item.key.clone());
         }
     }
+}
+
+/// True when a folder can be listed and holds something: where a disk was mounted, an empty one stays.
+fn is_alive(folder: &Path) -> bool {
+    std::fs::read_dir(folder).is_ok_and(|mut entries| matches!(entries.next(), Some(Ok(_))))
+}
+
+/// A name or path for people and keys: bytes that are not UTF-8 become `\xE9`.
+pub(crate) fn shown(name: &OsStr) -> String {
+    let mut text = String::with_capacity(name.len());
+    for chunk in name.as_bytes().utf8_chunks() {
+        text += chunk.valid();
+        for byte in chunk.invalid() {
+            text += &format!("\\x{byte:02X}");
+        }
+    }
+    text
 }
 
 /// Makes `key` one that is not `taken` yet, by hash, and takes it.
@@ -255,12 +279,10 @@ pub(crate) fn key(name: &str) -> Box<str> {
     if key.is_empty() { "_".into() } else { key.into() }
 }
 
-/// True when a file of this name claims to be an image, whether or not we can read its format.
+/// True when a file of this name claims to be an image of a format that is read here. What it is
+/// its first bytes say. torchvision's `IMG_EXTENSIONS` are among these.
 pub(crate) fn claims_image(name: &str) -> bool {
-    const EXTENSIONS: [&str; 10] =
-        ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff"];
-    let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);
-    EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known))
+    name.rsplit_once('.').is_some_and(|(_, extension)| image_kind(extension).is_some())
 }
 
 /// A file name without its last extension.
@@ -285,6 +307,28 @@ mod tests {
         assert_eq!(&*key(""), "_");
         let long = key(&"猫".repeat(60));
         assert!(long.len() <= MAX_KEY_BYTES && long != key(&"猫".repeat(61)));
+    }
+
+    #[test]
+    fn a_file_that_is_gone_is_rejected_and_a_folder_that_is_gone_ends_the_build() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let folder = dir.path().join("class");
+        std::fs::create_dir(&folder).expect("made");
+        std::fs::write(folder.join("a.jpg"), "bytes").expect("written");
+        let catalog = Catalog { folders: vec![folder.clone()], ..Catalog::default() };
+        let of = |name: &str| {
+            let place = Place::File { folder: 0, name: OsStr::new(name).into() };
+            let item = Item { place, ..item("a", 0) };
+            catalog.read(&item, &mut Vec::new())
+        };
+        assert_eq!(of("a.jpg").expect("it is there"), Ok(Raw::Encoded));
+        let reason = of("gone.jpg").expect("its folder is there").expect_err("it is gone");
+        assert!(reason.starts_with("cannot be read any more"), "{reason}");
+        // As where a disk was mounted.
+        std::fs::remove_file(folder.join("a.jpg")).expect("removed");
+        assert!(of("gone.jpg").is_err());
+        std::fs::remove_dir(&folder).expect("removed");
+        assert!(of("gone.jpg").is_err());
     }
 
     #[test]

@@ -66,6 +66,17 @@ pub enum Error {
     /// The data folder's own format reported a failure.
     #[error(transparent)]
     Pipeline(#[from] pipeline::Error),
+    /// A build that stopped with shards finished, which stay for the same command to go on from.
+    #[error("{}; {shards} finished shard(s) are kept in {}, and the same command goes on from them",
+        crate::recode::reason(error), dir.display())]
+    Kept {
+        /// Why it stopped.
+        error: Box<Error>,
+        /// Shards that are complete and recorded.
+        shards: usize,
+        /// The folder in which they are.
+        dir: PathBuf,
+    },
     /// SIGINT or SIGTERM arrived; what is finished stays for the same command to go on from.
     #[error("interrupted; the same command goes on from the {shards} shard(s) that are finished")]
     Interrupted {
@@ -83,11 +94,21 @@ impl Error {
             | Self::Usage { .. }
             | Self::Unsound { .. } => true,
             Self::Pipeline(error) => error.is_input(),
+            Self::Kept { error, .. } => error.is_input(),
             Self::Io { .. }
             | Self::Turbo(_)
             | Self::Decoder(_)
             | Self::Png(_)
             | Self::Interrupted { .. } => false,
+        }
+    }
+
+    /// The error of a build that leaves that many finished shards in its work folder.
+    pub(crate) fn kept(self, shards: usize, dir: &Path) -> Self {
+        match self {
+            Self::Interrupted { .. } => self,
+            _ if shards == 0 || !dir.exists() => self,
+            _ => Self::Kept { error: Box::new(self), shards, dir: dir.to_path_buf() },
         }
     }
 

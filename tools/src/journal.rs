@@ -139,7 +139,17 @@ impl Workplace {
             }
             Err(TryLockError::Error(source)) => return Err(Error::io(&path, "lock it")(source)),
         }
-        let finished = match read(&mut journal, plan).map_err(Error::io(&path, "read it"))? {
+        let journaled = match read(&mut journal, plan) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                if existing != Existing::Overwrite {
+                    let mend = "restore it, or give --overwrite to begin anew";
+                    return Err(Error::input(path, error.to_string(), mend));
+                }
+                None
+            }
+            other => other.map_err(Error::io(&path, "read it"))?,
+        };
+        let finished = match journaled {
             Some(finished) => finished,
             None if existing == Existing::Overwrite || is_new(&journal) => {
                 journal.set_len(0).map_err(Error::io(&path, "empty it"))?;
@@ -266,7 +276,8 @@ fn is_new(journal: &File) -> bool {
     journal.metadata().is_ok_and(|metadata| metadata.len() == 0)
 }
 
-/// The finished shards, if the journal is this plan's. A last line that was cut off is taken away.
+/// The finished shards, if the journal is this plan's. A last line that was cut off is taken away; a
+/// damaged one that others follow is an error, as the shards of all of these would be lost.
 fn read(journal: &mut File, plan: &str) -> io::Result<Option<Vec<Finished>>> {
     let mut lines = BufReader::new(&*journal);
     let mut line = Vec::new();
@@ -286,6 +297,10 @@ fn read(journal: &mut File, plan: &str) -> io::Result<Option<Vec<Finished>>> {
         let read = lines.read_until(b'\n', &mut line)? as u64;
         match serde_json::from_slice::<Finished>(&line) {
             Ok(shard) if line.ends_with(b"\n") => finished.push(shard),
+            Err(_) if line.ends_with(b"\n") => {
+                let problem = format!("line {} is damaged", finished.len() + 2);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
+            }
             _ => break,
         }
         length += read;

@@ -11,6 +11,7 @@
 pub mod build;
 pub mod catalog;
 mod error;
+mod formats;
 pub mod inspect;
 mod journal;
 pub mod jpeg;

@@ -9,6 +9,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use crate::Error;
 use crate::catalog::Raw;
+use crate::formats::{self, Foreign, Picture};
 use crate::jpeg::Frame;
 use crate::transform::{Rewriter, Verdict};
 
@@ -54,7 +55,8 @@ pub struct Coding {
     pub max_side: Option<u16>,
     /// JPEG quality of images that have to be encoded.
     pub quality: u8,
-    /// Store images that are no JPEG as PNG, which loses nothing.
+    /// Store images that are no JPEG as PNG, which loses nothing. Lossless formats other than PNG always
+    /// are.
     pub png: bool,
 }
 
@@ -109,13 +111,21 @@ impl Recoder {
     /// # Errors
     /// libjpeg-turbo fails for want of memory: nothing that the input can cause.
     pub fn recode(&mut self, raw: Raw, bytes: Vec<u8>) -> Result<Result<Coded, String>, Error> {
+        if let (Raw::Encoded, Some(format)) = (raw, Foreign::of(&bytes)) {
+            return self.recode_foreign(format, bytes);
+        }
         let (width, height) = match raw {
             Raw::Pixels { width, height } => {
-                return self.encode(&bytes, (width, height), None).map(Ok);
+                let png = self.coding.png;
+                return self.encode(&bytes, (width, height), png, None).map(Ok);
             }
             Raw::Encoded => match self.decoder.size(&bytes) {
                 Ok((width, height)) => (width as u32, height as u32),
-                Err(fault) => return Ok(Err(reason(&fault))),
+                Err(fault) => {
+                    let name = formats::not_read(&bytes)
+                        .map(|name| format!("is {name}, which is not read"));
+                    return Ok(Err(name.unwrap_or_else(|| reason(&fault))));
+                }
             },
         };
         let png = bytes.starts_with(PNG);
@@ -152,17 +162,48 @@ impl Recoder {
         match self.decoder.decode(&bytes) {
             Ok(decoded) => {
                 drop(bytes);
-                let (pixels, size) = self.shrink(decoded);
-                if !self.coding.png && size.0.max(size.1) > MAX_JPEG_SIDE {
-                    let (width, height) = size;
-                    return Ok(Err(format!(
-                        "{width}x{height} pixels, and a JPEG has at most {MAX_JPEG_SIDE} a side"
-                    )));
-                }
-                self.encode(&pixels, size, what).map(Ok)
+                self.store(decoded, self.coding.png, what)
             }
             Err(fault) => Ok(Err(reason(&fault))),
         }
+    }
+
+    /// What is neither JPEG nor PNG: what has lost nothing yet becomes PNG, the rest JPEG.
+    fn recode_foreign(
+        &mut self,
+        format: Foreign,
+        bytes: Vec<u8>,
+    ) -> Result<Result<Coded, String>, Error> {
+        let name = format.name();
+        if self.coding.keep {
+            return Ok(Err(format!("is {name}, and --keep stores nothing but JPEG and PNG")));
+        }
+        let Picture { decoded, lossless, notes } = match format.decode(&bytes) {
+            Ok(picture) => picture,
+            Err(problem) => return Ok(Err(problem)),
+        };
+        drop(bytes);
+        let png = lossless || self.coding.png;
+        let stored = if png { "PNG" } else { "JPEG" };
+        let notes: String = notes.iter().map(|note| format!(", {note}")).collect();
+        self.store(decoded, png, Some(&format!("was {name}{notes}, stored as {stored}")))
+    }
+
+    /// Scales down and encodes.
+    fn store(
+        &mut self,
+        decoded: Decoded,
+        png: bool,
+        what: Option<&str>,
+    ) -> Result<Result<Coded, String>, Error> {
+        let (pixels, size) = self.shrink(decoded);
+        let (width, height) = size;
+        if !png && width.max(height) > MAX_JPEG_SIDE {
+            return Ok(Err(format!(
+                "{width}x{height} pixels, and a JPEG has at most {MAX_JPEG_SIDE} a side"
+            )));
+        }
+        self.encode(&pixels, size, png, what).map(Ok)
     }
 
     /// A JPEG that is stored with the pixels it has.
@@ -235,10 +276,11 @@ impl Recoder {
         &mut self,
         pixels: &[u8],
         (width, height): (u32, u32),
+        png: bool,
         what: Option<&str>,
     ) -> Result<Coded, Error> {
         let oddity = what.map(str::to_owned);
-        if self.coding.png {
+        if png {
             let mut bytes = Vec::new();
             PngEncoder::new(&mut bytes).write_image(
                 pixels,
@@ -279,6 +321,9 @@ pub(crate) fn decoder() -> Result<Decoder, Error> {
 /// What decoding an image takes, counted as pixels of an ordinary one; 0 for what is no image. It is
 /// judged from the header, before any memory is taken.
 pub(crate) fn weight(image: &[u8]) -> u64 {
+    if let Some(format) = Foreign::of(image) {
+        return format.weight(image);
+    }
     if !image.starts_with(PNG) {
         return Frame::read(image).map_or(0, |frame| frame.area());
     }

@@ -71,7 +71,19 @@ fn last(extension: &str) -> &str {
 
 /// The kind of files that have this extension, in words.
 pub fn passed_over(extension: &str) -> String {
-    format!("files .{}", extension.to_ascii_lowercase())
+    const NOT_READ: [&str; 20] = [
+        "avif", "heic", "heif", "jxl", "jp2", "j2k", "jpx", "svg", "ico", "icns", "tga", "psd",
+        "eps", "exr", "hdr", "dds", "qoi", "pcx", "pfm", "pam",
+    ];
+    let extension = extension.to_ascii_lowercase();
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if NOT_READ.contains(&last(&extension)) {
+        format!("images .{extension}, which are not read")
+    } else if (1..=24).contains(&extension.len()) && extension.bytes().all(plain) {
+        format!("files .{extension}")
+    } else {
+        "files of unusual extensions".to_owned()
+    }
 }
 
 /// The members with one key. `T` is what is known of each: where its bytes lie, or the bytes.
@@ -397,6 +409,9 @@ mod tests {
             ("._a.jpg", "AppleDouble files (._*)"),
             ("a", "files without an extension"),
             ("a.TXT", "files .txt"),
+            ("a.b.avif", "images .b.avif, which are not read"),
+            ("a.", "files of unusual extensions"),
+            ("a.b c", "files of unusual extensions"),
         ] {
             assert_eq!(plain.part(name), Err(kind.into()));
         }

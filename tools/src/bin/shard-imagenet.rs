@@ -16,7 +16,9 @@ use tools::catalog::Catalog;
 use tools::order::{self, HoldOut, Order, arrange};
 use tools::recode::{Check, Coding, Restart};
 use tools::sheet;
-use tools::source::{ImageNetLists, Input, Layout, ShardOptions, Stream, is_stream, scan};
+use tools::source::{
+    FolderOptions, Folders, ImageNetLists, Input, Layout, ShardOptions, Stream, is_stream, scan,
+};
 use tools::synth::Synth;
 use tools::verify::{Depth, verify};
 use tools::{Error, Existing};
@@ -69,6 +71,12 @@ struct BuildArgs {
     split: Option<Split>,
     #[command(flatten)]
     choice: ChoiceArgs,
+    /// imagefolder: what PATH's folders are
+    #[arg(long, value_name = "WHAT")]
+    folders: Option<Folders>,
+    /// imagefolder: number class folders without an image as well
+    #[arg(long)]
+    allow_empty: bool,
     /// Move N random training images to a split called trainval
     #[arg(long, value_name = "N", default_value_t = 0)]
     holdout: usize,
@@ -274,7 +282,8 @@ fn run_build(args: BuildArgs) -> anyhow::Result<()> {
     let scratch = args.output.output.parent().filter(|parent| !parent.as_os_str().is_empty());
     let scratch = Some(scratch.unwrap_or(".".as_ref()).to_path_buf());
     let shards = ShardOptions { choice: choice.clone(), split: args.split, scratch };
-    let source = Input { layout, path: input.clone(), lists, shards };
+    let folders = FolderOptions { folders: args.folders, allow_empty: args.allow_empty };
+    let source = Input { layout, path: input.clone(), lists, shards, folders };
     let hold_out = HoldOut { count: holdout, images: images.map(|images| images as usize) };
     let (catalog, stream) = open(&source, hold_out, order, args.output.seed)?;
     let name = match is_stream(&input) {
@@ -299,6 +308,7 @@ fn run_build(args: BuildArgs) -> anyhow::Result<()> {
     if choice != Choice::default() {
         options.insert("choice".to_owned(), serde_json::to_value(&choice)?);
     }
+    options.extend(args.folders.map(|what| ("folders".to_owned(), value_name(what).into())));
     let max_rejected = args.max_rejected.unwrap_or_default();
     finish(args.output, (catalog, stream), coding, (source, options), max_rejected)
 }
@@ -321,6 +331,11 @@ fn open(
     let shards = *choice != Choice::default() || split.is_some();
     if input.layout != Layout::Webdataset && shards {
         let problem = "--split, --image, --label and --last-dot are for --layout webdataset";
+        return Err(usage(problem, "leave them out, or give that layout"));
+    }
+    let FolderOptions { folders, allow_empty } = input.folders;
+    if input.layout != Layout::Imagefolder && (folders.is_some() || allow_empty) {
+        let problem = "--folders and --allow-empty are for --layout imagefolder";
         return Err(usage(problem, "leave them out, or give that layout"));
     }
     match (is_stream(&input.path), order) {
@@ -405,14 +420,20 @@ fn sentence(report: &Report, took: std::time::Duration, output: &std::path::Path
         report.shards,
         took.as_secs_f64(),
     );
-    for (count, what) in [
-        (report.resumed, "images were stored before"),
-        (report.rejected, "files were rejected: rejected.jsonl says why"),
-        (report.odd, "images were out of the ordinary: odd.jsonl lists them"),
+    if report.resumed > 0 {
+        text += &format!("{} images were stored before\n", report.resumed);
+    }
+    for (count, first, what, file) in [
+        (report.rejected, &report.first_rejected, "files were rejected", "rejected.jsonl"),
+        (report.odd, &report.first_odd, "images were out of the ordinary", "odd.jsonl"),
     ] {
-        if count > 0 {
-            text += &format!("{count} {what}\n");
+        let example = first.iter().map(|first| format!("{} ({})", first.name, first.reason));
+        for example in example {
+            text += &format!("{count} {what}, all in {file}, such as {example}\n");
         }
+    }
+    for (kind, count, example) in report.skipped.iter() {
+        text += &format!("passed over: {count} {kind}, such as {example}\n");
     }
     text
 }

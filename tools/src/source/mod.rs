@@ -5,11 +5,13 @@ mod cifar;
 mod devkit;
 mod folder;
 mod stream;
+mod tree;
 mod unpack;
 
 use std::path::PathBuf;
 
 pub use archive::{ImageNetLists, ShardOptions};
+pub use folder::{FolderOptions, Folders};
 pub use stream::{Stream, is_stream};
 pub use unpack::Unpacked;
 
@@ -42,6 +44,8 @@ pub struct Input {
     pub lists: ImageNetLists,
     /// How [`Layout::Webdataset`] is read where its names do not tell.
     pub shards: ShardOptions,
+    /// How [`Layout::Imagefolder`] is read where its names do not tell.
+    pub folders: FolderOptions,
 }
 
 /// Scans the input: every image in canonical order, with a unique key.
@@ -52,7 +56,7 @@ pub fn scan(input: &Input) -> Result<Catalog, Error> {
     let path = &input.path;
     let mut catalog = match input.layout {
         Layout::Imagenet => archive::imagenet(path, &input.lists)?,
-        Layout::Imagefolder => folder::classes(path)?,
+        Layout::Imagefolder => folder::classes(path, &input.folders)?,
         Layout::Cifar10 => cifar::catalog(path)?,
         Layout::Webdataset => archive::webdataset(path, &input.shards)?,
         Layout::Flat => folder::flat(path)?,

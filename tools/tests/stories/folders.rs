@@ -43,7 +43,7 @@ fn a_tree_of_classes_gives_the_same_bytes_on_any_number_of_threads() {
     for sample in &all {
         assert_eq!(sample.label, Some(u32::from(sample.key.starts_with("dog"))), "{}", sample.key);
     }
-    assert_eq!(json(&one, "manifest.json")["options"]["ignored_files"], 1);
+    assert_eq!(json(&one, "manifest.json")["options"]["skipped"]["files .txt"][0], 1);
     let rejected = report(&one, "rejected.jsonl");
     assert_eq!(rejected.len(), 1);
     assert!(rejected[0].0.ends_with("fake.jpg") && rejected[0].1.contains("text"));

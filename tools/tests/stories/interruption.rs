@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tempfile::tempdir;
 
-use crate::support::{contents, names, program, run, text, write};
+use crate::support::{build, contents, jpeg, names, program, run, text, write};
 
 fn synth(output: &Path) -> Vec<&str> {
     let size = ["--images", "600", "--classes", "7", "--size", "48", "--shard-bytes", "40K"];
@@ -109,4 +109,128 @@ fn what_the_journal_does_not_name_is_made_again() {
     drop(journal);
     run(&synth(&output)).ok();
     assert_eq!(contents(&output), whole);
+}
+
+/// A class of images whose names sort as they are numbered, and so are written in that order.
+fn photos(dir: &Path, count: usize) {
+    for at in 0..count {
+        write(dir.join(format!("a/{at:04}.jpg")), jpeg(60, 60, at));
+    }
+}
+
+/// Small shards in the source's order.
+const SHARDS: [&str; 4] = ["--shard-bytes", "16K", "--order", "source"];
+
+fn shards(dir: &Path) -> Vec<String> {
+    names(dir).into_iter().filter(|name| name.ends_with(".tar")).collect()
+}
+
+#[test]
+fn too_many_bad_files_near_the_end_cost_no_finished_shard() {
+    let dir = tempdir().expect("a folder");
+    let (source, output) = (dir.path().join("in"), dir.path().join("out"));
+    let partial = dir.path().join(".out.partial");
+    photos(&source, 60);
+    for at in 0..4 {
+        write(source.join(format!("a/z{at}.jpg")), "text");
+    }
+    let build = |output: &Path, more: &[&str]| {
+        build("imagefolder", &source, output, &[&SHARDS[..], more].concat())
+    };
+    let ran =
+        build(&output, &["--max-rejected", "2"]).refused("3 of 64 files are unreadable, 2 allowed");
+    let kept = shards(&partial);
+    assert!(kept.len() > 5, "{kept:?}");
+    let said = format!(
+        "raise --max-rejected, or mend the source; {} finished shard(s) are kept in {}, and the same \
+         command goes on from them",
+        kept.len(),
+        text(&partial)
+    );
+    assert!(ran.err.contains(&said), "{}", ran.err);
+    // Not even a bound that was passed before anything began costs them, nor do other options.
+    build(&output, &["--max-rejected", "1"]).refused("are kept in");
+    build(&output, &["--max-rejected", "9", "--seed", "1"])
+        .refused("an unfinished build of another");
+    assert_eq!(shards(&partial), kept);
+    // A journal that is damaged in its middle is not read as if it ended there.
+    let journal = partial.join("journal.jsonl");
+    let sound = fs::read_to_string(&journal).expect("a journal");
+    let lines: Vec<&str> = sound.lines().collect();
+    let damaged = [&lines[..2], &["{\"name\": 7}"], &lines[3..], &[""]].concat().join("\n");
+    write(journal.clone(), damaged);
+    build(&output, &["--max-rejected", "9"]).refused("line 3 is damaged");
+    assert_eq!(shards(&partial), kept);
+    write(journal, sound);
+    let out = build(&output, &["--max-rejected", "9"]).ok().out;
+    assert!(out.contains("images were stored before"), "{out}");
+    build(&dir.path().join("whole"), &["--max-rejected", "9"]).ok();
+    assert_eq!(contents(&output), contents(&dir.path().join("whole")));
+    assert!(!partial.exists());
+}
+
+#[test]
+fn a_source_that_vanishes_in_the_middle_costs_no_finished_shard() {
+    let dir = tempdir().expect("a folder");
+    let (source, output) = (dir.path().join("in"), dir.path().join("out"));
+    let (away, partial) = (dir.path().join("away"), dir.path().join(".out.partial"));
+    photos(&source, 1500);
+    let more = [&SHARDS[..], &["--threads", "1"]].concat();
+    let args =
+        ["build", "--layout", "imagefolder", "--input", text(&source), "--output", text(&output)];
+    let mut child = program(&[&args[..], &more].concat())
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("started");
+    while !partial.exists() || shards(&partial).len() < 3 {
+        assert!(child.try_wait().expect("a child").is_none(), "it ended before its third shard");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    fs::rename(&source, &away).expect("moved");
+    let ended = child.wait_with_output().expect("ended");
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("cannot read it: No such file") && said.contains("are kept in"),
+        "{said}"
+    );
+    let kept = contents(&partial);
+    assert!(kept.len() > 2);
+    // An empty mount point is no reason to begin anew either.
+    fs::create_dir(&source).expect("made");
+    build("imagefolder", &source, &output, &more).refused("holds no folder of a class");
+    fs::remove_dir(&source).expect("removed");
+    build("imagefolder", &source, &output, &more).refused("does not exist");
+    assert_eq!(contents(&partial), kept);
+    fs::rename(&away, &source).expect("moved back");
+    let out = build("imagefolder", &source, &output, &more).ok().out;
+    assert!(out.contains("images were stored before"), "{out}");
+    build("imagefolder", &source, &dir.path().join("whole"), &SHARDS).ok();
+    assert_eq!(contents(&output), contents(&dir.path().join("whole")));
+}
+
+#[test]
+fn a_disk_that_is_full_costs_no_finished_shard() {
+    let dir = tempdir().expect("a folder");
+    let (source, output) = (dir.path().join("in"), dir.path().join("out"));
+    photos(&source, 40);
+    // Larger than any file may become.
+    write(source.join("a/zzz.jpg"), jpeg(700, 700, 1));
+    let args =
+        ["build", "--layout", "imagefolder", "--input", text(&source), "--output", text(&output)];
+    let limited = std::process::Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 64; exec \"$@\"", "sh"])
+        .arg(env!("CARGO_BIN_EXE_shard-imagenet"))
+        .args(args)
+        .args(SHARDS)
+        .output()
+        .expect("a shell");
+    let said = String::from_utf8_lossy(&limited.stderr).into_owned();
+    assert_eq!(limited.status.code(), Some(1), "{said}");
+    assert!(said.contains("File too large") && said.contains("are kept in"), "{said}");
+    let out = build("imagefolder", &source, &output, &SHARDS).ok().out;
+    assert!(out.contains("images were stored before"), "{out}");
+    build("imagefolder", &source, &dir.path().join("whole"), &SHARDS).ok();
+    assert_eq!(contents(&output), contents(&dir.path().join("whole")));
 }
