@@ -160,23 +160,25 @@ impl<T> Sample<T> {
     /// What is wrong, in words that follow the sample's name: an image is missing, or there are
     /// several and none was chosen.
     pub fn choose<'a>(&'a self, choice: &'a Choice) -> Result<Option<Chosen<'a, T>>, String> {
-        let label = self.label(choice)?;
         let is_image = |extension: &str| match &choice.image {
             Some(image) => image.eq_ignore_ascii_case(extension),
             None => image_kind(extension).is_some(),
         };
         let images: Vec<usize> =
             (0..self.parts.len()).filter(|&part| is_image(&self.parts[part].0)).collect();
-        let image = match (&images[..], &choice.image, label) {
-            (&[image], _, _) => image,
-            ([], None, Some((_, Label::Number(_)))) => {
+        if images.len() > 1 {
+            return Err(self.ambiguous("image", "--image", &images));
+        }
+        let label = self.label(choice)?;
+        let image = match (images.first(), &choice.image, label) {
+            (Some(&image), ..) => image,
+            (None, None, Some((_, Label::Number(_)))) => {
                 return Err("has a label but no image".to_owned());
             }
-            ([], None, _) => return Ok(None),
-            ([], Some(image), _) => {
+            (None, None, _) => return Ok(None),
+            (None, Some(image), _) => {
                 return Err(format!("has no .{image}, only {}", self.extensions()));
             }
-            (several, ..) => return Err(self.ambiguous("image", "--image", several)),
         };
         let (extension, place) = &self.parts[image];
         let used = |part: &usize| *part != image && label.is_none_or(|(label, _)| label != *part);
