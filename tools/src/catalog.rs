@@ -240,13 +240,13 @@ fn is_alive(folder: &Path) -> bool {
     std::fs::read_dir(folder).is_ok_and(|mut entries| matches!(entries.next(), Some(Ok(_))))
 }
 
-/// A name or path for people and keys: bytes that are not UTF-8 become `\xE9`.
+/// A name or path for people and keys: bytes that are not UTF-8 become `\xe9`.
 pub(crate) fn shown(name: &OsStr) -> String {
     let mut text = String::with_capacity(name.len());
     for chunk in name.as_bytes().utf8_chunks() {
         text += chunk.valid();
         for byte in chunk.invalid() {
-            text += &format!("\\x{byte:02X}");
+            text += &format!("\\x{byte:02x}");
         }
     }
     text

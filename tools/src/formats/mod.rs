@@ -110,13 +110,16 @@ impl Foreign {
     /// # Errors
     /// In words: it is damaged, cut short, of a variant that is not read, or too large.
     pub(crate) fn decode(self, bytes: &[u8]) -> Result<Picture, String> {
+        self.decoded(bytes).map_err(|problem| format!("{}: {problem}", self.name()))
+    }
+
+    fn decoded(self, bytes: &[u8]) -> Result<Picture, String> {
         let Header { width, height, .. } = guarded(|| self.header(bytes))?;
         let most = MAX_PIXELS / 1_000_000;
         match self.weight(bytes) {
-            0 => Err(format!("{} of {width}x{height} pixels", self.name())),
+            0 => Err(format!("has {width}x{height} pixels")),
             weight if weight > MAX_PIXELS.into() => Err(format!(
-                "{} of {width}x{height} pixels, which take more memory than {most} million of a JPEG",
-                self.name()
+                "{width}x{height} pixels, which take more memory than {most} million of a JPEG"
             )),
             _ => guarded(|| match self {
                 Self::Bmp => bmp(bytes),
@@ -126,10 +129,6 @@ impl Foreign {
                 Self::Tiff => tiff::decode(bytes),
             }),
         }
-        .map_err(|problem| match problem.starts_with(self.name()) {
-            true => problem,
-            false => format!("{}: {problem}", self.name()),
-        })
     }
 }
 

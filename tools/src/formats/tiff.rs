@@ -38,7 +38,7 @@ fn palette_tag(bytes: &[u8]) -> Option<usize> {
     // Offsets of 4 bytes, or of 8 in a BigTIFF.
     let wide = number(2, 2)? == 43;
     let start = if wide { number(8, 8)? } else { number(4, 4)? };
-    let start = usize::try_from(start).ok()?;
+    let start = usize::try_from(start).ok().filter(|start| *start < bytes.len())?;
     let (count, head, size) = match wide {
         true => (number(start, 8)?, 8, 20),
         false => (number(start, 2)?, 2, 12),

@@ -121,6 +121,7 @@ impl Walk<'_> {
         let metadata = fs::metadata(&path);
         let example = || shown(path.as_os_str());
         let text = name.to_string_lossy();
+        let gone = metadata.is_err();
         match &metadata {
             Ok(metadata) if metadata.is_dir() => {
                 if let Some(kind) = idle_folder(&text) {
@@ -149,6 +150,8 @@ impl Walk<'_> {
             _ if text.ends_with(LIST) && !text.starts_with('.') => tree.lists.push(path),
             _ => match no_data(&text) {
                 Some(kind) => self.skipped.add(kind, example),
+                // It may have been a class.
+                None if gone && path.is_symlink() => self.skipped.add("links to nothing", example),
                 None => self.skipped.add(kind_of(&text), example),
             },
         }
