@@ -197,6 +197,15 @@ fn shards_are_read_as_the_webdataset_library_reads_them() {
     assert!(departures.is_empty(), "cases that are gone: {:?}", departures.keys());
 }
 
+#[test]
+fn every_case_is_in_the_table_for_people() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/formats.md");
+    let table = std::fs::read_to_string(path).unwrap();
+    for name in golden().keys() {
+        assert!(table.contains(&format!("`{name}`")), "{name} is not in docs/formats.md");
+    }
+}
+
 /// What is passed over in a case, as kinds and counts.
 fn passed_over(case: &Case) -> Vec<(String, u64, String)> {
     let dir = folder(case);
@@ -217,7 +226,13 @@ fn what_is_passed_over_is_counted_with_an_example() {
                 ("files of __MACOSX folders", 1, "train-0.tar: __MACOSX/x/._b.jpg"),
             ],
         ),
-        ("hidden", &[("hidden files (.*)", 3, "train-0.tar: .DS_Store")]),
+        (
+            "hidden",
+            &[
+                ("files of file managers (.DS_Store, Thumbs.db)", 1, "train-0.tar: .DS_Store"),
+                ("hidden files", 2, "train-0.tar: .a.jpg"),
+            ],
+        ),
         ("metadata", &[("files of metadata (__*__)", 3, "train-0.tar: __meta__/x.json")]),
         ("no_extension", &[("files without an extension", 2, "train-0.tar: README")]),
         (
@@ -228,8 +243,8 @@ fn what_is_passed_over_is_counted_with_an_example() {
         ("json_text_label", &[("files .json", 1, "train-0.tar: a.json")]),
         ("json_damaged", &[("files .json", 1, "train-0.tar: a.json")]),
         ("other_label", &[("files .cls2", 1, "train-0.tar: a.cls2")]),
-        ("no_end_marker", &[("shards without an end marker", 1, "train-0.tar")]),
-        ("no_padding", &[("shards without an end marker", 1, "train-0.tar")]),
+        ("no_end_marker", &[("missing end markers", 1, "train-0.tar")]),
+        ("no_padding", &[("missing end markers", 1, "train-0.tar")]),
         (
             "junk_behind",
             &[(

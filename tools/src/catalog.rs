@@ -11,8 +11,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use pipeline::container::Skipped;
 pub use pipeline::container::Split;
+use pipeline::container::{Skipped, image_kind};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -282,12 +282,7 @@ pub(crate) fn key(name: &str) -> Box<str> {
 /// True when a file of this name claims to be an image of a format that is read here. What it is
 /// its first bytes say. torchvision's `IMG_EXTENSIONS` are among these.
 pub(crate) fn claims_image(name: &str) -> bool {
-    const EXTENSIONS: [&str; 16] = [
-        "jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff",
-        "ppm", "pgm", "pbm", "pnm",
-    ];
-    let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);
-    EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known))
+    name.rsplit_once('.').is_some_and(|(_, extension)| image_kind(extension).is_some())
 }
 
 /// A file name without its last extension.

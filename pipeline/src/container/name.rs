@@ -64,12 +64,15 @@ pub fn split_name(name: &str, end: KeyEnd) -> Option<(&str, &str)> {
 pub fn no_data(path: &str) -> Option<&'static str> {
     let base = path.rsplit('/').next().unwrap_or(path);
     let top = path.trim_start_matches("./").split('/').next().unwrap_or(path);
+    let managers = [".DS_Store", "Thumbs.db", "ehthumbs.db", "desktop.ini"];
     if path.split('/').any(|part| part == "__MACOSX") {
         Some("files of __MACOSX folders")
     } else if base.starts_with("._") {
         Some("AppleDouble files (._*)")
+    } else if managers.iter().any(|known| base.eq_ignore_ascii_case(known)) {
+        Some("files of file managers (.DS_Store, Thumbs.db)")
     } else if base.starts_with('.') {
-        Some("hidden files (.*)")
+        Some("hidden files")
     } else if top.len() > 4 && top.starts_with("__") && top.ends_with("__") {
         Some("files of metadata (__*__)")
     } else {
@@ -155,7 +158,9 @@ mod tests {
             ("._a.jpg", Some("AppleDouble files (._*)")),
             ("x/._a.jpg", Some("AppleDouble files (._*)")),
             ("__MACOSX/x/._a.jpg", Some("files of __MACOSX folders")),
-            ("x/.DS_Store", Some("hidden files (.*)")),
+            ("x/.DS_Store", Some("files of file managers (.DS_Store, Thumbs.db)")),
+            ("x/thumbs.DB", Some("files of file managers (.DS_Store, Thumbs.db)")),
+            ("x/.jpg", Some("hidden files")),
             ("__meta__/a.json", Some("files of metadata (__*__)")),
             ("./__index__", Some("files of metadata (__*__)")),
         ] {

@@ -71,7 +71,19 @@ fn last(extension: &str) -> &str {
 
 /// The kind of files that have this extension, in words.
 pub fn passed_over(extension: &str) -> String {
-    format!("files .{}", extension.to_ascii_lowercase())
+    const NOT_READ: [&str; 20] = [
+        "avif", "heic", "heif", "jxl", "jp2", "j2k", "jpx", "svg", "ico", "icns", "tga", "psd",
+        "eps", "exr", "hdr", "dds", "qoi", "pcx", "pfm", "pam",
+    ];
+    let extension = extension.to_ascii_lowercase();
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if NOT_READ.contains(&last(&extension)) {
+        format!("images .{extension}, which are not read")
+    } else if (1..=24).contains(&extension.len()) && extension.bytes().all(plain) {
+        format!("files .{extension}")
+    } else {
+        "files of unusual extensions".to_owned()
+    }
 }
 
 /// The members with one key. `T` is what is known of each: where its bytes lie, or the bytes.
@@ -148,23 +160,25 @@ impl<T> Sample<T> {
     /// What is wrong, in words that follow the sample's name: an image is missing, or there are
     /// several and none was chosen.
     pub fn choose<'a>(&'a self, choice: &'a Choice) -> Result<Option<Chosen<'a, T>>, String> {
-        let label = self.label(choice)?;
         let is_image = |extension: &str| match &choice.image {
             Some(image) => image.eq_ignore_ascii_case(extension),
             None => image_kind(extension).is_some(),
         };
         let images: Vec<usize> =
             (0..self.parts.len()).filter(|&part| is_image(&self.parts[part].0)).collect();
-        let image = match (&images[..], &choice.image, label) {
-            (&[image], _, _) => image,
-            ([], None, Some((_, Label::Number(_)))) => {
+        if images.len() > 1 {
+            return Err(self.ambiguous("image", "--image", &images));
+        }
+        let label = self.label(choice)?;
+        let image = match (images.first(), &choice.image, label) {
+            (Some(&image), ..) => image,
+            (None, None, Some((_, Label::Number(_)))) => {
                 return Err("has a label but no image".to_owned());
             }
-            ([], None, _) => return Ok(None),
-            ([], Some(image), _) => {
+            (None, None, _) => return Ok(None),
+            (None, Some(image), _) => {
                 return Err(format!("has no .{image}, only {}", self.extensions()));
             }
-            (several, ..) => return Err(self.ambiguous("image", "--image", several)),
         };
         let (extension, place) = &self.parts[image];
         let used = |part: &usize| *part != image && label.is_none_or(|(label, _)| label != *part);
@@ -397,6 +411,9 @@ mod tests {
             ("._a.jpg", "AppleDouble files (._*)"),
             ("a", "files without an extension"),
             ("a.TXT", "files .txt"),
+            ("a.b.avif", "images .b.avif, which are not read"),
+            ("a.", "files of unusual extensions"),
+            ("a.b c", "files of unusual extensions"),
         ] {
             assert_eq!(plain.part(name), Err(kind.into()));
         }

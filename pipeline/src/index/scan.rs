@@ -452,7 +452,7 @@ fn read_members(
     }
     let end = members.end();
     if !end.marked {
-        skipped.add("shards without an end marker", || name.to_string());
+        skipped.add("missing end markers", || name.to_string());
     }
     if let Some(junk) = end.junk {
         let example = || format!("{name} from byte {junk} on");

@@ -1,7 +1,7 @@
 //! `shard-imagenet`: image archives to tar shards. What was typed becomes what the library takes.
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -51,7 +51,7 @@ struct BuildArgs {
     /// How the input is laid out
     #[arg(long)]
     layout: Layout,
-    /// The archive or folder to read; a named pipe, or - for a tar on standard input
+    /// Archive or folder to read; a named pipe, or - for standard input
     #[arg(long, value_name = "PATH")]
     input: PathBuf,
     /// imagenet: the validation archive
@@ -63,10 +63,10 @@ struct BuildArgs {
     /// imagenet: a line per class, the synset and its words; a pipe needs it
     #[arg(long, value_name = "FILE")]
     synsets: Option<PathBuf>,
-    /// imagenet: the devkit's meta.mat, or the synsets in the order of its numbers
+    /// imagenet: the devkit's meta.mat, or its synsets by number
     #[arg(long, value_name = "FILE")]
     ids: Option<PathBuf>,
-    /// webdataset: the split of all shards, whatever their names say (train, trainval, val or test)
+    /// webdataset: the split of all shards, whatever their names say
     #[arg(long, value_name = "NAME", value_parser = parse_split)]
     split: Option<Split>,
     #[command(flatten)]
@@ -98,7 +98,7 @@ struct BuildArgs {
     /// Store every file untouched
     #[arg(long, conflicts_with_all = ["max_side", "quality", "png", "restart", "check"])]
     keep: bool,
-    /// Give up beyond N rejected files, or N% of them [default: 0.1%, at least 10]
+    /// Give up beyond N rejected files, or N% [default: 0.1%, at least 10]
     #[arg(long, value_name = "N[%]")]
     max_rejected: Option<MaxRejected>,
     #[command(flatten)]
@@ -116,14 +116,13 @@ After an interruption pipe the same archive again: what is stored is checked and
 /// Which members of WebDataset shards are images and labels, where that is not plain.
 #[derive(Clone, Debug, Args)]
 struct ChoiceArgs {
-    /// webdataset: the extension of the images, such as left.jpg [default: the only image there is]
+    /// webdataset: the images' extension, such as left.jpg
     #[arg(long, value_name = "EXT")]
     image: Option<String>,
-    /// webdataset: the extension of the labels, such as cls2, or EXT:FIELD for a field of JSON, such as
-    /// json:class_id [default: cls, else "label" or "cls" in json]
+    /// webdataset: the labels' extension; json:class_id is a field of JSON
     #[arg(long, value_name = "EXT[:FIELD]")]
     label: Option<String>,
-    /// webdataset: let keys end at the last dot of a name, not at the first
+    /// webdataset: keys end at the last dot of a name, not at the first
     #[arg(long)]
     last_dot: bool,
 }
@@ -254,6 +253,7 @@ struct CatArgs {
 fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_env_filter(tracing_subscriber::EnvFilter::new("warn"))
         .without_time()
         .with_target(false)

@@ -335,7 +335,7 @@ impl Catalog {
         }
         let end = members.end();
         if !end.marked {
-            self.skipped.add("shards without an end marker", || archive.path.display().to_string());
+            self.skipped.add("missing end markers", || archive.path.display().to_string());
         }
         note_junk(&mut self.skipped, &archive.path, end);
         for sample in samples.finish() {

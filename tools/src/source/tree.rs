@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use pipeline::container::Skipped;
+use pipeline::container::{Skipped, no_data, passed_over};
 
 use crate::Error;
 use crate::catalog::{MAX_IMAGE_BYTES, claims_image, shown};
@@ -135,7 +135,7 @@ impl Walk<'_> {
                     tree.folders.push(folder);
                 }
             }
-            _ if claims_image(&text) && idle_file(&text).is_none() => {
+            _ if claims_image(&text) && no_data(&text).is_none() => {
                 let length = match metadata {
                     Ok(metadata) if !metadata.is_file() => Err("is no regular file".to_owned()),
                     Ok(metadata) if metadata.len() > MAX_IMAGE_BYTES => {
@@ -148,7 +148,7 @@ impl Walk<'_> {
                 tree.images.push(Image { name, length });
             }
             _ if text.ends_with(LIST) && !text.starts_with('.') => tree.lists.push(path),
-            _ => match idle_file(&text) {
+            _ => match no_data(&text) {
                 Some(kind) => self.skipped.add(kind, example),
                 // It may have been a class.
                 None if gone && path.is_symlink() => self.skipped.add("links to nothing", example),
@@ -156,21 +156,6 @@ impl Walk<'_> {
             },
         }
         Ok(())
-    }
-}
-
-/// Why a file is passed over whatever its extension says, if it is.
-fn idle_file(name: &str) -> Option<&'static str> {
-    const DESKTOPS: [&str; 3] = ["Thumbs.db", "ehthumbs.db", "desktop.ini"];
-    match name {
-        _ if name.starts_with("._") => Some("AppleDouble files (._*)"),
-        _ if name == ".DS_Store"
-            || DESKTOPS.iter().any(|known| name.eq_ignore_ascii_case(known)) =>
-        {
-            Some("files of file managers (.DS_Store, Thumbs.db)")
-        }
-        _ if name.starts_with('.') => Some("hidden files"),
-        _ => None,
     }
 }
 
@@ -188,22 +173,8 @@ fn idle_folder(name: &str) -> Option<&'static str> {
 
 /// What a file is called that does not claim to be an image which is read here.
 fn kind_of(name: &str) -> String {
-    const NOT_READ: [&str; 20] = [
-        "avif", "heic", "heif", "jxl", "jp2", "j2k", "jpx", "svg", "ico", "icns", "tga", "psd",
-        "eps", "exr", "hdr", "dds", "qoi", "pcx", "pfm", "pam",
-    ];
-    let extension = name.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase());
-    match extension {
-        Some(known) if NOT_READ.contains(&&*known) => {
-            format!("images .{known}, which are not read")
-        }
-        Some(other)
-            if (1..=12).contains(&other.len())
-                && other.bytes().all(|b| b.is_ascii_alphanumeric()) =>
-        {
-            format!("files .{other}")
-        }
-        Some(_) => "files of unusual extensions".to_owned(),
+    match name.rsplit_once('.') {
+        Some((_, extension)) => passed_over(extension),
         None => "files without an extension".to_owned(),
     }
 }

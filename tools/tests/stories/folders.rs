@@ -145,7 +145,7 @@ fn unknown_values_are_refused_with_the_nearest_name_and_help_fits_a_screen() {
     let ran = run(&["synth", "--output", "x", "--imagess", "9"]);
     assert_eq!(ran.code, Some(2));
     assert!(ran.err.contains("'--images'"), "{}", ran.err);
-    for job in ["build", "synth", "verify", "inspect", "cat"] {
+    for job in ["build", "synth", "index", "verify", "inspect", "cat"] {
         let help = run(&[job, "--help"]).ok().out;
         assert!(help.lines().count() <= 48, "{job}: {} lines", help.lines().count());
         assert!(help.contains(&format!("shard-imagenet {job} ")), "{job} shows no example");
