@@ -416,7 +416,7 @@ fn only_what_is_all_there_may_lack_its_end_marker() {
                 let what = format!("{kind}, -{less}");
                 let whole = decoder.decode(&file).map(|read| read.width).expect_err(&what);
                 let crop = pipeline::Crop { x: 8, y: 0, width: 16, height: 8 };
-                let view = |_, _| pipeline::View { crop, flip: false, shift: (0, 0) };
+                let view = |_, _| pipeline::View::of(crop);
                 let mut rows = [vec![0; 8 * 8 * 3], vec![0; 8 * 8 * 3]];
                 let [large, small] = &mut rows;
                 let top = decoder.view(&file, view, 8, (large, small)).expect_err(&what);

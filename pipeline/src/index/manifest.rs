@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{ShardRecord, SplitRecord};
 use crate::error::Error;
 use crate::folder::Folder;
-use crate::remote::RemoteOptions;
+use crate::address::RemoteOptions;
 use crate::shard::write_atomically;
 
 /// Name of the manifest in a data folder.
