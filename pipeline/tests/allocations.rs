@@ -91,11 +91,8 @@ fn a_warm_decoder_of_baseline_jpegs_allocates_nothing() {
                     let [large, small] = &mut rows;
                     let view = |w: usize, h: usize| {
                         let (x, y) = (w / 8 * shift, h / 8 * (2 - shift));
-                        View {
-                            crop: Crop { x, y, width: w - x - w / 9, height: h - y - h / 7 },
-                            flip,
-                            shift: (0, 0),
-                        }
+                        let crop = Crop { x, y, width: w - x - w / 9, height: h - y - h / 7 };
+                        View { flip, ..View::of(crop) }
                     };
                     decoder.size(file).unwrap();
                     decoder.view(file, view, 128, (large, small)).unwrap();

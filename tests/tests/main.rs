@@ -6,6 +6,7 @@ mod bad_input;
 mod determinism;
 mod evaluation;
 mod export;
+mod fixtures;
 mod hosts;
 mod ranks;
 mod remote;
