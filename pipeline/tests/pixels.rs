@@ -5,8 +5,8 @@
 
 mod support;
 
-use pipeline::{Cursor, LoaderConfig, Mode};
-use support::{Sample, batches, config, open, write};
+use pipeline::{Crop, Cursor, LoaderConfig, Mode, OwnView, View};
+use support::{Sample, batches, config, folder, open, start, write};
 
 /// A PNG of 32 x 32 pixels, of slopes and noise.
 fn small_image(number: u32) -> Sample {
@@ -38,4 +38,46 @@ fn batches_of_small_images_are_those_of_the_reference_figures() {
         hashes.push(format!("{:016x}", hash.digest()));
     }
     assert_eq!(hashes, ["e493739d5f76abcf", "b879a4614212a6fc"]);
+}
+
+#[test]
+fn a_view_of_one_s_own_is_what_rows_show() {
+    let dir = folder(24);
+    let data = open(dir.path());
+    let run = |own: Option<OwnView>, mode, threads| {
+        let config = LoaderConfig { own_view: own, mode, threads, epochs: Some(2), ..config() };
+        batches(&data, config, Cursor::default())
+    };
+    // By the mode's own hand it is the mode, whatever else the options name.
+    let by_mode = OwnView::new("resnet", |scene| scene.by(Mode::Resnet));
+    let wanted = run(None, Mode::Resnet, 1);
+    assert_eq!(run(Some(by_mode), Mode::Full, 2), wanted);
+    // Each sample has its place, its epoch and random numbers of its own.
+    let corner = OwnView::new("corner", |scene| {
+        let side = 8 + scene.below(20) as usize;
+        let x = if scene.epoch == 0 { 0 } else { scene.width - side };
+        let flip = scene.sample % 2 == 1;
+        View { flip, ..View::of(Crop { x, y: 0, width: side, height: side }) }
+    });
+    let seen = run(Some(corner.clone()), Mode::Full, 1);
+    assert_eq!(run(Some(corner.clone()), Mode::Full, 3), seen);
+    assert!(seen != wanted);
+    let config = LoaderConfig { own_view: Some(corner), ..config() };
+    let view = |sample, epoch| config.view(sample, epoch, (60, 50));
+    assert_eq!(view(3, 0), view(3, 0));
+    assert!(view(3, 0).flip && view(3, 0).crop.x == 0 && view(3, 1).crop.x > 0);
+    assert!((0..9).any(|sample| view(sample, 0).crop.width != view(3, 0).crop.width));
+}
+
+#[test]
+fn a_view_that_does_not_fit_names_its_sample() {
+    let dir = folder(24);
+    let data = open(dir.path());
+    let wide = |scene: &mut pipeline::Scene| {
+        View::of(Crop { x: 0, y: 0, width: scene.width + 1, height: scene.height })
+    };
+    let config = LoaderConfig { own_view: Some(OwnView::new("wide", wide)), ..config() };
+    let error = start(&data, config, Cursor::default()).next().unwrap().unwrap_err();
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.contains("is not within"), "{error}: {cause}");
 }

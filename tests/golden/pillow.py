@@ -82,5 +82,12 @@ if __name__ == "__main__":
             large = picture("slopes", *size, number).resize((256, 256), filter)
             out[name] = [digest(large), digest(large.reduce(2))]
         cases.append(out)
+    # Values of very many pixels.
+    for number, (size, side) in enumerate([((40, 1500), 24), ((1500, 40), 24), ((30, 1580), 25), ((300, 3000), 8)], 405):
+        out = {"kind": "extremes", "size": list(size), "crop": [0, 0, *size], "box": None, "side": side, "flip": True}
+        for name, filter in FILTERS.items():
+            large = picture("extremes", *size, number).resize((side, side), filter).transpose(Image.FLIP_LEFT_RIGHT)
+            out[name] = [digest(large)] + ([digest(large.reduce(2))] if side % 2 == 0 else [])
+        cases.append(out)
     path = pathlib.Path(__file__).parent / "pillow.json"
     path.write_text("[" + ",\n".join(json.dumps(case, separators=(",", ":")) for case in cases) + "]\n")

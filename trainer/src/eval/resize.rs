@@ -33,8 +33,8 @@ impl fmt::Display for Resizer {
 
 impl Resizer {
     /// Square images (N, 3, S, S) in u8 to (N, 3, side, side), u8 from Pillow's filters and single
-    /// precision (0 to 255) from TensorFlow's. (Pillow resizes rows or columns first as it finds it
-    /// cheaper, which moves roundings; for squares it begins with rows.)
+    /// precision (0 to 255) from TensorFlow's. (Pillow 13 resizes columns first where the height shrinks
+    /// much more than the width, which moves roundings; of squares rows, as versions before it always do.)
     ///
     /// # Panics
     /// If the images have another shape or type.
