@@ -56,7 +56,12 @@ fn owned(counts: &[(&str, u64)]) -> Vec<(String, u64)> {
 /// A build of what comes through a pipe.
 fn pipe(bytes: &[u8], output: &Path, more: &[&str]) -> Ran {
     let usual = ["build", "--layout", "webdataset", "--input", "-", "--order", "source"];
-    let mut command = program(&[&usual[..], &["--output", text(output)], more].concat());
+    feed(bytes, &[&usual[..], &["--output", text(output)], more].concat())
+}
+
+/// Runs the program with these bytes on its standard input.
+fn feed(bytes: &[u8], args: &[&str]) -> Ran {
+    let mut command = program(args);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the program starts");
     let mut input = child.stdin.take().expect("a pipe");
@@ -352,4 +357,39 @@ fn build_of(dir: &TempDir, source: &Path) -> PathBuf {
     let output = dir.path().join("built");
     build("webdataset", source, &output, &[]).ok();
     output
+}
+
+#[test]
+fn apple_double_files_end_no_build_of_imagenets_archives() {
+    let dir = tempdir().expect("a folder");
+    let double = vec![0, 5, 22, 7];
+    let class = |seed| {
+        tar_of(&[
+            ("._1.JPEG", double.clone()),
+            ("1.JPEG", jpeg(64, 48, seed)),
+            ("2.JPEG", jpeg(64, 48, seed + 1)),
+        ])
+    };
+    let train = tar_of(&[
+        ("._n00000001.tar", double.clone()),
+        ("n00000001.tar", class(1)),
+        ("n00000002.tar", class(3)),
+    ]);
+    let synsets = write(dir.path().join("synsets.txt"), "n00000001\nn00000002\n");
+    let file = write(dir.path().join("train.tar"), &train);
+    let outputs = ["file", "piped"].map(|name| dir.path().join(name));
+    let more = ["--order", "source", "--synsets", text(&synsets)];
+    let built = build("imagenet", &file, &outputs[0], &more).ok();
+    let piped = ["build", "--layout", "imagenet", "--input", "-", "--output", text(&outputs[1])];
+    let piped = feed(&train, &[&piped[..], &more].concat()).ok();
+    for ran in [built, piped] {
+        assert!(
+            ran.out.contains("passed over: 3 AppleDouble files (._*), such as "),
+            "{}",
+            ran.out
+        );
+    }
+    assert_eq!(samples(&outputs[0]), samples(&outputs[1]));
+    assert_eq!(samples(&outputs[0]).len(), 4);
+    assert!(report(&outputs[0], "rejected.jsonl").is_empty());
 }
