@@ -28,7 +28,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::address::{RemoteOptions, Traffic, hidden, secrets, without_secrets};
 use crate::cache::Cache;
-use crate::error::Error;
+use crate::error::{Error, report};
 
 /// Requests under way at once. 64 of one photograph each, 110 kB, are 3,000 photographs a second
 /// where an answer takes 20 ms; servers and object stores allow as many from one client.
@@ -378,12 +378,14 @@ impl Remote {
                     None if failures > self.options.retries
                         || !self.is_reached() && refused(&error) && since.elapsed() > UNREACHED =>
                     {
-                        let problem =
-                            format!("{failures} tries in a row failed; the last: {error}");
+                        let problem = format!(
+                            "{failures} tries in a row failed; the last: {}",
+                            report(&error)
+                        );
                         let mend = "check the network and the server, then start again";
                         return Err(fail(problem, mend, false));
                     }
-                    None if refused(&error) => self.tell(&failure(error.to_string(), "", false)),
+                    None if refused(&error) => self.tell(&failure(report(&error), "", false)),
                     None => {}
                 },
                 Cut::Short(how) if failures > self.options.retries => {
