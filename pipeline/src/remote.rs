@@ -360,6 +360,7 @@ impl Remote {
             if failures == 1 {
                 since = Instant::now();
             }
+            let pause = backoff(name, range.0, failures);
             let failure = |problem, mend, input| {
                 let problem = hidden(problem, &self.secrets);
                 Failure { url: self.url.join(name), problem, mend, input }
@@ -376,7 +377,9 @@ impl Remote {
                     }
                     Some(mend) => return Err(fail(error.to_string(), mend, true)),
                     None if failures > self.options.retries
-                        || !self.is_reached() && refused(&error) && since.elapsed() > UNREACHED =>
+                        || !self.is_reached()
+                            && refused(&error)
+                            && since.elapsed() + pause > UNREACHED =>
                     {
                         let problem = format!(
                             "{failures} tries in a row failed; the last: {}",
@@ -398,7 +401,7 @@ impl Remote {
                 Cut::Short(_) => {}
             }
             self.counters.retries.fetch_add(1, Ordering::Relaxed);
-            tokio::time::sleep(backoff(name, range.0, failures)).await;
+            tokio::time::sleep(pause).await;
         }
     }
 
