@@ -28,7 +28,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::address::{RemoteOptions, Traffic, hidden, secrets, without_secrets};
 use crate::cache::Cache;
-use crate::error::Error;
+use crate::error::{Error, report};
 
 /// Requests under way at once. 64 of one photograph each, 110 kB, are 3,000 photographs a second
 /// where an answer takes 20 ms; servers and object stores allow as many from one client.
@@ -361,6 +361,7 @@ impl Remote {
             if failures == 1 {
                 since = Instant::now();
             }
+            let pause = backoff(name, range.0, failures);
             let failure = |problem, mend, input| {
                 let problem = hidden(problem, &self.secrets);
                 Failure { url: self.url.join(name), problem, mend, input }
@@ -377,14 +378,18 @@ impl Remote {
                     }
                     Some(mend) => return Err(fail(error.to_string(), mend, true)),
                     None if failures > self.options.retries
-                        || !self.is_reached() && refused(&error) && since.elapsed() > UNREACHED =>
+                        || !self.is_reached()
+                            && refused(&error)
+                            && since.elapsed() + pause > UNREACHED =>
                     {
-                        let problem =
-                            format!("{failures} tries in a row failed; the last: {error}");
+                        let problem = format!(
+                            "{failures} tries in a row failed; the last: {}",
+                            report(&error)
+                        );
                         let mend = "check the network and the server, then start again";
                         return Err(fail(problem, mend, false));
                     }
-                    None if refused(&error) => self.tell(&failure(error.to_string(), "", false)),
+                    None if refused(&error) => self.tell(&failure(report(&error), "", false)),
                     None => {}
                 },
                 Cut::Short(how) if failures > self.options.retries => {
@@ -397,7 +402,7 @@ impl Remote {
                 Cut::Short(_) => {}
             }
             self.counters.retries.fetch_add(1, Ordering::Relaxed);
-            tokio::time::sleep(backoff(name, range.0, failures)).await;
+            tokio::time::sleep(pause).await;
         }
     }
 

@@ -440,7 +440,7 @@ mod tests {
     fn rows_of_a_run_that_is_not_finished_are_never_seen() {
         let runs = Runs { rows: 4, last: 4, batches: 1, first: 0, run: 2 };
         let pool = pool(runs, 9, 2);
-        drop(pool.take().and_then(|ticket| pool.enter(ticket)));
+        let _unfinished = pool.take().and_then(|ticket| pool.enter(ticket));
         pool.take().and_then(|ticket| pool.enter(ticket)).unwrap().finish();
         assert!(pool.next(Duration::ZERO).is_none());
     }

@@ -301,3 +301,48 @@ fn lengths_that_an_index_claims_are_not_believed_before_the_server_sends_them() 
         assert!(words.contains(name) && error.is_input(), "{words}");
     }
 }
+
+#[test]
+fn nobody_listening_is_said_within_five_seconds() {
+    // A port that was free a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let begun = Instant::now();
+    let url = format!("http://127.0.0.1:{port}/data");
+    let error = Dataset::open(Path::new(&url), "train").unwrap_err();
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    let words = error.to_string();
+    assert!(matches!(error, Error::Remote { input: false, .. }), "{error:?}");
+    assert!(words.contains(&url) && words.contains("onnection refused"), "{words}");
+}
+
+#[test]
+fn a_password_in_a_url_is_never_shown() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let dir = folder(10);
+    let refused = Server::folder(dir.path(), Faults { status: Some(403), ..Faults::default() });
+    let missing = Server::folder(dir.path(), Faults { status: Some(404), ..Faults::default() });
+    let sound = Server::folder(dir.path(), Faults::default());
+    let with = |url: &str| url.replace("http://", "http://me:hunt%20er2@");
+    let mut shown = String::new();
+    for url in [
+        format!("http://me:hunt%20er2@127.0.0.1:{port}/data"),
+        with(&refused.url),
+        with(&missing.url),
+        "ftp://me:hunt%20er2@host/data".into(),
+        "http://me:hunt%20er2@/data".into(),
+        "s3://me:hunt%20er2@host:x/data".into(),
+        format!("{}?sig=hunt%20er2", refused.url),
+    ] {
+        let error = Dataset::open(Path::new(&url), "train").unwrap_err();
+        shown += &format!("{error}\n{error:?}\n{}\n", pipeline::report(&error));
+    }
+    let data = open_url(&with(&sound.url), &options());
+    let loader = start(&data, config(), Cursor::default());
+    shown += &format!("{data:?}\n{}\n{loader:?}", data.index().dir().display());
+    drop(sound);
+    let (_, error) = first_error(&data, LoaderConfig { shuffle: Shuffle::Global, ..config() });
+    shown += &format!("{error}\n{error:?}");
+    let at = shown.find("er2").map(|at| &shown[at.saturating_sub(300)..at + 3]);
+    assert_eq!(at, None);
+    assert!(shown.contains("me:***@"), "{shown}");
+}

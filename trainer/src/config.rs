@@ -88,6 +88,25 @@ impl Change {
     }
 }
 
+/// A data folder's name without a URL's password.
+fn without_secrets(dir: &str) -> String {
+    pipeline::without_secrets(dir.as_ref()).to_string_lossy().into_owned()
+}
+
+impl Change {
+    /// In words; a URL's password is left out.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        match self.key == "data.dir" {
+            true => {
+                let [from, to] = [&self.from, &self.to].map(|dir| without_secrets(dir));
+                format!("{} from {from} to {to}", self.key)
+            }
+            false => self.to_string(),
+        }
+    }
+}
+
 impl std::fmt::Display for Change {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} from {} to {}", self.key, self.from, self.to)
@@ -332,6 +351,14 @@ impl Config {
             Ok(Value::Table(table)) => table,
             _ => unreachable!("a configuration is a table of TOML"),
         }
+    }
+
+    /// As TOML, to be read by people: a URL's password is left out.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        let mut shown = self.clone();
+        shown.data.dir = without_secrets(&self.data.dir);
+        shown.to_toml()
     }
 
     /// The resolved configuration as TOML; [`Config::parse`] reads it back.

@@ -92,7 +92,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("error: {e}");
+            eprintln!("error: {}", pipeline::report(&e));
             ExitCode::from(if e.is_input() { 2 } else { 1 })
         }
     }

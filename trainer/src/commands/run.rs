@@ -86,7 +86,7 @@ fn changed(args: &Args, before: &Config, place: &Place) -> Result<Config> {
         )));
     }
     if place.rank == 0 {
-        changes.iter().for_each(|change| eprintln!("changed: {change}"));
+        changes.iter().for_each(|change| eprintln!("changed: {}", change.shown()));
     }
     Ok(config)
 }
@@ -125,7 +125,7 @@ fn dry_run(args: &Args, config: &Config) -> Result<()> {
     ranks.iter().try_for_each(|ranks| config.rows(*ranks).map(drop))?;
     let data =
         (!config.data.dir.is_empty()).then(|| run::open_data(config, "train")).transpose()?;
-    println!("{}", config.to_toml());
+    println!("{}", config.shown());
     let counts = Counts::of(config);
     let cost = Cost::of(config, &counts);
     println!("{}", inspect::table(&counts, &cost));

@@ -126,8 +126,12 @@ pub fn resume(config: Config, out: &Path, place: Place, stop: &Stop) -> Result<S
             let (out, ended, steps) = (out.to_owned(), Ended::Steps, config.train.steps);
             return Ok(Summary { out, steps, stats, ended, bottleneck, probe });
         }
-        let feed = Feed::start(&config, &data, state.cursor, device, &world)?;
-        if world.leads() && config != read_config(out)? {
+        let before = if world.leads() { read_config(out)? } else { config.clone() };
+        // What the run computes was changed on purpose: it goes on at the same place of another order.
+        let moved = before.changes(&config).iter().any(|change| !change.is_free());
+        let at = if moved { state.cursor.unbound() } else { state.cursor };
+        let feed = Feed::start(&config, &data, at, device, &world)?;
+        if config != before {
             let (path, aside) = (out.join("config.toml"), out.join("config.toml.partial"));
             fs::write(&aside, config.to_toml()).map_err(Error::io("write", &aside))?;
             fs::rename(&aside, &path).map_err(Error::io("rename", &aside))?;
@@ -272,7 +276,7 @@ impl Run {
         let watch = || {
             let counts = Counts::of(&config);
             let cost = Cost::of(&config, &counts);
-            progress.say(&format!("{}\n{}", config.to_toml(), inspect::table(&counts, &cost)));
+            progress.say(&format!("{}\n{}", config.shown(), inspect::table(&counts, &cost)));
             let monitor = Monitor::new(&config, out, &data, feed.device, state.step)?;
             let peak = peak::of(feed.device, config.train.precision);
             let peak = peak.map(|flops| flops * world.size() as f64);
