@@ -87,6 +87,7 @@ struct picture {
   int lenient; /* warnings are only counted */
   int behind;  /* what goes wrong now stands behind the picture */
   struct picture_warnings warnings;
+  void *(*allocate)(j_common_ptr, int, size_t);
   picture_source source;
   void *context;
   char message[JMSG_LENGTH_MAX];
@@ -225,8 +226,20 @@ static void describe(j_decompress_ptr jpeg, struct picture_layout *layout)
   copy_tables(jpeg->ac_huff_tbl_ptrs, layout->ac);
 }
 
+/* The library keeps tables from one picture to the next, as if it were part of the same stream: a
+ * file without tables would decode by those of whatever came before. Here they live as long as
+ * their picture. */
+static void *allocate(j_common_ptr jpeg, int pool, size_t size)
+{
+  struct picture *picture = jpeg->client_data;
+
+  return picture->allocate(jpeg, pool == JPOOL_PERMANENT ? JPOOL_IMAGE : pool, size);
+}
+
 static int create(struct picture *picture)
 {
+  static const uint8_t nothing[1];
+
   picture->jpeg.err = jpeg_std_error(&picture->errors);
   picture->errors.error_exit = on_error;
   picture->errors.emit_message = on_message;
@@ -236,6 +249,9 @@ static int create(struct picture *picture)
     return 0;
   jpeg_create_decompress(&picture->jpeg);
   picture->jpeg.progress = &picture->progress;
+  jpeg_mem_src(&picture->jpeg, nothing, sizeof(nothing)); /* the last that stays for good */
+  picture->allocate = picture->jpeg.mem->alloc_small;
+  picture->jpeg.mem->alloc_small = allocate;
   return 1;
 }
 
@@ -268,6 +284,10 @@ static void open_file(struct picture *picture, const uint8_t *bytes, size_t leng
   j_decompress_ptr jpeg = &picture->jpeg;
 
   jpeg_abort_decompress(jpeg);
+  for (int n = 0; n < NUM_QUANT_TBLS; n++)
+    jpeg->quant_tbl_ptrs[n] = NULL;
+  for (int n = 0; n < NUM_HUFF_TBLS; n++)
+    jpeg->dc_huff_tbl_ptrs[n] = jpeg->ac_huff_tbl_ptrs[n] = NULL;
   picture->lenient = lenient;
   picture->behind = 0;
   memset(&picture->warnings, 0, sizeof(picture->warnings));

@@ -317,6 +317,34 @@ fn odd_sampling_factors_and_separate_scans_decode_as_libjpeg_does() {
     }
 }
 
+/// The file without its segments of a kind.
+fn without(bytes: &[u8], kind: u8) -> Vec<u8> {
+    let mut file = bytes.to_vec();
+    let segments = pipeline::jpeg::Segments::of(bytes).map(|segment| segment.unwrap());
+    for segment in segments.collect::<Vec<_>>().iter().rev().filter(|s| s.code == kind) {
+        file.drain(segment.range.clone());
+    }
+    file
+}
+
+#[test]
+fn no_picture_is_decoded_by_the_tables_of_the_one_before() {
+    let (mut judge, mut decoder) = court();
+    let kinds = kinds();
+    let plain = &kinds[0];
+    // Motion JPEG leaves the standard Huffman tables out.
+    let wanted = decoder.decode(plain).unwrap();
+    for before in &kinds {
+        decoder.decode(before).unwrap();
+        assert!(decoder.decode(&without(plain, 0xc4)).unwrap() == wanted);
+        decoder.decode(before).unwrap();
+        let fault = decoder.decode(&without(plain, 0xdb)).map(|read| read.width).unwrap_err();
+        assert!(fault.to_string().contains("Quantization table"), "{fault}");
+        judge.read(before).unwrap();
+        judge.hold(&mut decoder, &without(plain, 0xc4)).unwrap();
+    }
+}
+
 /// Kinds of files that are cut, damaged or grown, each with a picture to begin with.
 fn kinds() -> Vec<Vec<u8>> {
     let restart = (tj::TJPARAM_TJPARAM_RESTARTBLOCKS, 3);

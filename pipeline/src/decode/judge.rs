@@ -119,6 +119,9 @@ impl Judge {
     /// # Errors
     /// How they differ.
     pub fn hold(&mut self, decoder: &mut Decoder, bytes: &[u8]) -> Result<(), String> {
+        if !bytes.starts_with(&[0xff, 0xd8, 0xff]) {
+            return Ok(());
+        }
         let arithmetic = Header::read(bytes).is_ok_and(|header| header.process > 0xc8);
         let (ours, coefficients) = (decoder.decode(bytes), self.ours(bytes));
         if let Err(Fault::Pixels { .. }) = ours {

@@ -25,7 +25,7 @@
 //! Where we differ from libjpeg-turbo:
 //! - Stricter, where it is silent: a code of no meaning in a block (it takes any without a value for
 //!   the block's end), coefficients beyond the end of a block, a DC level beyond 16 bits (it wraps),
-//!   more than 200 scans.
+//!   more than 200 scans; a file is a JPEG only where a marker follows the start marker at once.
 //! - Laxer, where it warns: junk between the header's segments and behind the picture, and all that
 //!   stands behind the first marker after it; up to 55 bits left over before a restart marker, of
 //!   which it may warn or not; a JFIF version or an Adobe transform that does not exist and
