@@ -10,7 +10,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::SampleId;
 use crate::address::{RemoteOptions, Traffic};
-use crate::container::{Broken, Kind, KeyEnd, Members, split_name};
+use crate::container::{Broken, KeyEnd, Kind, Members, split_name};
 use crate::error::{Error, Fault};
 use crate::folder::Folder;
 use crate::index::{Classes, Index, Manifest, Record, SplitRecord};
@@ -320,11 +320,7 @@ impl Dataset {
 
     /// The regular files of an archive that begins at byte `start` of a shard, with their keys. Where
     /// it is a part of one, its end is inside of the next member.
-    fn listed(
-        &self,
-        mut members: Members<'_>,
-        start: u64,
-    ) -> Result<Vec<SampleMember>, Broken> {
+    fn listed(&self, mut members: Members<'_>, start: u64) -> Result<Vec<SampleMember>, Broken> {
         let last_dot = self.index.scan().is_some_and(|scan| scan.choice.last_dot);
         let end = if last_dot { KeyEnd::LastDot } else { KeyEnd::FirstDot };
         let mut list = Vec::new();

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::container::MAX_CLASSES;
 use crate::decode::{DecodeOptions, Decoder};
 use crate::error::{Error, Fault};
 use crate::index::{Class, Classes, Format, IndexWriter, Manifest};
-use crate::container::MAX_CLASSES;
 use crate::shard::{Entry, ShardWriter};
 
 /// What a [`FolderWriter`] writes besides its samples.

@@ -1,6 +1,5 @@
 use std::io::Cursor;
 
-use proptest::prelude::*;
 use turbojpeg_sys as tj;
 
 use super::libjpeg::{Block, Coefficients};

@@ -6,9 +6,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{ShardRecord, SplitRecord};
+use crate::address::RemoteOptions;
 use crate::error::Error;
 use crate::folder::Folder;
-use crate::address::RemoteOptions;
 use crate::shard::write_atomically;
 
 /// Name of the manifest in a data folder.
