@@ -252,8 +252,21 @@ fn features_of_splits_and_folders_can_be_read_and_searched() {
         fs::write(at(place), dataset.bytes(sample).unwrap()).unwrap();
     }
     fs::write(at("photos/note.txt"), "not a picture").unwrap();
-    let (said, _) = evaluate(&["embed"], &["--images", &at("photos"), "--out", &at("files")]);
+    // One that cannot be read has no row, and does not end the others.
+    fs::write(at("photos/aa.jpg"), "not a picture").unwrap();
+    let embed = |more: &[&str]| {
+        let args = ["--images", &at("photos"), "--out", &at("files")];
+        evaluate(&["embed"], &[&args[..], more].concat()).0
+    };
+    let said = embed(&["--max-unread", "0.3"]);
+    assert_eq!(said.code, 2, "{}", said.err);
+    assert!(said.err.contains("aa.jpg") && said.err.contains("1 of 3 files"), "{}", said.err);
+    let said = embed(&[]);
     assert_eq!(said.code, 0, "{}", said.err);
+    assert!(said.err.contains("1 of 3 files cannot be read"), "{}", said.err);
+    assert!(said.out.contains("passed over: 1 files .txt, such as"), "{}", said.out);
+    let unread = fs::read_to_string(at("files.unread.jsonl")).unwrap();
+    assert!(unread.lines().count() == 1 && unread.contains("photos/aa.jpg"), "{unread}");
     let files = fs::read(at("files.npy")).unwrap();
     let row = |bytes: &[u8], i: usize| -> Vec<f32> {
         let bytes = &bytes[128 + i * 512..][..512];

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use trainer::error::Result;
 use trainer::eval::Model;
-use trainer::eval::embed::{Embedding, image_files};
+use trainer::eval::embed::{Embedding, UNREAD, image_files};
 use trainer::eval::features::Feature;
 use trainer::eval::knn::{DISTANCES, Distance, nearest};
 use trainer::run::open_data;
@@ -15,13 +15,16 @@ use super::{Networks, On, config_of, table, usage};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: trainer embed --run demo/run --images photos --out photos\n\n\
     Writes NAME.npy (a row an image), NAME.jsonl (its key or path, and label) and NAME.json (what the\n\
-    rows are).")]
+    rows are). Files that cannot be read have no row: NAME.unread.jsonl lists them.")]
 pub(crate) struct EmbedArgs {
     #[command(flatten)]
     on: On,
     /// Folder of JPEG and PNG files, searched whole
     #[arg(long, value_name = "DIR", conflicts_with = "split")]
     images: Option<PathBuf>,
+    /// With --images: end where more than this share of the files cannot be read
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0, value_parser = share)]
+    max_unread: f64,
     /// A split of the data folder instead [default: the run's eval.split]
     #[arg(long)]
     split: Option<String>,
@@ -40,17 +43,37 @@ pub(crate) fn embed(args: &EmbedArgs) -> Result<()> {
     let config = args.on.config()?;
     let files = args.images.as_deref().map(image_files).transpose()?;
     let model = args.on.model(&config, args.on.variant())?;
-    let embedding = match files {
-        Some(files) => Embedding::of_files(&model, &files, args.feature)?,
+    let (embedding, unread) = match &files {
+        Some((files, _)) => Embedding::of_files(&model, files, args.feature, args.max_unread)?,
         None => {
             let split = args.split.as_ref().unwrap_or(&config.eval.split);
-            Embedding::of_split(&model, &open_data(&config, split)?, args.feature)?
+            let data = open_data(&config, split)?;
+            (Embedding::of_split(&model, &data, args.feature)?, vec![])
         }
     };
-    embedding.write(&args.out)?;
+    embedding.write(&args.out, &unread)?;
     let (rows, width) = (embedding.about.images, embedding.about.width);
     println!("{rows} rows of {width}: {}.npy, .jsonl, .json", args.out.display());
+    if let Some(first) = unread.first() {
+        let (count, all) = (unread.len(), unread.len() + embedding.items.len());
+        let list = format!("{}.{UNREAD}", args.out.display());
+        eprintln!(
+            "warning: {count} of {all} files cannot be read, all in {list}, such as {} ({})",
+            first.path, first.reason
+        );
+    }
+    for (kind, count, example) in files.iter().flat_map(|(_, skipped)| skipped.iter()) {
+        println!("passed over: {count} {kind}, such as {example}");
+    }
     Ok(())
+}
+
+/// 0 to 1.
+fn share(text: &str) -> std::result::Result<f64, String> {
+    match text.parse() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err("give a share of 0 to 1".to_owned()),
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -102,7 +125,7 @@ pub(crate) fn search(args: &SearchArgs) -> Result<()> {
     if model.subject() != wanted {
         return Err(other());
     }
-    let query = Embedding::of_files(&model, std::slice::from_ref(&args.query), feature)?;
+    let (query, _) = Embedding::of_files(&model, std::slice::from_ref(&args.query), feature, 0.0)?;
     let found = nearest(&among.rows, None, &query.rows, args.distance, args.k);
     let mut table = table(["distance", "key", "label"]);
     for i in 0..found.rows.size()[1] {

@@ -5,11 +5,13 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pipeline::Dataset;
+use pipeline::container::Skipped;
 use pipeline::decode::{DecodeOptions, Decoder};
+use pipeline::{Dataset, LoaderConfig};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -20,6 +22,9 @@ use crate::error::{Error, Result};
 
 /// Files embedded at a time.
 const BATCH: usize = 64;
+
+/// What the list of files that cannot be read ends with.
+pub const UNREAD: &str = "unread.jsonl";
 
 /// Features of images, a row each, and where each comes from.
 #[derive(Debug)]
@@ -58,6 +63,39 @@ pub struct Item {
     pub label: i64,
 }
 
+/// An image file that cannot be read: a line of `NAME.unread.jsonl`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unread {
+    /// Its path.
+    pub path: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// An error once more than a share `most` of the files cannot be read.
+fn check_unread(unread: &[Unread], files: usize, most: f64) -> Result<()> {
+    let Some(first) = unread.first() else { return Ok(()) };
+    if unread.len() as f64 <= most * files as f64 {
+        return Ok(());
+    }
+    let mut reason = first.reason.clone();
+    if files > 1 {
+        reason += &format!("; {} of {files} files cannot be read", unread.len());
+    }
+    Err(Error::Image { path: first.path.clone().into(), reason })
+}
+
+/// A path as text; bytes that are not UTF-8 become `\xe9`.
+fn shown(path: &Path) -> String {
+    let mut text = String::new();
+    for chunk in path.as_os_str().as_bytes().utf8_chunks() {
+        text += chunk.valid();
+        text.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
+    }
+    text
+}
+
 impl Embedding {
     /// Of a split, in the order of its shards, seen in `eval.mode`.
     ///
@@ -70,21 +108,37 @@ impl Embedding {
         Ok(Self::new(model, feature, items, features.get(feature)))
     }
 
-    /// Of image files (JPEG or PNG), seen in `eval.mode`.
+    /// Of image files (JPEG or PNG), seen in `eval.mode`, and the files that cannot be read. These have
+    /// no row; up to a share of `max_unread` of all files they do no harm.
     ///
     /// # Errors
-    /// [`Error::Image`] naming the first file that cannot be read; [`Error::Config`] if the model lacks
-    /// the feature.
-    pub fn of_files(model: &Model, files: &[PathBuf], feature: Feature) -> Result<Self> {
-        let mut rows = vec![];
-        for files in files.chunks(BATCH) {
-            let images = read_images(model, files)?;
+    /// [`Error::Image`] naming the first file that cannot be read, if there are too many such or no
+    /// others; [`Error::Config`] if the model lacks the feature.
+    pub fn of_files(
+        model: &Model,
+        files: &[PathBuf],
+        feature: Feature,
+        max_unread: f64,
+    ) -> Result<(Self, Vec<Unread>)> {
+        let config =
+            LoaderConfig { mode: model.config().eval.mode, ..loader_config(model.config()) };
+        let sides = (config.large as i64, config.small as i64);
+        let (mut rows, mut items, mut unread) = (vec![], vec![], vec![]);
+        for some in files.chunks(BATCH) {
+            let ((large, small), read) = read_pixels(&config, some, &mut unread)?;
+            check_unread(&unread, files.len(), max_unread)?;
+            if read.is_empty() {
+                continue;
+            }
+            let images = Images::of_pixels(&large, &small, sides, model.device());
             let features = Features::of_images(model, &images, &[feature])?;
             rows.push(features.get(feature).shallow_clone());
+            items.extend(read.into_iter().map(|file| Item { key: shown(file), label: -1 }));
         }
-        let item = |file: &PathBuf| Item { key: file.to_string_lossy().into_owned(), label: -1 };
-        let items = files.iter().map(item).collect();
-        Ok(Self::new(model, feature, items, &Tensor::cat(&rows, 0)))
+        if rows.is_empty() {
+            check_unread(&unread, files.len(), 0.0)?;
+        }
+        Ok((Self::new(model, feature, items, &Tensor::cat(&rows, 0)), unread))
     }
 
     fn new(model: &Model, feature: Feature, items: Vec<Item>, rows: &Tensor) -> Self {
@@ -99,17 +153,27 @@ impl Embedding {
         Self { about, items, rows }
     }
 
-    /// Writes `NAME.npy`, `NAME.jsonl` and `NAME.json`.
+    /// Writes `NAME.npy`, `NAME.jsonl` and `NAME.json`, and `NAME.unread.jsonl` if files could not be
+    /// read.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn write(&self, name: &Path) -> Result<()> {
+    pub fn write(&self, name: &Path, unread: &[Unread]) -> Result<()> {
         let mut bytes = header(self.about.images, self.about.width);
         let start = bytes.len();
         bytes.resize(start + self.rows.numel() * 4, 0);
         self.rows.f_copy_data_u8(&mut bytes[start..], self.rows.numel())?;
         let lines: String = self.items.iter().map(|item| json(item) + "\n").collect();
-        let parts = [("npy", bytes), ("jsonl", lines.into()), ("json", json(&self.about).into())];
+        let mut parts =
+            vec![("npy", bytes), ("jsonl", lines.into()), ("json", json(&self.about).into())];
+        let unread: String = unread.iter().map(|file| json(file) + "\n").collect();
+        let list = beside(name, UNREAD);
+        match unread.is_empty() {
+            // One of an earlier call speaks of other rows.
+            true if list.exists() => fs::remove_file(&list).map_err(Error::io("remove", &list))?,
+            true => {}
+            false => parts.push((UNREAD, unread.into())),
+        }
         for (extension, bytes) in parts {
             let path = beside(name, extension);
             let write = |path: &Path| fs::File::create(path).and_then(|mut f| f.write_all(&bytes));
@@ -176,55 +240,68 @@ fn header(rows: i64, width: i64) -> Vec<u8> {
     bytes
 }
 
-/// Image files as a batch, seen in `eval.mode`.
-///
-/// # Errors
-/// [`Error::Image`] naming the first file that cannot be read.
-pub fn read_images(model: &Model, files: &[PathBuf]) -> Result<Images> {
-    let mut config = loader_config(model.config());
-    config.mode = model.config().eval.mode;
+/// Both views' rows of the files that can be read, and which these are.
+#[allow(clippy::type_complexity, reason = "two buffers of rows, and the files")]
+fn read_pixels<'a>(
+    config: &LoaderConfig,
+    files: &'a [PathBuf],
+    unread: &mut Vec<Unread>,
+) -> Result<((Vec<u8>, Vec<u8>), Vec<&'a Path>)> {
     let options = DecodeOptions { filter: config.filter, ..DecodeOptions::default() };
-    let bad = |path: &Path, reason: String| Error::Image { path: path.to_owned(), reason };
-    let first = files.first().map_or(Path::new(""), PathBuf::as_path);
-    let mut decoder = Decoder::new(options).map_err(|e| bad(first, e.to_string()))?;
+    let first = || files.first().cloned().unwrap_or_default();
+    let failed = |e: pipeline::Fault| Error::Image { path: first(), reason: e.to_string() };
+    let mut decoder = Decoder::new(options).map_err(failed)?;
     let (large, small) = (config.large * config.large * 3, config.small * config.small * 3);
     let mut pixels = (vec![0; large * files.len()], vec![0; small * files.len()]);
-    let rows = pixels.0.chunks_mut(large).zip(pixels.1.chunks_mut(small));
-    for (file, rows) in files.iter().zip(rows) {
-        let bytes = fs::read(file).map_err(|e| bad(file, e.to_string()))?;
+    let mut read: Vec<&Path> = vec![];
+    for file in files {
+        let at = read.len();
+        let rows = (&mut pixels.0[at * large..][..large], &mut pixels.1[at * small..][..small]);
         let view = |w, h| config.view(0, 0, (w, h));
-        decoder.view(&bytes, view, config.large, rows).map_err(|e| bad(file, e.to_string()))?;
+        let done = fs::read(file).map_err(|e| e.to_string()).and_then(|bytes| {
+            decoder.view(&bytes, view, config.large, rows).map_err(|e| e.to_string())
+        });
+        match done {
+            Ok(()) => read.push(file),
+            Err(reason) => unread.push(Unread { path: shown(file), reason }),
+        }
     }
-    let sides = (config.large as i64, config.small as i64);
-    Ok(Images::of_pixels(&pixels.0, &pixels.1, sides, model.device()))
+    pixels.0.truncate(large * read.len());
+    pixels.1.truncate(small * read.len());
+    Ok((pixels, read))
 }
 
-/// Every JPEG and PNG under a folder, in the order of their paths.
+/// Every JPEG and PNG under a folder, in the order of their paths, and what was passed over there.
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::Config`] if there is none.
-pub fn image_files(folder: &Path) -> Result<Vec<PathBuf>> {
+pub fn image_files(folder: &Path) -> Result<(Vec<PathBuf>, Skipped)> {
     let (mut folders, mut files) = (vec![folder.to_owned()], vec![]);
+    let mut skipped = Skipped::new();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).map_err(Error::io("read", &folder))? {
             let entry = entry.map_err(Error::io("read", &folder))?;
             let (path, kind) =
                 (entry.path(), entry.file_type().map_err(Error::io("read", &folder))?);
-            let extension = path.extension().map(|e| e.to_ascii_lowercase());
-            let known = extension.is_some_and(|e| ["jpg", "jpeg", "png"].iter().any(|k| e == *k));
-            if kind.is_dir() {
-                folders.push(path);
-            } else if known {
-                files.push(path);
+            let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
+            let hidden = entry.file_name().as_bytes().starts_with(b".");
+            match extension {
+                _ if kind.is_dir() => folders.push(path),
+                _ if hidden => skipped.add("hidden files (.*)", || shown(&path)),
+                Some(e) if ["jpg", "jpeg", "png"].contains(&&*e) => files.push(path),
+                Some(e) => skipped.add(format!("files .{e}"), || shown(&path)),
+                None => skipped.add("files without an extension", || shown(&path)),
             }
         }
     }
     files.sort();
     if files.is_empty() {
-        let problem = format!("no .jpg, .jpeg or .png in {}", folder.display());
+        let passed = skipped.to_string().replace('\n', ", ");
+        let passed = if passed.is_empty() { passed } else { format!(" (passed over: {passed})") };
+        let problem = format!("no .jpg, .jpeg or .png in {}{passed}", folder.display());
         return Err(Error::Config { problems: vec![problem] });
     }
-    Ok(files)
+    Ok((files, skipped))
 }
 
 #[cfg(test)]
@@ -257,7 +334,12 @@ mod tests {
         let rows = Tensor::from_slice(&[1f32, 2., 3., 4.]).view([2, 2]);
         let items = vec![item("a \"quoted\" key"), item("b")];
         let written = Embedding { about, items, rows };
-        written.write(&name).unwrap();
+        let bad = Unread { path: "c.jpg".into(), reason: "is cut short".into() };
+        written.write(&name, std::slice::from_ref(&bad)).unwrap();
+        let list = beside(&name, UNREAD);
+        assert_eq!(fs::read_to_string(&list).unwrap(), json(&bad) + "\n");
+        written.write(&name, &[]).unwrap();
+        assert!(!list.exists(), "a list of an earlier call");
         let read = Embedding::read(&name).unwrap();
         assert_eq!(
             (&read.about, &read.items, &read.rows),
@@ -268,5 +350,44 @@ mod tests {
         assert_eq!(bytes[128..132], 1f32.to_le_bytes());
         fs::write(&npy, &bytes[..bytes.len() - 1]).unwrap();
         assert!(Embedding::read(&name).unwrap_err().to_string().contains("all.val.npy"));
+    }
+
+    #[test]
+    fn files_that_cannot_be_read_are_listed_and_the_others_keep_their_rows() {
+        let folder = tempfile::tempdir().unwrap();
+        let picture = |name: &str, level: u8| {
+            let path = folder.path().join(name);
+            image::RgbImage::from_pixel(9, 9, image::Rgb([level; 3])).save(&path).unwrap();
+            path
+        };
+        let mut files = vec![picture("a.png", 10)];
+        for name in ["b.jpg", "gone.jpg"] {
+            files.push(folder.path().join(name));
+        }
+        fs::write(&files[1], "no image").unwrap();
+        files.push(picture("d.png", 200));
+        let config = LoaderConfig { large: 8, small: 4, ..LoaderConfig::default() };
+        let mut unread = vec![];
+        let (pixels, read) = read_pixels(&config, &files, &mut unread).unwrap();
+        assert_eq!(read, [&files[0], &files[3]]);
+        assert_eq!((pixels.0.len(), pixels.1.len()), (2 * 192, 2 * 48));
+        assert!(
+            pixels.0[..192].iter().all(|p| *p == 10) && pixels.0[192..].iter().all(|p| *p == 200)
+        );
+        let paths: Vec<&str> = unread.iter().map(|file| file.path.as_str()).collect();
+        assert!(paths[0].ends_with("b.jpg") && paths[1].ends_with("gone.jpg"), "{paths:?}");
+        assert!(unread[1].reason.contains("No such file"), "{unread:?}");
+
+        assert!(check_unread(&unread, 4, 0.5).is_ok());
+        let error = check_unread(&unread, 4, 0.4).unwrap_err().to_string();
+        assert!(
+            error.contains("b.jpg") && error.ends_with("2 of 4 files cannot be read"),
+            "{error}"
+        );
+        fs::write(folder.path().join("e.webp"), "").unwrap();
+        fs::write(folder.path().join("._a.png"), "").unwrap();
+        let (found, skipped) = image_files(folder.path()).unwrap();
+        assert_eq!(found, [files[0].clone(), files[1].clone(), files[3].clone()]);
+        assert_eq!(skipped.total(), 2, "{skipped}");
     }
 }
