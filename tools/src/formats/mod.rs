@@ -164,8 +164,13 @@ fn bmp(bytes: &[u8]) -> Result<Picture, String> {
     let number = |at: usize| {
         bytes.get(at..at + 4).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
     };
-    if number(14) >= 40 && number(28) & 0xFFFF == 16 {
-        let green = if number(30) == 3 && number(58) == 0x7E0 { 63 } else { 31 };
+    let green = match (number(28) & 0xFFFF, number(30), [54, 58, 62].map(number)) {
+        _ if number(14) < 40 => None,
+        (16, 0, _) | (16, 3 | 6, [0x7C00, 0x3E0, 0x1F]) => Some(31),
+        (16, 3 | 6, [0xF800, 0x7E0, 0x1F]) => Some(63),
+        _ => None,
+    };
+    if let Some(green) = green {
         let down =
             |value: u8, most: u32| ((u32::from(value) * most + 127) / 255 * 255 / most) as u8;
         for pixel in rgb.pixels_mut() {

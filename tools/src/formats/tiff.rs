@@ -154,7 +154,7 @@ impl Samples {
         let mut out = Vec::with_capacity(self.pixels * 3);
         let pixels = 0..self.pixels;
         match colour {
-            ColorType::Gray(bits) if bits <= 16 && palette.is_some() => {
+            ColorType::Gray(1 | 2 | 4 | 8) if palette.is_some() => {
                 let palette = palette.unwrap_or_default();
                 let colours = palette.len() / 3;
                 for pixel in pixels {
@@ -167,7 +167,7 @@ impl Samples {
                     );
                 }
             }
-            ColorType::Gray(bits) => {
+            ColorType::Gray(bits @ (1 | 2 | 4 | 8 | 16 | 32)) if palette.is_none() => {
                 let most = if bits < 8 { (1u16 << bits) - 1 } else { 255 };
                 let level = |pixel| (u16::from(self.at(pixel, 0)) * 255 / most) as u8;
                 out.extend(pixels.flat_map(|pixel| [level(pixel); 3]));

@@ -91,8 +91,9 @@ fn what_is_cut_or_changed_anywhere_is_refused_or_read_and_never_a_panic() {
     let mut read =
         |bytes: &[u8]| recoder.recode(Raw::Encoded, bytes.to_vec()).expect("memory").is_ok();
     let (mut sound, mut refused) = (0, 0);
+    let long = std::env::var_os("BIGBIGAN_TESTS").is_some_and(|counts| counts == "long");
     for (number, Golden { file, .. }) in golden().into_iter().enumerate() {
-        let step = (file.len() / 24).max(1);
+        let step = if long { 1 } else { (file.len() / 24).max(1) };
         for cut in (0..file.len()).step_by(step) {
             let mut changed = file.clone();
             changed[(cut + number) % file.len()] ^= 1 << (cut % 8);
