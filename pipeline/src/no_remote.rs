@@ -15,7 +15,8 @@ use crate::error::Error;
 pub(crate) struct Remote(Infallible);
 
 impl Remote {
-    pub(crate) fn open(dir: &Path, _options: &RemoteOptions) -> Result<Arc<Self>, Error> {
+    pub(crate) fn open(dir: &Path, options: &RemoteOptions) -> Result<Arc<Self>, Error> {
+        options.check()?;
         let url = without_secrets(dir);
         let problem = "this program was built without network access".into();
         let mend = "build it with the feature `remote` of the crate pipeline, or copy the folder";
@@ -72,7 +73,7 @@ pub(crate) mod ahead {
     use crate::sampler::Plan;
 
     #[derive(Debug)]
-    pub(crate) struct Piece(Infallible);
+    pub(crate) struct Piece;
 
     #[derive(Debug)]
     pub(crate) struct ReadAhead(Infallible);
@@ -90,8 +91,8 @@ pub(crate) mod ahead {
             match self.0 {}
         }
 
-        pub(crate) fn bytes(&self, piece: Option<Piece>, _: SampleId) -> Result<Bytes, Error> {
-            match piece.map_or(self.0, |piece| piece.0) {}
+        pub(crate) fn bytes(&self, _: Option<Piece>, _: SampleId) -> Result<Bytes, Error> {
+            match self.0 {}
         }
 
         pub(crate) fn read(&self, _sample: SampleId) -> Result<Bytes, Error> {
