@@ -692,22 +692,6 @@ impl<'a> Writer<'a> {
     }
 }
 
-impl Finished {
-    fn empty(split: Split) -> Self {
-        Self {
-            name: String::new(),
-            bytes: 0,
-            xxh3: 0,
-            split,
-            next: 0,
-            read: None,
-            stored: Vec::new(),
-            rejected: Vec::new(),
-            odd: Vec::new(),
-        }
-    }
-}
-
 /// The report of a folder that was finished before.
 fn report_of(output: &Path) -> Result<Report, Error> {
     let manifest = Manifest::load(output)?;

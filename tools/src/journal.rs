@@ -57,6 +57,23 @@ pub(crate) struct Finished {
     pub(crate) odd: Vec<Rejected>,
 }
 
+impl Finished {
+    /// A shard of which nothing is written yet.
+    pub(crate) fn empty(split: Split) -> Self {
+        Self {
+            name: String::new(),
+            bytes: 0,
+            xxh3: 0,
+            split,
+            next: 0,
+            read: None,
+            stored: Vec::new(),
+            rejected: Vec::new(),
+            odd: Vec::new(),
+        }
+    }
+}
+
 /// How far a pipe was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Read {
