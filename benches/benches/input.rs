@@ -100,6 +100,7 @@ fn main() -> Result<()> {
     let data = Dataset::open_with(&dir, &arguments.split, &options);
     let data = Arc::new(data.context("cannot measure without data")?);
     let config = config(&arguments);
+    let pixels = config.large.pow(2) + config.small.map_or(0, |small| small.pow(2));
     let epochs = arguments.epochs.unwrap_or_else(|| 24_000_u64.div_ceil(data.len().max(1) as u64));
     ensure!(epochs > 0 && arguments.rounds > 0, "--epochs and --rounds start at 1");
 
@@ -147,7 +148,7 @@ fn main() -> Result<()> {
             "remote": data.traffic(),
             "peak_rss_bytes": used.peak_rss,
             "peak_anon_bytes": used.anon,
-            "slab_bytes": (config.depth + 2) * config.batch * 3 * (config.large.pow(2) + config.small.pow(2)),
+            "slab_bytes": (config.depth + 2) * config.batch * 3 * pixels,
         })
     );
     Ok(())
@@ -259,7 +260,7 @@ fn limit(data: &Arc<Dataset>, config: &LoaderConfig, images: u64) -> Result<f64>
     let worker = |thread: u64| -> Result<()> {
         let mut decoder = Decoder::new(options)?;
         let mut large = vec![0; side * side * 3];
-        let mut small = vec![0; config.small * config.small * 3];
+        let mut small = vec![0; config.small.map_or(0, |small| small * small * 3)];
         for image in (thread..images).step_by(config.threads) {
             let (sample, epoch) = (image % count, image / count);
             let view = |width, height| config.view(sample, epoch, (width, height));

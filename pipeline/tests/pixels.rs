@@ -46,7 +46,8 @@ fn a_view_of_one_s_own_is_what_rows_show() {
     let data = open(dir.path());
     let run = |own: Option<OwnView>, mode, threads| {
         let config = LoaderConfig { own_view: own, mode, threads, epochs: Some(2), ..config() };
-        batches(&data, config, Cursor::default())
+        let shown = |batch: support::Copy| (batch.large, batch.small, batch.labels, batch.ids);
+        batches(&data, config, Cursor::default()).into_iter().map(shown).collect::<Vec<_>>()
     };
     // By the mode's own hand it is the mode, whatever else the options name.
     let by_mode = OwnView::new("resnet", |scene| scene.by(Mode::Resnet));

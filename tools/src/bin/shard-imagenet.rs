@@ -57,7 +57,7 @@ struct BuildArgs {
     /// imagenet: the validation archive
     #[arg(long, value_name = "TAR")]
     val: Option<PathBuf>,
-    /// imagenet: its labels, a line per image (synset, image and synset, or the devkit's number)
+    /// imagenet: its labels, a line each (synset, image and synset, or number)
     #[arg(long, value_name = "FILE")]
     val_labels: Option<PathBuf>,
     /// imagenet: a line per class, the synset and its words; a pipe needs it

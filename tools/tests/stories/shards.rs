@@ -223,7 +223,7 @@ fn compressed_shards_are_built_and_not_read_in_place() {
         ("train-0.tar.gz", gzip(&bytes[0])[..1500].to_vec(), "cut short"),
         ("train-0.tar.gz", [gzip(&bytes[0]), vec![7; 100]].concat(), "damaged"),
         ("train-0.tar", b"BZh91AY&SY0000".to_vec(), "bunzip2"),
-        ("train-0.tar.xz", b"\xfd7zXZ\0000".to_vec(), "unxz"),
+        ("train-0.tar.xz", b"\xfd7zXZ\x00000".to_vec(), "unxz"),
     ] {
         let path = write(dir.path().join(name), bytes);
         build("webdataset", &path, &dir.path().join("x"), &[]).refused(what);
