@@ -220,8 +220,12 @@ impl LoaderConfig {
     }
 
     /// Rows that a decode thread takes at a time: of so many bytes, and few enough that all threads
-    /// have some of a batch.
+    /// have some of a batch. Behind a URL it is one: a thread that waited for the bytes of a later
+    /// row while it held those of earlier ones would keep the budget that these are to come from.
     pub(crate) fn run(&self, data: &Dataset) -> usize {
+        if data.remote().is_some() {
+            return 1;
+        }
         let rows = TAKEN / data.mean_bytes().max(1);
         usize::try_from(rows).unwrap_or(usize::MAX).min(self.batch / (2 * self.threads)).max(1)
     }

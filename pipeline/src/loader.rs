@@ -226,11 +226,12 @@ impl Loader {
         &mut self,
         give_up: impl Fn(Duration) -> Option<Error>,
     ) -> Option<Result<Batch, Error>> {
-        if self.is_forked() {
-            return Some(Err(Error::Forked { process: self.process }));
-        }
         if self.threads.is_empty() {
             return None; // ended before
+        }
+        if self.is_forked() {
+            self.stop();
+            return Some(Err(Error::Forked { process: self.process }));
         }
         self.consumer.busy(self.lap.take());
         let received = self.receive(give_up);
@@ -286,8 +287,11 @@ impl Loader {
         };
         let counted = self.count_bad(self.published, epoch);
         self.published += 1;
-        self.at = plan.after(self.at);
-        Some(counted.and(result).map(Some))
+        let batch = counted.and(result);
+        if batch.is_ok() {
+            self.at = plan.after(self.at);
+        }
+        Some(batch.map(Some))
     }
 
     fn is_forked(&self) -> bool {

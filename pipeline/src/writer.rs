@@ -83,6 +83,8 @@ pub struct FolderWriter {
     most: Option<u32>,
     /// Why nothing more can be written.
     broken: bool,
+    /// Whole, but without its name: it stays where it is.
+    kept: bool,
 }
 
 #[derive(Debug)]
@@ -101,11 +103,13 @@ impl FolderWriter {
     /// when nothing can be written beside it.
     pub fn create(dir: &Path, options: FolderOptions) -> Result<Self, Error> {
         static WRITERS: AtomicU64 = AtomicU64::new(0);
+        let dir = &std::path::absolute(dir).map_err(Error::io("find", dir))?;
         let Some(name) = dir.file_name() else {
             let problem = format!("{}: a data folder needs a name", dir.display());
             return Err(Error::Config { problem });
         };
         check_free(dir)?;
+        check_place(dir)?;
         if options.shard_bytes == 0 {
             return Err(Error::Config { problem: "shard_bytes = 0: at least 1".into() });
         }
@@ -116,12 +120,19 @@ impl FolderWriter {
         let decoder = Decoder::new(DecodeOptions::default()).map_err(|fault| Error::Config {
             problem: format!("images cannot be checked: {fault}"),
         })?;
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        let number = WRITERS.fetch_add(1, Ordering::Relaxed);
-        hidden.push(format!(".writing-{}-{number}", std::process::id()));
-        let temporary = dir.with_file_name(hidden);
-        std::fs::create_dir(&temporary).map_err(Error::io("create", &temporary))?;
+        // A writer that was killed leaves its folder, and another one may have its process number.
+        let temporary = loop {
+            let mut hidden = std::ffi::OsString::from(".");
+            hidden.push(name);
+            let number = WRITERS.fetch_add(1, Ordering::Relaxed);
+            hidden.push(format!(".writing-{}-{number}", std::process::id()));
+            let temporary = dir.with_file_name(hidden);
+            match std::fs::create_dir(&temporary) {
+                Ok(()) => break temporary,
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(Error::io("create", &temporary)(error)),
+            }
+        };
         Ok(Self {
             dir: dir.to_path_buf(),
             temporary,
@@ -132,6 +143,7 @@ impl FolderWriter {
             shard: None,
             most: None,
             broken: false,
+            kept: false,
         })
     }
 
@@ -236,8 +248,15 @@ impl FolderWriter {
         };
         manifest.save(&self.temporary)?;
         self.index.write(&self.temporary)?;
-        check_free(&self.dir)?;
-        std::fs::rename(&self.temporary, &self.dir).map_err(Error::io("rename", &self.dir))?;
+        let named = check_free(&self.dir).and_then(|()| {
+            std::fs::rename(&self.temporary, &self.dir).map_err(Error::io("rename", &self.dir))
+        });
+        if let Err(error) = named {
+            self.kept = true;
+            let problem =
+                format!("{error}; the folder is whole and stays in {}", self.temporary.display());
+            return Err(Error::Config { problem });
+        }
         Ok(manifest)
     }
 
@@ -318,6 +337,20 @@ fn look(decoder: &mut Decoder, image: &[u8], check: bool) -> Result<(Format, (u3
     Ok((format, (width as u32, height as u32)))
 }
 
+/// A link, or a disk that is mounted there, cannot be replaced by a folder at the end.
+fn check_place(dir: &Path) -> Result<(), Error> {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(found) = dir.symlink_metadata() else { return Ok(()) };
+    let parent = dir.parent().and_then(|parent| parent.metadata().ok());
+    let mounted = parent.is_some_and(|parent| parent.dev() != found.dev());
+    if found.is_symlink() || mounted {
+        let what = if mounted { "where a disk is mounted" } else { "a link" };
+        let problem = format!("{} is {what}: give the name of a folder in it", dir.display());
+        return Err(Error::Config { problem });
+    }
+    Ok(())
+}
+
 /// Says so when there is something at `dir`.
 fn check_free(dir: &Path) -> Result<(), Error> {
     match std::fs::read_dir(dir).map(|mut entries| entries.next().is_none()) {
@@ -337,6 +370,9 @@ fn check_free(dir: &Path) -> Result<(), Error> {
 impl Drop for FolderWriter {
     fn drop(&mut self) {
         self.shard = None;
+        if self.kept {
+            return;
+        }
         // Where it has its name, this one is gone.
         let _ = std::fs::remove_dir_all(&self.temporary);
     }

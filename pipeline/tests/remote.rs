@@ -346,3 +346,34 @@ fn a_password_in_a_url_is_never_shown() {
     assert_eq!(at, None);
     assert!(shown.contains("me:***@"), "{shown}");
 }
+
+/// A decode thread that took several rows at a time held the bytes that the budget was waiting for.
+#[test]
+fn a_small_budget_beside_a_cache_is_enough_for_many_small_images_of_many_parts() {
+    let mut image = std::io::Cursor::new(Vec::new());
+    let noise = |x: u32, y: u32| {
+        image::Rgb([x, y, x ^ y].map(|v| (v.wrapping_mul(2_654_435_761) >> 13) as u8))
+    };
+    image::RgbImage::from_fn(36, 36, noise).write_to(&mut image, image::ImageFormat::Png).unwrap();
+    let image = image.into_inner();
+    let count = (28 << 20) / image.len();
+    let sample = |number| support::Sample {
+        key: format!("s{number:06}"),
+        extension: "png",
+        image: image.clone(),
+        label: None,
+    };
+    let dir = tempfile::tempdir().unwrap();
+    support::write(dir.path(), &(0..count).map(sample).collect::<Vec<_>>(), count);
+    let server = Server::folder(dir.path(), Faults::default());
+    let cache = tempfile::tempdir().unwrap();
+    let options = RemoteOptions { cache: Some(cache.path().into()), ..options() };
+    let remote = open_url(&server.url, &options);
+    let config = LoaderConfig { batch: 256, threads: 2, epochs: Some(1), ..config() };
+    let mut loader = start(&remote, config, Cursor::default());
+    let mut rows = 0;
+    while let Some(batch) = loader.next_timeout(Duration::from_secs(30)) {
+        rows += batch.unwrap().rows();
+    }
+    assert_eq!(rows, count / 256 * 256);
+}

@@ -161,3 +161,24 @@ fn a_writer_that_is_dropped_or_fails_leaves_nothing() {
     assert!(writer.finish().is_err());
     assert_eq!((names(root.path()), names(&dir)), (vec!["own".into()], vec!["mine".into()]));
 }
+
+#[test]
+fn a_place_that_cannot_be_renamed_to_is_refused_at_once_and_a_whole_folder_is_never_removed() {
+    let root = tempfile::tempdir().unwrap();
+    let (real, link) = (root.path().join("real"), root.path().join("link"));
+    std::fs::create_dir(&real).unwrap();
+    std::os::unix::fs::symlink(&real, &link).unwrap();
+    let error = FolderWriter::create(&link, FolderOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("a link"), "{error}");
+
+    // Something comes to its place while it is written.
+    let dir = root.path().join("own");
+    let mut writer = FolderWriter::create(&dir, FolderOptions::default()).unwrap();
+    writer.split("train").unwrap();
+    labelled(3).iter().for_each(|sample| append(&mut writer, sample).unwrap());
+    std::fs::create_dir_all(dir.join("other")).unwrap();
+    let error = writer.finish().unwrap_err().to_string();
+    let kept = names(root.path()).into_iter().find(|name| name.starts_with(".own")).unwrap();
+    assert!(error.contains(&kept), "{error}");
+    assert_eq!(Dataset::open(&root.path().join(kept), "train").unwrap().len(), 3);
+}

@@ -491,6 +491,11 @@ impl Config {
                 t.micro_batch, t.batch
             ),
         );
+        let side = if self.loss.encode() { self.e.res } else { self.g.res };
+        for (key, mode) in [("data.mode", self.data.mode), ("eval.mode", self.eval.mode)] {
+            let fits = mode.check(side.max(1) as usize);
+            require(fits.is_ok(), format!("{key}: {}", fits.err().unwrap_or_default()));
+        }
         require(t.d_steps > 0, "train.d_steps = 0, but D has to train".into());
         require(t.max_minutes >= 0.0, format!("train.max_minutes = {} < 0", t.max_minutes));
         require(self.health.patience > 0, "health.patience = 0; give a number of faults".into());
@@ -796,6 +801,9 @@ mod tests {
         assert_eq!(Config::parse(&config.to_toml()).unwrap(), config);
         let wrong = problem(&["data.mode=random-resized-crop,scale=2..3"]);
         assert!(wrong.contains("at most 1"), "{wrong}");
+        // It would end the run at its first evaluation.
+        let small = problem(&["eval.mode=resize-centre-crop,resize=16"]);
+        assert!(small.contains("eval.mode") && small.contains("32"), "{small}");
     }
 
     #[test]

@@ -192,7 +192,10 @@ impl FromStr for Mode {
 
 impl Mode {
     /// What is wrong with it for rows of `side` pixels a side.
-    pub(crate) fn check(&self, side: usize) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// In words: an option that cannot be, or that does not go with this size.
+    pub fn check(&self, side: usize) -> Result<(), String> {
         match self {
             Self::Small if side < 8 => Err(format!("mode = small needs large >= 8, not {side}")),
             Self::RandomResizedCrop(crop) => crop.check(),
@@ -448,5 +451,5 @@ fn full_crop((width, height): (usize, usize)) -> Crop {
 
 /// What lies before the central `part` of a length, as torchvision's `center_crop` has it.
 fn centre_offset(length: usize, part: usize) -> usize {
-    ((length - part) as f64 / 2.0).round_ties_even() as usize
+    (length.saturating_sub(part) as f64 / 2.0).round_ties_even() as usize
 }

@@ -127,10 +127,9 @@ pub fn resume(config: Config, out: &Path, place: Place, stop: &Stop) -> Result<S
             return Ok(Summary { out, steps, stats, ended, bottleneck, probe });
         }
         let before = if world.leads() { read_config(out)? } else { config.clone() };
-        // What the run computes was changed on purpose: it goes on at the same place of another order.
-        let moved = before.changes(&config).iter().any(|change| !change.is_free());
-        let at = if moved { state.cursor.unbound() } else { state.cursor };
-        let feed = Feed::start(&config, &data, at, device, &world)?;
+        // Other data were refused with the checkpoint, other settings unless they were changed on purpose;
+        // then it goes on at the same place of another order, also from a checkpoint of before.
+        let feed = Feed::start(&config, &data, state.cursor.unbound(), device, &world)?;
         if config != before {
             let (path, aside) = (out.join("config.toml"), out.join("config.toml.partial"));
             fs::write(&aside, config.to_toml()).map_err(Error::io("write", &aside))?;
