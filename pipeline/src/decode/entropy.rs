@@ -63,6 +63,9 @@ const END: u32 = 1 << 6;
 const LIMIT: u32 = 18;
 /// Entries of [`Lookup::many`] that the bits of one refill are enough for.
 const READY: u32 = 56 / LIMIT;
+/// Blocks of a picture from which on filling [`Lookup::many`] of its AC tables takes less time than
+/// it saves: measured on pictures of 32 x 32 pixels, which have 24 to 48.
+const WORTH_PAIRS: usize = 128;
 /// The entry of [`Lookup::many`] for bits that [`Lookup::one`] must be asked about.
 const UNKNOWN: u64 = 127 << 24;
 /// What [`Lookup::second`] marks a coefficient with.
@@ -87,8 +90,9 @@ fn pack(first: i32, second: i32) -> u64 {
 /// A Huffman table made ready. The lowest 6 bits of every entry are the bits to consume.
 #[derive(Debug, Clone)]
 struct Lookup {
-    /// Whether it is made ready, and `skip` as well.
+    /// Whether it is made ready, and `many` of an AC table and `skip` as well.
     set: bool,
+    pairs: bool,
     skips: bool,
     /// By the next bits: value << 16 | run << 8 | length of code and value, where they are no
     /// longer than the bits; else symbol << 8 | `SPECIAL` | length of the code, 0 where that is
@@ -122,6 +126,7 @@ fn extend(bits: u32, size: u32) -> i32 {
 impl Lookup {
     const NONE: Self = Self {
         set: false,
+        pairs: false,
         skips: false,
         one: [SPECIAL; 1 << PEEK],
         many: [0; 1 << PEEK],
@@ -132,16 +137,21 @@ impl Lookup {
         symbols: [0; 256],
     };
 
-    /// Makes a table ready, and `skip` if asked. Nothing is done where it is the last picture's.
-    fn prepare(&mut self, table: &Table, dc: bool, skip: bool) {
+    /// Makes a table ready, and of an AC table `many` and `skip` if asked: without the first, each
+    /// code is read by `one`. Nothing is done where it is the last picture's.
+    fn prepare(&mut self, table: &Table, dc: bool, pairs: bool, skip: bool) {
         if !self.set || self.lengths != table.lengths || self.symbols != table.symbols {
             self.set(table, dc);
             if dc {
                 self.set_levels();
             } else {
-                self.set_pairs();
+                self.many.fill(UNKNOWN);
             }
-            (self.set, self.skips) = (true, false);
+            (self.set, self.pairs, self.skips) = (true, false, false);
+        }
+        if pairs && !self.pairs {
+            self.set_pairs();
+            self.pairs = true;
         }
         if skip && !self.skips {
             self.set_skip();
@@ -558,12 +568,13 @@ impl Entropy {
             layout.blocks().iter().any(|block| usize::from(table(block)) == n)
         };
         let thin = layout.blocks().iter().any(|block| block.detail == 0);
+        let pairs = part.columns * part.rows * layout.blocks().len() >= WORTH_PAIRS;
         for n in 0..4 {
             if used(|block| block.dc, n) {
-                self.dc[n].prepare(&layout.dc[n], true, false);
+                self.dc[n].prepare(&layout.dc[n], true, false, false);
             }
             if used(|block| block.ac, n) {
-                self.ac[n].prepare(&layout.ac[n], false, skips || thin);
+                self.ac[n].prepare(&layout.ac[n], false, pairs, skips || thin);
             }
         }
         Scan {
