@@ -48,7 +48,8 @@ pub struct Scan {
 /// What tells whether a shard is the file that was scanned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp {
-    /// Time of the last change, nanoseconds since 1970; [`i64::MIN`] where that could not be relied on.
+    /// Time of the last change of content or of times, nanoseconds since 1970; [`i64::MIN`] where that
+    /// could not be relied on.
     pub(super) mtime: i64,
     pub(super) inode: u64,
     /// Of the samples, as headers and labels tell them.
@@ -57,16 +58,19 @@ pub(super) struct Stamp {
 
 impl Stamp {
     fn of(file: &Metadata) -> Self {
-        let mtime = file.mtime().saturating_mul(1_000_000_000).saturating_add(file.mtime_nsec());
+        let nanos = |seconds: i64, rest| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
+        // The one can be set to any time, as `cp -p` does; the other tells of that.
+        let mtime = nanos(file.mtime(), file.mtime_nsec());
+        let mtime = mtime.max(nanos(file.ctime(), file.ctime_nsec()));
         Self { mtime, inode: file.ino(), hash: 0 }
     }
 
     /// The stamp to keep of a file that is read now.
     fn kept(file: &Metadata) -> Self {
-        let sure = file.modified().is_ok_and(|changed| {
-            SystemTime::now().duration_since(changed).is_ok_and(|age| age > UNSURE)
-        });
         let stamp = Self::of(file);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let now = now.map_or(0, |now| now.as_nanos() as i128);
+        let sure = now - i128::from(stamp.mtime) > UNSURE.as_nanos() as i128;
         if sure { stamp } else { Self { mtime: i64::MIN, ..stamp } }
     }
 
