@@ -260,6 +260,17 @@ fn an_index_is_made_on_request_but_not_for_a_folder_that_was_built() {
 }
 
 #[test]
+fn a_pipe_called_as_a_shard_is_refused_and_a_folder_is_none() {
+    let (dir, ..) = folder();
+    fs::create_dir(dir.path().join("x.tar")).unwrap();
+    assert_eq!(labels(dir.path()).len(), 8);
+    let pipe = dir.path().join("train-2.tar");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let error = Dataset::open(dir.path(), "train").unwrap_err();
+    assert!(error.to_string().contains("train-2.tar: it is no regular file"), "{error}");
+}
+
+#[test]
 fn a_folder_that_cannot_be_listed_into_splits_says_how_to_mend_it() {
     let dir = tempfile::tempdir().unwrap();
     put(&dir.path().join("0.tar"), 0);

@@ -260,6 +260,9 @@ fn shards_of(dir: &Path) -> Result<Vec<(Split, String)>, Error> {
         let name = entry.map_err(Error::io("list", dir))?.file_name();
         let shard = ShardName::of(&name.to_string_lossy()).map(|shard| shard.compressed);
         let Some(compressed) = shard else { continue };
+        if dir.join(&name).is_dir() {
+            continue;
+        }
         let Some(name) = name.to_str() else {
             let problem = format!("the name of {} is not UTF-8", name.display());
             return Err(foreign(dir, problem, "rename it"));
@@ -397,6 +400,10 @@ struct Found {
 
 /// Reads headers and labels of a shard.
 fn read_shard(path: &Path, choice: &Choice) -> Result<Shard, Error> {
+    // Of a pipe, the opening would wait for a writer.
+    if !std::fs::metadata(path).map_err(Error::io("open", path))?.is_file() {
+        return Err(foreign(path, "it is no regular file", "move it out of the folder"));
+    }
     let file = File::open(path).map_err(Error::io("open", path))?;
     let system = || file.metadata().map_err(Error::io("read the length of", path));
     let before = system()?;

@@ -74,6 +74,23 @@ fn feed(bytes: &[u8], args: &[&str]) -> Ran {
 }
 
 #[test]
+fn a_pipe_among_shards_is_refused_a_folder_passed_over_and_a_stem_is_there_once() {
+    let dir = tempdir().expect("a folder");
+    let (source, output) = (dir.path().join("in"), dir.path().join("out"));
+    write(source.join("train-0.tar"), shard("t", 2));
+    fs::create_dir(source.join("x.tar")).expect("a folder");
+    build("webdataset", &source, &output, &[]).ok();
+    assert_eq!(counts(&output), owned(&[("train", 2)]));
+    let (pipe, output) = (source.join("train-1.tar"), dir.path().join("out2"));
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
+    build("webdataset", &source, &output, &[]).refused("train-1.tar: is no regular file");
+    fs::remove_file(pipe).expect("a pipe");
+    write(source.join("train-0.tar.gz"), b"");
+    let both = "train-0.tar and train-0.tar.gz are the same shard";
+    build("webdataset", &source, &output, &[]).refused(both);
+}
+
+#[test]
 fn the_words_of_a_shards_name_tell_its_split_built_and_in_place() {
     let dir = tempdir().expect("a folder");
     let source = dir.path().join("in");
