@@ -522,10 +522,11 @@ fn find<'a>(
             Some(label.map_err(|what| bad(entry, format!("has a label, but {what}"), MEND))?)
         }
         Some(Label::Json(entry, field)) => {
-            let plain = field.is_none() && u64::from(entry.length) > MAX_JSON_BYTES;
-            let text = if plain { Vec::new() } else { read(entry, MAX_JSON_BYTES)? };
-            let label = container::read_json_label(&text, field)
-                .map_err(|what| bad(entry, format!("has a .json that {what}"), MEND))?;
+            let label = match field.is_none() && u64::from(entry.length) > MAX_JSON_BYTES {
+                true => None,
+                false => container::read_json_label(&read(entry, MAX_JSON_BYTES)?, field)
+                    .map_err(|what| bad(entry, format!("has a .json that {what}"), MEND))?,
+            };
             if label.is_none() {
                 unused.extend(sample.extension_of(entry));
             }

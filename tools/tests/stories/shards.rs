@@ -188,6 +188,32 @@ fn what_webdataset_reads_is_built_and_read_in_place() {
 }
 
 #[test]
+fn a_label_in_json_that_is_damaged_or_no_class_number_is_refused_or_rejected() {
+    for (json, what) in [
+        (r#"{"label": "#, "has a .json that is not JSON"),
+        (r#"{"label": -1}"#, "has a .json that has the field \"label\", but \"-1\" is not a class"),
+    ] {
+        let files = [
+            ("a.jpg", jpeg(64, 48, 1)),
+            ("a.json", json.as_bytes().to_vec()),
+            ("b.jpg", jpeg(64, 48, 2)),
+            ("b.json", b"\xef\xbb\xbf{\"label\": 1.0}".to_vec()),
+        ];
+        let (dir, source) = shards(&[("train-0.tar", &files)]);
+        let (output, piped) = (dir.path().join("out"), dir.path().join("piped"));
+        build("webdataset", &source, &output, &[]).ok();
+        pipe(&tar_of(&files), &piped, &[]).ok();
+        for output in [output, piped] {
+            let labels: Vec<_> = samples(&output).iter().map(|sample| sample.label).collect();
+            assert_eq!(labels, [Some(1)]);
+            let rejected = report(&output, "rejected.jsonl");
+            assert!(rejected.len() == 1 && rejected[0].1.contains(what), "{rejected:?}");
+        }
+        run(&["inspect", text(&source)]).refused(what);
+    }
+}
+
+#[test]
 fn archives_that_are_joined_in_a_file_are_read_to_the_last() {
     let dir = tempdir().expect("a folder");
     let joined = [shard("a", 2), shard("b", 3)].concat();
