@@ -167,7 +167,9 @@ fn no_index(url: &Path) -> Error {
 /// Where the index of a folder that cannot be written is kept.
 fn cache_path(dir: &Path) -> Option<PathBuf> {
     let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or(home)?;
+    // The standard has it that a relative one is ignored.
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.filter(|path| path.is_absolute()).or(home)?;
     let dir = dir.canonicalize().ok()?;
     let name = format!("{:016x}.bin", xxh3_64(dir.as_os_str().as_encoded_bytes()));
     Some(cache.join("bigbigan").join("indexes").join(name))
