@@ -99,8 +99,11 @@ pub(super) fn open(folder: &Folder) -> Result<Index, Error> {
     let shards = shards_of(dir)?;
     let cached = cache_path(dir).filter(|path| path.exists());
     let cached = cached.and_then(|path| Index::read_at(folder, &path).ok());
-    let mut known: Vec<Index> =
-        [beside, cached].into_iter().flatten().filter(Index::is_scanned).collect();
+    let written = |path: &Path| std::fs::metadata(path).and_then(|file| file.modified()).ok();
+    let later = cache_path(dir).and_then(|path| written(&path)) > written(&dir.join(INDEX_FILE));
+    // The one that was written later has the choice that was made last.
+    let both = if later { [cached, beside] } else { [beside, cached] };
+    let mut known: Vec<Index> = both.into_iter().flatten().filter(Index::is_scanned).collect();
     let changed: Vec<_> = known.iter().map(|index| changed(index, &shards)).collect();
     if let Some(found) = changed
         .iter()

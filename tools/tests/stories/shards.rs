@@ -214,6 +214,44 @@ fn a_label_in_json_that_is_damaged_or_no_class_number_is_refused_or_rejected() {
 }
 
 #[test]
+fn of_an_index_beside_and_one_in_the_cache_the_later_is_read() {
+    let dir = tempdir().expect("a folder");
+    let (source, cache) = (dir.path().join("in"), dir.path().join("cache"));
+    let files = [("a.jpg", jpeg(64, 48, 1)), ("a.cls", b"1".to_vec()), ("a.cls2", b"2".to_vec())];
+    write(source.join("train-0.tar"), tar_of(&files));
+    let index = source.join("index.bin");
+    run(&["index", text(&source)]).ok();
+    let beside = fs::read(&index).expect("an index");
+    run(&["index", text(&source), "--label", "cls2"]).ok();
+    let chosen = fs::read(&index).expect("an index");
+    let path = source.canonicalize().expect("a folder");
+    let name = xxhash_rust::xxh3::xxh3_64(path.as_os_str().as_encoded_bytes());
+    let cached = cache.join(format!("bigbigan/indexes/{name:016x}.bin"));
+    let age = |path: &Path, seconds| {
+        let time = std::time::SystemTime::now() - std::time::Duration::from_secs(seconds);
+        let file = fs::File::options().write(true).open(path).expect("a file");
+        file.set_modified(time).expect("a time");
+    };
+    // One that is not absolute counts as unset.
+    for (home, beside_age, cached_age, expected) in [
+        (text(&cache), 100, 50, [0, 0, 1].as_slice()),
+        (text(&cache), 50, 100, &[0, 1]),
+        ("cache", 100, 50, &[0, 1]),
+        ("", 100, 50, &[0, 1]),
+    ] {
+        write(index.clone(), &beside);
+        write(cached.clone(), &chosen);
+        age(&index, beside_age);
+        age(&cached, cached_age);
+        let mut inspect = program(&["inspect", text(&source), "--json"]);
+        inspect.env("XDG_CACHE_HOME", home).env("HOME", dir.path()).current_dir(dir.path());
+        let output = inspect.output().expect("the program starts");
+        let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(json["splits"][0]["per_class"], serde_json::json!(expected), "{home:?}");
+    }
+}
+
+#[test]
 fn archives_that_are_joined_in_a_file_are_read_to_the_last() {
     let dir = tempdir().expect("a folder");
     let joined = [shard("a", 2), shard("b", 3)].concat();
