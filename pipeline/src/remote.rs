@@ -436,7 +436,12 @@ impl Remote {
         };
         self.counters.requests.fetch_add(1, Ordering::Relaxed);
         let options = GetOptions { range: Some(ask), ..GetOptions::default() };
-        let path = self.prefix.clone().join(name);
+        // Joined as text: what is joined as a part has its é, # and % escaped twice.
+        let path = match self.prefix.as_ref() {
+            "" => ObjectPath::parse(name),
+            prefix => ObjectPath::parse(format!("{prefix}/{name}")),
+        };
+        let path = path.map_err(|error| Cut::Store(error.into()))?;
         let stalled = |_| Cut::Short(STALLED);
         let mut asked = Instant::now();
         let answer = timeout(patience, self.store.get_opts(&path, options)).await;

@@ -49,6 +49,32 @@ fn batches_are_those_of_the_local_folder_however_often_answers_fail() {
 }
 
 #[test]
+fn shards_are_asked_for_by_their_names_whatever_letters_they_have() {
+    let dir = tempfile::tempdir().unwrap();
+    for folder in ["", "d é#"] {
+        let inside = dir.path().join(folder);
+        std::fs::create_dir_all(&inside).unwrap();
+        let mut index = IndexWriter::new();
+        index.begin_split("train").unwrap();
+        let names = ["a#b.tar", "c?d.tar", "e%20f.tar", "g h.tar", "été.tar"];
+        for (number, name) in names.iter().enumerate() {
+            let key = number.to_string();
+            let mut shard = pipeline::shard::ShardWriter::create(&inside.join(name)).unwrap();
+            let entry = shard.append(&key, "jpg", name.as_bytes(), Some(0)).unwrap();
+            index.sample(&key, entry, Some(0), Format::Jpeg, (9, 9));
+            index.end_shard(name, shard.finish().unwrap()).unwrap();
+        }
+        index.write(&inside).unwrap();
+        let server = Server::folder(dir.path(), Faults::default());
+        let url = format!("{}/{}", server.url, folder.replace(' ', "%20").replace('#', "%23"));
+        let remote = open_url(&url, &options());
+        for (sample, name) in names.iter().enumerate() {
+            assert_eq!(&*remote.bytes(sample as u64).unwrap(), name.as_bytes());
+        }
+    }
+}
+
+#[test]
 fn neighbours_are_read_together() {
     let dir = folder(90);
     let server = Server::folder(dir.path(), Faults::default());

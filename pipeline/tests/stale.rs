@@ -35,6 +35,11 @@ fn age(path: &Path, seconds: u64) {
     File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
 }
 
+/// Waits until what was just written is believed not to change again without a new time of change.
+fn settle() {
+    std::thread::sleep(Duration::from_millis(2_100));
+}
+
 fn labels(dir: &Path) -> Vec<Option<i64>> {
     let data = Dataset::open(dir, "train").unwrap();
     (0..data.len() as u64).map(|sample| data.label(sample)).collect()
@@ -70,10 +75,6 @@ fn a_shard_written_anew_in_place_is_read_anew_whatever_its_length_and_times() {
             file.set_modified(before.modified().unwrap()).unwrap();
         }
         assert_eq!(fs::metadata(&shard).unwrap().len(), before.len());
-        if old && !replace {
-            // Nothing that the system says has changed: so it is for whoever sets times by hand.
-            continue;
-        }
         let expected: Vec<_> = [[Some(3); 4], [Some(0); 4]].concat();
         assert_eq!(labels(dir.path()), expected, "replaced {replace}, old {old}");
         assert_eq!(labels(dir.path()), expected);
@@ -94,6 +95,23 @@ fn a_shard_that_changed_just_before_it_was_indexed_is_looked_at_again() {
 }
 
 #[test]
+fn a_shard_written_anew_with_its_times_kept_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let shard = dir.path().join("train-0.tar");
+    put(&shard, 0);
+    age(&shard, 1000);
+    settle();
+    let before = fs::metadata(&shard).unwrap();
+    assert_eq!(labels(dir.path()), [Some(0); 4]);
+    // As `cp -p` onto it.
+    put(&shard, 3);
+    let file = File::options().write(true).open(&shard).unwrap();
+    file.set_modified(before.modified().unwrap()).unwrap();
+    assert_eq!(fs::metadata(&shard).unwrap().modified().unwrap(), before.modified().unwrap());
+    assert_eq!(labels(dir.path()), [Some(3); 4]);
+}
+
+#[test]
 fn shards_that_were_only_copied_or_touched_keep_their_index() {
     let (dir, shard, _) = folder();
     let open = |dir: &Path| Dataset::open(dir, "train").unwrap().fingerprint();
@@ -101,6 +119,7 @@ fn shards_that_were_only_copied_or_touched_keep_their_index() {
     let index = || fs::read(dir.path().join(INDEX_FILE)).unwrap();
     let before = index();
     age(&shard, 500);
+    settle();
     assert_eq!(open(dir.path()), fingerprint);
     let touched = index();
     assert_ne!(touched, before);
@@ -238,6 +257,17 @@ fn an_index_is_made_on_request_but_not_for_a_folder_that_was_built() {
     let none = tempfile::tempdir().unwrap();
     let error = Index::make(none.path(), &Choice::default()).unwrap_err();
     assert!(matches!(error, Error::EmptyFolder { .. }), "{error}");
+}
+
+#[test]
+fn a_pipe_called_as_a_shard_is_refused_and_a_folder_is_none() {
+    let (dir, ..) = folder();
+    fs::create_dir(dir.path().join("x.tar")).unwrap();
+    assert_eq!(labels(dir.path()).len(), 8);
+    let pipe = dir.path().join("train-2.tar");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let error = Dataset::open(dir.path(), "train").unwrap_err();
+    assert!(error.to_string().contains("train-2.tar: it is no regular file"), "{error}");
 }
 
 #[test]

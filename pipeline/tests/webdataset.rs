@@ -112,6 +112,7 @@ fn departures() -> BTreeMap<&'static str, Ours> {
         ("hidden", Read(&[("a", Some(1))])),
         // Labels in JSON need no code of the user's.
         ("json_label", Read(&[("a", Some(3)), ("b", Some(4))])),
+        ("json_damaged", Refused("has a .json that is not JSON")),
         // Archives behind the first are read.
         ("lone_zero_block", Read(&[("a", Some(1)), ("b", Some(1)), ("c", Some(1))])),
         (
@@ -241,7 +242,6 @@ fn what_is_passed_over_is_counted_with_an_example() {
         ),
         ("json_other_field", &[("files .json", 1, "train-0.tar: a.json")]),
         ("json_text_label", &[("files .json", 1, "train-0.tar: a.json")]),
-        ("json_damaged", &[("files .json", 1, "train-0.tar: a.json")]),
         ("other_label", &[("files .cls2", 1, "train-0.tar: a.cls2")]),
         ("no_end_marker", &[("missing end markers", 1, "train-0.tar")]),
         ("no_padding", &[("missing end markers", 1, "train-0.tar")]),

@@ -191,7 +191,14 @@ fn fingerprint(plan: &Plan) -> Result<u64, Error> {
     for Item { key, split, label, place, length } in &catalog.items {
         hash.update(key.as_bytes());
         let number = match place {
-            Place::File { folder, .. } => u64::from(*folder),
+            Place::File { folder, name } => {
+                // A file that is gone is for the build to tell of.
+                let file = std::fs::metadata(catalog.folders[*folder as usize].join(&**name));
+                let changed = file.and_then(|file| file.modified()).ok();
+                hash.update(name.as_encoded_bytes());
+                hash.update(format!("/{changed:?}").as_bytes());
+                u64::from(*folder)
+            }
             Place::Range { archive, offset } => u64::from(*archive) << 48 ^ offset,
             Place::Piped { offset } => *offset,
             Place::Row { batch, row } => u64::from(*batch) << 32 | u64::from(*row),

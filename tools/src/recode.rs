@@ -153,8 +153,14 @@ impl Recoder {
             let extension = if png { "png" } else { "jpg" };
             return Ok(Ok(Coded { bytes, extension, width, height, oddity: None }));
         }
+        let told;
         let what = match header {
-            None => (!self.coding.png).then_some("was PNG, converted to JPEG"),
+            None => {
+                let notes = png_notes(&bytes);
+                let stored = if self.coding.png { "stored as PNG" } else { "converted to JPEG" };
+                told = format!("was PNG{notes}, {stored}");
+                (!self.coding.png || !notes.is_empty()).then_some(&*told)
+            }
             Some(header) => match header.components() {
                 4 => Some("was CMYK, converted to RGB"),
                 1 | 3 if header.is_lossless() => Some("was a lossless JPEG, converted"),
@@ -360,6 +366,30 @@ pub(crate) fn weight(image: &[u8]) -> u64 {
     let [width, height] = [[w0, w1, w2, w3], [h0, h1, h2, h3]].map(u32::from_be_bytes);
     let double = if depth == 16 { 2 } else { 1 };
     (u64::from(width) * u64::from(height)).saturating_mul(double)
+}
+
+/// What decoding leaves out of a PNG, in words behind a comma.
+fn png_notes(image: &[u8]) -> String {
+    let mut notes = String::new();
+    if image.get(24) == Some(&16) {
+        notes += ", 16 bits a sample, stored as 8";
+    }
+    let mut rest = image.get(PNG.len()..).unwrap_or_default();
+    // Length, kind, data and checksum of each chunk; an animation says so before its first picture.
+    while let Some(&[l0, l1, l2, l3, ref kind @ ..]) = rest.first_chunk::<8>() {
+        match kind {
+            b"IDAT" => break,
+            b"acTL" => {
+                notes += ", the first frame of an animation";
+                break;
+            }
+            _ => {
+                let length = u32::from_be_bytes([l0, l1, l2, l3]) as usize;
+                rest = rest.get(length.saturating_add(12)..).unwrap_or_default();
+            }
+        }
+    }
+    notes
 }
 
 /// What a PNG file begins with.

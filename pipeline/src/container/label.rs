@@ -24,25 +24,41 @@ pub fn read_label(text: &[u8]) -> Result<u32, String> {
 }
 
 /// The class number in a field of a JSON object: a number, or one in a string. With no `field`
-/// named, the first of [`JSON_FIELDS`] that is there, and none where there is none that is a class
-/// number, for others may mean other things by these names.
+/// named, the first of [`JSON_FIELDS`] that is there, and none where there is none or it is no
+/// number, for others may mean other things by these names, as where the text is longer than
+/// [`MAX_JSON_BYTES`]. A mark of UTF-8 in front is let pass.
 ///
 /// # Errors
-/// The text is no JSON object, or the field that was named is not there or holds no class number.
+/// The text is no JSON, the field is a number but no class number, or the field that was named is not
+/// there or holds no class number.
 pub fn read_json_label(text: &[u8], field: Option<&str>) -> Result<Option<u32>, String> {
-    let value = serde_json::from_slice::<serde_json::Value>(text);
-    let number = |value: &serde_json::Value| match value {
-        serde_json::Value::String(text) => read_label(text.as_bytes()),
-        other => read_label(other.to_string().as_bytes()),
+    if field.is_none() && text.len() as u64 > MAX_JSON_BYTES {
+        return Ok(None);
+    }
+    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
+    let value = serde_json::from_slice::<serde_json::Value>(text)
+        .map_err(|error| format!("is not JSON ({error})"))?;
+    let number = |field: &str, value: &serde_json::Value| {
+        let label = match value {
+            serde_json::Value::String(text) => read_label(text.as_bytes()),
+            // Some programs write every number with a fraction.
+            other => {
+                let text = other.to_string();
+                read_label(text.strip_suffix(".0").unwrap_or(&text).as_bytes())
+            }
+        };
+        label.map_err(|problem| format!("has the field {field:?}, but {problem}"))
     };
-    let Some(field) = field else {
-        let value = value.unwrap_or_default();
-        let found = JSON_FIELDS.iter().find_map(|field| value.get(field));
-        return Ok(found.and_then(|value| number(value).ok()));
-    };
-    let value = value.map_err(|error| format!("is not JSON ({error})"))?;
-    let found = value.get(field).ok_or_else(|| format!("has no field {field:?}"))?;
-    number(found).map(Some).map_err(|problem| format!("has the field {field:?}, but {problem}"))
+    if let Some(field) = field {
+        let found = value.get(field).ok_or_else(|| format!("has no field {field:?}"))?;
+        return number(field, found).map(Some);
+    }
+    let found = JSON_FIELDS.iter().find_map(|field| Some((field, value.get(field)?)));
+    match found {
+        Some((field, value)) if value.is_number() => number(field, value).map(Some),
+        Some((field, value)) => Ok(number(field, value).ok()),
+        None => Ok(None),
+    }
 }
 
 #[cfg(test)]
@@ -80,7 +96,17 @@ mod tests {
             (r#"{"class_id": 5.5}"#, Some("class_id"), Err("class number")),
             (r#"{"class_id": 5000000}"#, Some("class_id"), Err("class number")),
             (r#"{"label": 3}"#, Some("class_id"), Err("no field")),
-            (r#"{"label": "#, None, Ok(None)),
+            (r#"{"label": "#, None, Err("not JSON")),
+            ("", None, Err("not JSON")),
+            ("\u{feff}{\"label\": 3}", None, Ok(Some(3))),
+            (r#"{"label": 1.0}"#, None, Ok(Some(1))),
+            (
+                r#"{"label": -1}"#,
+                None,
+                Err("the field \"label\", but \"-1\" is not a class number"),
+            ),
+            (r#"{"cls": 1.5}"#, None, Err("class number")),
+            (r#"{"label": null}"#, None, Ok(None)),
             (r#"{"label": "#, Some("label"), Err("not JSON")),
         ] {
             let found = read_json_label(text.as_bytes(), field);

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Seek};
 use std::path::Path;
 
-use tar::{EntryType, GnuExtSparseHeader, Header, PaxExtensions};
+use tar::{EntryType, GnuExtSparseHeader, Header};
 
 use crate::error::Error;
 
@@ -581,9 +581,38 @@ impl<'a> Members<'a> {
 }
 
 /// What an extended header says of `key`; the last word counts.
-fn pax_value<'a>(records: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
-    let records = PaxExtensions::new(records).filter_map(Result::ok);
-    records.filter(|record| record.key_bytes() == key).map(|record| record.value_bytes()).last()
+fn pax_value<'a>(mut records: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
+    let mut found = None;
+    while !records.is_empty() {
+        match pax_record(records) {
+            Some((known, value, rest)) => {
+                found = if known == key { Some(value) } else { found };
+                records = rest;
+            }
+            // What is no record is passed over by its line.
+            None => match records.iter().position(|&byte| byte == b'\n') {
+                Some(end) => records = &records[end + 1..],
+                None => break,
+            },
+        }
+    }
+    found
+}
+
+/// Key and value of the record `LENGTH KEY=VALUE` and a newline that this begins with, and what is
+/// behind it. The length tells where it ends: values may have newlines of their own.
+fn pax_record(records: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let space = records.iter().take(20).position(|&byte| byte == b' ')?;
+    let length: usize = std::str::from_utf8(&records[..space]).ok()?.parse().ok()?;
+    let end = length.checked_sub(1)?;
+    let record = records.get(space + 1..end)?;
+    // The last newline may be missing.
+    if records.get(end).is_some_and(|&byte| byte != b'\n') {
+        return None;
+    }
+    let equals = record.iter().position(|&byte| byte == b'=')?;
+    let rest = records.get(length..).unwrap_or_default();
+    Some((&record[..equals], &record[equals + 1..], rest))
 }
 
 /// A name as text that no other name has.

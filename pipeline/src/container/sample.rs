@@ -207,8 +207,13 @@ impl<T> Sample<T> {
         match &found(&|known| last(known) == "cls")[..] {
             &[part] => Ok(Some((part, Label::Number(&self.parts[part].1)))),
             [] => match found(&|known| last(known) == "json")[..] {
+                [] => Ok(None),
                 [part] => Ok(Some((part, Label::Json(&self.parts[part].1, None)))),
-                _ => Ok(None),
+                // That of the sample, beside one of a part of it.
+                ref several => match several.iter().find(|&&part| self.parts[part].0 == "json") {
+                    Some(&part) => Ok(Some((part, Label::Json(&self.parts[part].1, None)))),
+                    None => Err(self.ambiguous("label", "--label", several)),
+                },
             },
             several => Err(self.ambiguous("label", "--label", several)),
         }
@@ -372,6 +377,13 @@ mod tests {
             (&["jpg", "cls", "cls2"], "", "cls2", Ok(Some((0, Some(Number(&2)), 1)))),
             (&["jpg", "cls", "json"], "", "json:id", Ok(Some((0, Some(Json(&2, Some("id"))), 1)))),
             (&["json"], "", "", Ok(None)),
+            (&["jpg", "seg.json", "json"], "", "", Ok(Some((0, Some(Json(&2, None)), 1)))),
+            (
+                &["jpg", "a.json", "b.json"],
+                "",
+                "",
+                Err("has 2 labels, .a.json and .b.json: choose one (--label a.json)"),
+            ),
             (&["cls"], "", "", Err("has a label but no image")),
             (
                 &["jpg", "seg.png"],

@@ -215,6 +215,41 @@ fn what_is_compressed_is_told_by_its_first_bytes() {
     }
 }
 
+/// An archive of one member, after an extended header of these records.
+fn extended(records: &[u8]) -> Vec<u8> {
+    let mut builder = ::tar::Builder::new(Vec::new());
+    for (kind, name, data) in [
+        (::tar::EntryType::XHeader, "x", records),
+        (::tar::EntryType::Regular, "short.jpg", &b"1"[..]),
+    ] {
+        let mut header = ::tar::Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_path(name).unwrap();
+        header.set_size(data.len() as u64);
+        header.set_cksum();
+        builder.append(&header, data).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+#[test]
+fn records_of_extended_headers_end_where_their_lengths_say() {
+    for (records, name) in [
+        (&b"18 path=long1.jpg\n"[..], "long1.jpg"),
+        // A comment that looks like a record.
+        (b"32 comment=a\n18 path=other.jpg\n\n", "short.jpg"),
+        (b"18 path=long1.jpg\n32 comment=a\n18 path=other.jpg\n\n", "long1.jpg"),
+        (b"18 path=long1.jpg\n18 path=long2.jpg\n", "long2.jpg"),
+        (b"16 path=a\nb.jpg\n", "a\nb.jpg"),
+        // What is no record is passed over.
+        (b"no record\n99 path=x\n0 a=b\n18 path=long1.jpg\n", "long1.jpg"),
+        (b"18 path=long1.jpg", "long1.jpg"),
+    ] {
+        let found = names(read(&extended(records)));
+        assert_eq!(found, [(name.to_owned(), 0)], "{:?}", String::from_utf8_lossy(records));
+    }
+}
+
 #[test]
 fn names_that_are_no_text_stay_apart() {
     let mut bytes = bare(&[("aa.jpg", b"1"), ("aa.jpg", b"1")]);

@@ -48,7 +48,8 @@ pub struct Scan {
 /// What tells whether a shard is the file that was scanned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp {
-    /// Time of the last change, nanoseconds since 1970; [`i64::MIN`] where that could not be relied on.
+    /// Time of the last change of content or of times, nanoseconds since 1970; [`i64::MIN`] where that
+    /// could not be relied on.
     pub(super) mtime: i64,
     pub(super) inode: u64,
     /// Of the samples, as headers and labels tell them.
@@ -57,16 +58,19 @@ pub(super) struct Stamp {
 
 impl Stamp {
     fn of(file: &Metadata) -> Self {
-        let mtime = file.mtime().saturating_mul(1_000_000_000).saturating_add(file.mtime_nsec());
+        let nanos = |seconds: i64, rest| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
+        // The one can be set to any time, as `cp -p` does; the other tells of that.
+        let mtime = nanos(file.mtime(), file.mtime_nsec());
+        let mtime = mtime.max(nanos(file.ctime(), file.ctime_nsec()));
         Self { mtime, inode: file.ino(), hash: 0 }
     }
 
     /// The stamp to keep of a file that is read now.
     fn kept(file: &Metadata) -> Self {
-        let sure = file.modified().is_ok_and(|changed| {
-            SystemTime::now().duration_since(changed).is_ok_and(|age| age > UNSURE)
-        });
         let stamp = Self::of(file);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let now = now.map_or(0, |now| now.as_nanos() as i128);
+        let sure = now - i128::from(stamp.mtime) > UNSURE.as_nanos() as i128;
         if sure { stamp } else { Self { mtime: i64::MIN, ..stamp } }
     }
 
@@ -95,8 +99,11 @@ pub(super) fn open(folder: &Folder) -> Result<Index, Error> {
     let shards = shards_of(dir)?;
     let cached = cache_path(dir).filter(|path| path.exists());
     let cached = cached.and_then(|path| Index::read_at(folder, &path).ok());
-    let mut known: Vec<Index> =
-        [beside, cached].into_iter().flatten().filter(Index::is_scanned).collect();
+    let written = |path: &Path| std::fs::metadata(path).and_then(|file| file.modified()).ok();
+    let later = cache_path(dir).and_then(|path| written(&path)) > written(&dir.join(INDEX_FILE));
+    // The one that was written later has the choice that was made last.
+    let both = if later { [cached, beside] } else { [beside, cached] };
+    let mut known: Vec<Index> = both.into_iter().flatten().filter(Index::is_scanned).collect();
     let changed: Vec<_> = known.iter().map(|index| changed(index, &shards)).collect();
     if let Some(found) = changed
         .iter()
@@ -163,7 +170,9 @@ fn no_index(url: &Path) -> Error {
 /// Where the index of a folder that cannot be written is kept.
 fn cache_path(dir: &Path) -> Option<PathBuf> {
     let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or(home)?;
+    // The standard has it that a relative one is ignored.
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.filter(|path| path.is_absolute()).or(home)?;
     let dir = dir.canonicalize().ok()?;
     let name = format!("{:016x}.bin", xxh3_64(dir.as_os_str().as_encoded_bytes()));
     Some(cache.join("bigbigan").join("indexes").join(name))
@@ -256,6 +265,9 @@ fn shards_of(dir: &Path) -> Result<Vec<(Split, String)>, Error> {
         let name = entry.map_err(Error::io("list", dir))?.file_name();
         let shard = ShardName::of(&name.to_string_lossy()).map(|shard| shard.compressed);
         let Some(compressed) = shard else { continue };
+        if dir.join(&name).is_dir() {
+            continue;
+        }
         let Some(name) = name.to_str() else {
             let problem = format!("the name of {} is not UTF-8", name.display());
             return Err(foreign(dir, problem, "rename it"));
@@ -393,6 +405,10 @@ struct Found {
 
 /// Reads headers and labels of a shard.
 fn read_shard(path: &Path, choice: &Choice) -> Result<Shard, Error> {
+    // Of a pipe, the opening would wait for a writer.
+    if !std::fs::metadata(path).map_err(Error::io("open", path))?.is_file() {
+        return Err(foreign(path, "it is no regular file", "move it out of the folder"));
+    }
     let file = File::open(path).map_err(Error::io("open", path))?;
     let system = || file.metadata().map_err(Error::io("read the length of", path));
     let before = system()?;
@@ -511,10 +527,11 @@ fn find<'a>(
             Some(label.map_err(|what| bad(entry, format!("has a label, but {what}"), MEND))?)
         }
         Some(Label::Json(entry, field)) => {
-            let plain = field.is_none() && u64::from(entry.length) > MAX_JSON_BYTES;
-            let text = if plain { Vec::new() } else { read(entry, MAX_JSON_BYTES)? };
-            let label = container::read_json_label(&text, field)
-                .map_err(|what| bad(entry, format!("has a .json that {what}"), MEND))?;
+            let label = match field.is_none() && u64::from(entry.length) > MAX_JSON_BYTES {
+                true => None,
+                false => container::read_json_label(&read(entry, MAX_JSON_BYTES)?, field)
+                    .map_err(|what| bad(entry, format!("has a .json that {what}"), MEND))?,
+            };
             if label.is_none() {
                 unused.extend(sample.extension_of(entry));
             }

@@ -196,6 +196,27 @@ fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     lines.into_iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
 }
 
+/// A path without its %XX.
+fn unescaped(path: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = path.as_bytes();
+    while let Some((&first, behind)) = rest.split_first() {
+        let code = behind.get(..2).filter(|_| first == b'%');
+        let code = code.and_then(|code| std::str::from_utf8(code).ok());
+        match code.and_then(|code| u8::from_str_radix(code, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &behind[2..];
+            }
+            None => {
+                bytes.push(first);
+                rest = behind;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 /// The answer to a request for a file.
 fn answer(head: &str, dir: &Path, faults: Faults) -> (String, Vec<u8>) {
     let plain =
@@ -204,6 +225,7 @@ fn answer(head: &str, dir: &Path, faults: Faults) -> (String, Vec<u8>) {
         return plain(&format!("{status} as told"));
     }
     let path = head.split(' ').nth(1).unwrap_or("/").trim_start_matches('/');
+    let path = unescaped(path);
     if path.split('/').any(|part| part == "..") {
         return plain("404 Not Found");
     }

@@ -18,7 +18,9 @@ use pipeline::index::{CLASSES_FILE, INDEX_FILE, MANIFEST_FILE};
 
 use super::devkit::{self, Synset};
 use crate::Error;
-use crate::catalog::{Catalog, Class, Item, MAX_IMAGE_BYTES, Place, Rejected, Split, key, stem};
+use crate::catalog::{
+    Catalog, Class, Item, MAX_IMAGE_BYTES, Place, Rejected, Split, key, shown, stem,
+};
 
 /// What names and numbers of the parts of ImageNet are called.
 #[derive(Clone, Debug, Default)]
@@ -189,11 +191,12 @@ pub(super) fn read_label<T>(label: Label<'_, T>, bytes: &[u8]) -> Result<Option<
 
 impl Catalog {
     fn open(&mut self, path: &Path) -> Result<Archive, Error> {
-        let file = File::open(path).map_err(Error::open(path))?;
-        let metadata = file.metadata().map_err(Error::open(path))?;
-        if !metadata.is_file() {
+        // Of a pipe, the opening would wait for a writer.
+        if !std::fs::metadata(path).map_err(Error::open(path))?.is_file() {
             return Err(Error::input(path, "is no regular file", "give the .tar file"));
         }
+        let file = File::open(path).map_err(Error::open(path))?;
+        let metadata = file.metadata().map_err(Error::open(path))?;
         let number = self.archives.len() as u32;
         self.archives.push(path.to_path_buf());
         Ok(Archive { path: path.to_path_buf(), file, start: 0, length: metadata.len(), number })
@@ -225,7 +228,7 @@ impl Catalog {
         paths.sort();
         paths.retain(|path| {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if ShardName::of(&name).is_some() {
+            if ShardName::of(&name).is_some() && !path.is_dir() {
                 return true;
             }
             let example = || path.display().to_string();
@@ -243,6 +246,17 @@ impl Catalog {
             }
             false
         });
+        let mut stems: BTreeMap<String, &Path> = BTreeMap::new();
+        for path in &paths {
+            let name = path.file_name().unwrap_or_default();
+            // Of whatever bytes: other names are other shards.
+            let stem = ShardName::of(&shown(name)).map_or_else(String::new, |n| n.stem.to_owned());
+            if let Some(other) = stems.insert(stem, path) {
+                let (one, two) = (other.file_name().unwrap_or_default(), name);
+                let problem = format!("{} and {} are the same shard", shown(one), shown(two));
+                return Err(Error::input(input, problem, "move one of them away"));
+            }
+        }
         Ok(paths)
     }
 

@@ -165,6 +165,16 @@ impl Catalog {
         for folder in empty {
             self.skipped.add("classes without an image", || shown(folder.path.as_os_str()));
         }
+        let mut names: BTreeMap<String, &Tree> = BTreeMap::new();
+        for folder in &tree.folders {
+            if let Some(other) = names.insert(folder.name(), folder) {
+                // One of them has the bytes, the other has what stands for them.
+                let [one, two] = [other, folder].map(|tree| tree.path.file_name());
+                let (one, two) = (one.unwrap_or_default(), two.unwrap_or_default());
+                let problem = format!("the folders {one:?} and {two:?} would be one class");
+                return Err(Error::input(&tree.path, problem, "rename one of them"));
+            }
+        }
         self.classes = tree.folders.iter().map(|folder| Class::named(folder.name())).collect();
         Ok(tree.folders.iter().map(Tree::name).zip(0..).collect())
     }

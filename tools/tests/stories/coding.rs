@@ -96,6 +96,44 @@ fn a_png_becomes_a_close_jpeg_or_stays_exact_with_png() {
 }
 
 #[test]
+fn what_a_png_loses_beside_its_format_is_told() {
+    let dir = tempdir().expect("a folder");
+    let mut deep = Vec::new();
+    let samples: Vec<u8> = (0..64 * 48 * 3u32).flat_map(|n| (n as u16).to_ne_bytes()).collect();
+    image::ImageEncoder::write_image(
+        image::codecs::png::PngEncoder::new(&mut deep),
+        &samples,
+        64,
+        48,
+        image::ExtendedColorType::Rgb16,
+    )
+    .expect("a PNG");
+    // A chunk that says that there is one picture, played for ever, between the header and the data.
+    let mut moving = png(64, 48, 1);
+    let data = [&b"acTL"[..], &1u32.to_be_bytes(), &0u32.to_be_bytes()].concat();
+    let chunk = [&8u32.to_be_bytes()[..], &data, &png_checksum(&data)].concat();
+    moving.splice(33..33, chunk);
+    let source = dir.path().join("in");
+    write(source.join("deep.png"), deep);
+    write(source.join("moving.png"), moving);
+    write(source.join("plain.png"), png(64, 48, 2));
+    let odd = |name: &str, more: &[&str]| {
+        let output = dir.path().join(name);
+        build("flat", &source, &output, more).ok();
+        let mut odd: Vec<_> =
+            report(&output, "odd.jsonl").into_iter().map(|(_, reason)| reason).collect();
+        odd.sort();
+        odd
+    };
+    let notes = ["16 bits a sample, stored as 8", "the first frame of an animation"];
+    let [deep, moving] = notes.map(|note| format!("was PNG, {note}, stored as PNG"));
+    assert_eq!(odd("png", &["--png"]), [deep, moving]);
+    let [deep, moving] = notes.map(|note| format!("was PNG, {note}, converted to JPEG"));
+    assert_eq!(odd("jpeg", &[]), [deep, "was PNG, converted to JPEG".to_owned(), moving]);
+    assert!(odd("keep", &["--keep"]).is_empty());
+}
+
+#[test]
 fn cmyk_becomes_the_rgb_that_its_inks_mean() {
     let all = stored(&[("a.jpg", cmyk(64, 64, 5))], &[]);
     let inks = pixels(64, 64, 5);

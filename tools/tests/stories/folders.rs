@@ -75,6 +75,19 @@ fn a_flat_folder_has_no_labels_and_keeps_equal_names_apart() {
 }
 
 #[test]
+fn two_class_folders_that_are_shown_alike_are_refused() {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = tempdir().expect("a folder");
+    let source = dir.path().join("in");
+    for (n, name) in [&b"a\\xe9"[..], b"a\xe9", b"b"].into_iter().enumerate() {
+        write(source.join(std::ffi::OsStr::from_bytes(name)).join("0.jpg"), jpeg(64, 64, n));
+    }
+    let output = dir.path().join("out");
+    let both = r#"the folders "a\\xe9" and "a\xE9" would be one class"#;
+    build("imagefolder", &source, &output, &[]).refused(both);
+}
+
+#[test]
 fn splits_must_have_the_same_classes() {
     let dir = tempdir().expect("a folder");
     tree(&dir.path().join("in"));

@@ -153,6 +153,13 @@ fn too_many_bad_files_near_the_end_cost_no_finished_shard() {
     build(&output, &["--max-rejected", "9", "--seed", "1"])
         .refused("an unfinished build of another");
     assert_eq!(shards(&partial), kept);
+    // Nor is a file that was changed since mixed with what was stored before.
+    let photo = fs::File::options().write(true).open(source.join("a/0000.jpg")).expect("a file");
+    let time = photo.metadata().and_then(|file| file.modified()).expect("a time");
+    photo.set_modified(time + Duration::from_secs(1)).expect("touched");
+    build(&output, &["--max-rejected", "9"]).refused("an unfinished build of another");
+    photo.set_modified(time).expect("touched");
+    assert_eq!(shards(&partial), kept);
     // A journal that is damaged in its middle is not read as if it ended there.
     let journal = partial.join("journal.jsonl");
     let sound = fs::read_to_string(&journal).expect("a journal");

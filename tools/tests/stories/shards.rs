@@ -74,6 +74,23 @@ fn feed(bytes: &[u8], args: &[&str]) -> Ran {
 }
 
 #[test]
+fn a_pipe_among_shards_is_refused_a_folder_passed_over_and_a_stem_is_there_once() {
+    let dir = tempdir().expect("a folder");
+    let (source, output) = (dir.path().join("in"), dir.path().join("out"));
+    write(source.join("train-0.tar"), shard("t", 2));
+    fs::create_dir(source.join("x.tar")).expect("a folder");
+    build("webdataset", &source, &output, &[]).ok();
+    assert_eq!(counts(&output), owned(&[("train", 2)]));
+    let (pipe, output) = (source.join("train-1.tar"), dir.path().join("out2"));
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
+    build("webdataset", &source, &output, &[]).refused("train-1.tar: is no regular file");
+    fs::remove_file(pipe).expect("a pipe");
+    write(source.join("train-0.tar.gz"), b"");
+    let both = "train-0.tar and train-0.tar.gz are the same shard";
+    build("webdataset", &source, &output, &[]).refused(both);
+}
+
+#[test]
 fn the_words_of_a_shards_name_tell_its_split_built_and_in_place() {
     let dir = tempdir().expect("a folder");
     let source = dir.path().join("in");
@@ -167,6 +184,70 @@ fn what_webdataset_reads_is_built_and_read_in_place() {
         let index = fs::read(source.join("index.bin")).expect("an index");
         run(&["verify", "--deep", text(&output)]).ok();
         assert_eq!(fs::read(source.join("index.bin")).ok(), Some(index), "{name}");
+    }
+}
+
+#[test]
+fn a_label_in_json_that_is_damaged_or_no_class_number_is_refused_or_rejected() {
+    for (json, what) in [
+        (r#"{"label": "#, "has a .json that is not JSON"),
+        (r#"{"label": -1}"#, "has a .json that has the field \"label\", but \"-1\" is not a class"),
+    ] {
+        let files = [
+            ("a.jpg", jpeg(64, 48, 1)),
+            ("a.json", json.as_bytes().to_vec()),
+            ("b.jpg", jpeg(64, 48, 2)),
+            ("b.json", b"\xef\xbb\xbf{\"label\": 1.0}".to_vec()),
+        ];
+        let (dir, source) = shards(&[("train-0.tar", &files)]);
+        let (output, piped) = (dir.path().join("out"), dir.path().join("piped"));
+        build("webdataset", &source, &output, &[]).ok();
+        pipe(&tar_of(&files), &piped, &[]).ok();
+        for output in [output, piped] {
+            let labels: Vec<_> = samples(&output).iter().map(|sample| sample.label).collect();
+            assert_eq!(labels, [Some(1)]);
+            let rejected = report(&output, "rejected.jsonl");
+            assert!(rejected.len() == 1 && rejected[0].1.contains(what), "{rejected:?}");
+        }
+        run(&["inspect", text(&source)]).refused(what);
+    }
+}
+
+#[test]
+fn of_an_index_beside_and_one_in_the_cache_the_later_is_read() {
+    let dir = tempdir().expect("a folder");
+    let (source, cache) = (dir.path().join("in"), dir.path().join("cache"));
+    let files = [("a.jpg", jpeg(64, 48, 1)), ("a.cls", b"1".to_vec()), ("a.cls2", b"2".to_vec())];
+    write(source.join("train-0.tar"), tar_of(&files));
+    let index = source.join("index.bin");
+    run(&["index", text(&source)]).ok();
+    let beside = fs::read(&index).expect("an index");
+    run(&["index", text(&source), "--label", "cls2"]).ok();
+    let chosen = fs::read(&index).expect("an index");
+    let path = source.canonicalize().expect("a folder");
+    let name = xxhash_rust::xxh3::xxh3_64(path.as_os_str().as_encoded_bytes());
+    let cached = cache.join(format!("bigbigan/indexes/{name:016x}.bin"));
+    let age = |path: &Path, seconds| {
+        let time = std::time::SystemTime::now() - std::time::Duration::from_secs(seconds);
+        let file = fs::File::options().write(true).open(path).expect("a file");
+        file.set_modified(time).expect("a time");
+    };
+    // One that is not absolute counts as unset.
+    for (home, beside_age, cached_age, expected) in [
+        (text(&cache), 100, 50, [0, 0, 1].as_slice()),
+        (text(&cache), 50, 100, &[0, 1]),
+        ("cache", 100, 50, &[0, 1]),
+        ("", 100, 50, &[0, 1]),
+    ] {
+        write(index.clone(), &beside);
+        write(cached.clone(), &chosen);
+        age(&index, beside_age);
+        age(&cached, cached_age);
+        let mut inspect = program(&["inspect", text(&source), "--json"]);
+        inspect.env("XDG_CACHE_HOME", home).env("HOME", dir.path()).current_dir(dir.path());
+        let output = inspect.output().expect("the program starts");
+        let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(json["splits"][0]["per_class"], serde_json::json!(expected), "{home:?}");
     }
 }
 
