@@ -217,7 +217,8 @@ impl FolderWriter {
     ///
     /// # Errors
     /// [`Error::Config`] when a split has no sample, there is none, or something came to stand at
-    /// the folder's place; [`Error::Io`] when writing fails. Nothing is left then.
+    /// the folder's place; [`Error::Io`] when writing fails. Nothing is left then, but a
+    /// whole folder whose place was taken meanwhile: the error says where it is.
     pub fn finish(mut self) -> Result<Manifest, Error> {
         self.check_broken()?;
         self.end_split()?;
