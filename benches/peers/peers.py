@@ -154,8 +154,9 @@ def spdl(shards, threads):
         yield from running.get_iterator()
 
 
-def ffcv(shards, threads, quality=90):
-    """FFCV makes one size only, here 256, from its own file of re-encoded JPEGs."""
+def ffcv(shards, threads, **coding):
+    """FFCV makes one size only, here 256, from its own file: of re-encoded JPEGs, or of plain pixels,
+    which take five times the bytes."""
     import io
     import os
     import tarfile
@@ -188,7 +189,7 @@ def ffcv(shards, threads, quality=90):
 
     folder = tempfile.TemporaryDirectory()
     path = os.path.join(folder.name, "data.beton")
-    image = RGBImageField(write_mode="jpg", jpeg_quality=quality)
+    image = RGBImageField(**(coding or {"write_mode": "jpg", "jpeg_quality": 90}))
     DatasetWriter(path, {"image": image, "label": IntField()}, num_workers=threads).from_indexed_dataset(
         Files()
     )
@@ -208,7 +209,14 @@ def ffcv(shards, threads, quality=90):
         yield from loader
 
 
-PEERS = {"pil": pil, "torchvision": torchvision, "dali": dali, "spdl": spdl, "ffcv": ffcv}
+PEERS = {
+    "pil": pil,
+    "torchvision": torchvision,
+    "dali": dali,
+    "spdl": spdl,
+    "ffcv": ffcv,
+    "ffcv_raw": lambda shards, threads: ffcv(shards, threads, write_mode="raw"),
+}
 
 
 def main():

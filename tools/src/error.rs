@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use common::exit;
+
 /// A failure of the tools: where it happened, what it was and how to mend it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -77,7 +79,7 @@ pub enum Error {
         /// The folder in which they are.
         dir: PathBuf,
     },
-    /// SIGINT or SIGTERM arrived; what is finished stays for the same command to go on from.
+    /// A signal arrived; what is finished stays for the same command to go on from.
     #[error("interrupted; the same command goes on from the {shards} shard(s) that are finished")]
     Interrupted {
         /// Shards that are complete and recorded.
@@ -86,7 +88,16 @@ pub enum Error {
 }
 
 impl Error {
-    /// True when the arguments or the input are at fault, so that the program exits with 2.
+    /// What the program exits with, of [`common::exit`].
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Interrupted { .. } => exit::STOPPED,
+            error if error.is_input() => exit::USAGE,
+            _ => exit::FAILED,
+        }
+    }
+
+    /// True when the arguments or the input are at fault.
     pub fn is_input(&self) -> bool {
         match self {
             Self::Input { .. }

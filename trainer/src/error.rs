@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use common::exit;
+
 /// An error of the trainer: where, what, and how to mend it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -73,6 +75,14 @@ pub enum Error {
         /// Which, and their last words.
         reason: String,
     },
+    /// There is no room for a checkpoint.
+    #[error("{} is full: {reason}", path.display())]
+    Full {
+        /// The folder.
+        path: PathBuf,
+        /// What it would take, what there is, and what to do.
+        reason: String,
+    },
     /// A loss, gradient or weight is no longer a number.
     #[error(
         "loss_{network}, its gradient or a weight is not finite at step {step}: lower opt.lr_d and \
@@ -81,6 +91,16 @@ pub enum Error {
     Diverged {
         /// d, g or e.
         network: &'static str,
+        /// The step it happened in.
+        step: u64,
+    },
+    /// A run that diverged would be started again as it was.
+    #[error(
+        "this run diverged at step {step}, and with the same settings would again: change them and go on \
+             (--resume --allow-change --set opt.lr_d=…), or begin with health.on_fault = \"skip\" or \
+             \"rollback\""
+    )]
+    DivergedBefore {
         /// The step it happened in.
         step: u64,
     },
@@ -160,13 +180,23 @@ impl Error {
         matches!(self, Self::Data(pipeline::Error::Stopped))
     }
 
-    /// Whether the user's command, configuration or data is at fault (exit code 2), rather than the
-    /// work itself (exit code 1).
+    /// What the program exits with, of [`common::exit`].
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Diverged { .. } | Self::DivergedBefore { .. } => exit::DIVERGED,
+            error if error.is_stop() => exit::STOPPED,
+            error if error.is_input() => exit::USAGE,
+            _ => exit::FAILED,
+        }
+    }
+
+    /// Whether the user's command, configuration or data is at fault, rather than the work itself.
     #[must_use]
     pub fn is_input(&self) -> bool {
         match self {
             Self::Config { .. } | Self::Output { .. } | Self::Device { .. } => true,
-            Self::Join { .. } | Self::Disagree { .. } => true,
+            Self::Disagree { .. } => true,
             Self::Data(e) => e.is_input(),
             Self::Checkpoint { .. } | Self::Extractor { .. } | Self::Image { .. } => true,
             _ => false,

@@ -93,7 +93,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("error: {}", pipeline::report(&e));
-            ExitCode::from(if e.is_input() { 2 } else { 1 })
+            ExitCode::from(e.exit_code())
         }
     }
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use common::{exit, signals};
 use pipeline::container::{Choice, Split};
 use pipeline::index::Index;
 use tools::build::{MaxRejected, Plan, Report, Run, build};
@@ -269,8 +270,7 @@ fn main() -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
     // One line, whatever a cause says.
     eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
-    let input = error.downcast_ref::<Error>().is_some_and(Error::is_input);
-    ExitCode::from(if input { 2 } else { 1 })
+    ExitCode::from(error.downcast_ref().map_or(exit::FAILED, Error::exit_code))
 }
 
 fn run_build(args: BuildArgs) -> anyhow::Result<()> {
@@ -383,12 +383,7 @@ fn finish(
 ) -> anyhow::Result<()> {
     let OutputArgs { output, overwrite, resume, shard_bytes, seed, threads, .. } = args;
     let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        // The second signal ends the process at once.
-        signal_hook::flag::register_conditional_shutdown(signal, 1, interrupted.clone())
-            .and_then(|_| signal_hook::flag::register(signal, interrupted.clone()))
-            .context("cannot watch for signals")?;
-    }
+    signals::set_on_signal(&interrupted).context("cannot listen for signals")?;
     let plan = Plan { catalog, coding, shard_bytes, seed, source, options };
     let existing = match (overwrite, resume) {
         (true, _) => Existing::Overwrite,

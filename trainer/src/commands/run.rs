@@ -179,15 +179,14 @@ fn fake_world(
     Ok(())
 }
 
-/// SIGTERM, SIGINT and SIGUSR1 ask to stop; a second one ends the process at once.
+/// A wish that signals set ([`common::signals`]).
 fn stop() -> Result<Stop> {
     let stop = Stop::default();
-    use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
-    for signal in [SIGTERM, SIGINT, SIGUSR1] {
-        signal_hook::flag::register_conditional_shutdown(signal, 1, stop.flag())
-            .and_then(|_| signal_hook::flag::register(signal, stop.flag()))
-            .map_err(|source| Error::Io { action: "listen for", path: "signals".into(), source })?;
-    }
+    common::signals::set_on_signal(&stop.flag()).map_err(|source| Error::Io {
+        action: "listen for",
+        path: "signals".into(),
+        source,
+    })?;
     Ok(stop)
 }
 
