@@ -85,11 +85,10 @@ pub fn sync_folder_of(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether an error says that there is no room: a full disk, a used-up quota, a limit on a file's size.
+/// Whether an error says that there is no room: a full disk or a used-up quota.
 #[must_use]
 pub fn is_full(error: &io::Error) -> bool {
-    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Hexadecimal SHA-256.

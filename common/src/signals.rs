@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level;
 
@@ -22,7 +22,8 @@ const IMPATIENCE: Duration = Duration::from_secs(1);
 const INTERRUPTED: i32 = 128 + SIGINT;
 
 /// From here on a signal sets `wish`, and a second SIGINT, a second or more after the first, ends the
-/// process at once with exit code 130.
+/// process at once with exit code 130. A file that grows beyond the process's limit is an error of the
+/// write, like a full disk, and ends nothing (SIGXFSZ).
 ///
 /// # Errors
 /// Those of the system.
@@ -30,6 +31,8 @@ pub fn set_on_signal(wish: &Arc<AtomicBool>) -> io::Result<()> {
     for signal in ALL {
         signal_hook::flag::register(signal, Arc::clone(wish))?;
     }
+    // SAFETY: the handler does nothing.
+    unsafe { low_level::register(SIGXFSZ, || {}) }?;
     let begun = Instant::now();
     // Milliseconds from `begun` to the first SIGINT, plus one; 0 before it.
     let first = AtomicU64::new(0);

@@ -91,6 +91,49 @@ impl Background {
         }
     }
 
+    /// Sends a signal, such as `TERM`; one that has ended is left in peace.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    pub fn signal(&mut self, name: &str) {
+        if self.child.try_wait().expect("a child can be asked").is_some() {
+            return;
+        }
+        let mut kill = Command::new("kill");
+        kill.args([&format!("-{name}"), &self.child.id().to_string()]);
+        assert!(kill.status().is_ok_and(|status| status.success()), "no signal could be sent");
+    }
+
+    /// Kills it at once, as the kernel does where memory is short.
+    ///
+    /// # Panics
+    /// If it cannot be waited for.
+    pub fn kill(mut self) {
+        let _ = self.child.kill();
+        self.child.wait().expect("a child can be waited for");
+    }
+
+    /// Waits for its end; what it said, and how long it took.
+    ///
+    /// # Panics
+    /// If it does not end within two minutes, or dies of a signal.
+    #[must_use]
+    pub fn wait(mut self) -> (Said, Duration) {
+        let asked = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().expect("a child can be asked") {
+                break status;
+            }
+            if asked.elapsed() > Duration::from_secs(120) {
+                let _ = self.child.kill();
+                panic!("it hangs: {}", self.said("err"));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        let code = status.code().expect("no program of ours dies of a signal");
+        (Said { code, out: self.said("out"), err: self.said("err") }, asked.elapsed())
+    }
+
     /// Sends SIGTERM and waits; what it said, and how long it took to leave.
     ///
     /// # Panics
@@ -98,12 +141,8 @@ impl Background {
     #[must_use]
     pub fn terminate(mut self) -> (Said, Duration) {
         assert!(self.child.try_wait().expect("a child can be asked").is_none(), "it has ended");
-        let asked = Instant::now();
-        let kill = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
-        assert!(kill.is_ok_and(|status| status.success()), "no signal could be sent");
-        let status = self.child.wait().expect("a child can be waited for");
-        let code = status.code().expect("no program of ours dies of a signal");
-        (Said { code, out: self.said("out"), err: self.said("err") }, asked.elapsed())
+        self.signal("TERM");
+        self.wait()
     }
 }
 

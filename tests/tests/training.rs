@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use integration::{
     Background, borrowed, copy_folder, data, shard_imagenet, text, tiny_run, trainer,
@@ -17,8 +16,13 @@ fn lines(path: &Path) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
+/// What a checkpoint's manifest says, but for when and where it was saved.
 fn manifest(checkpoint: &Path) -> Value {
-    serde_json::from_str(&fs::read_to_string(checkpoint.join("manifest.json")).unwrap()).unwrap()
+    let text = fs::read_to_string(checkpoint.join("manifest.json")).unwrap();
+    let mut manifest: Value = serde_json::from_str(&text).unwrap();
+    let provenance = manifest.as_object_mut().unwrap().remove("provenance").unwrap();
+    assert!(provenance["time"].is_string(), "{provenance}");
+    manifest
 }
 
 #[test]
@@ -37,7 +41,7 @@ fn a_run_leaves_pictures_statistics_metrics_and_a_checkpoint_that_can_be_drawn_f
     assert_eq!(steps, [1, 2, 3, 4]);
     for line in &stats {
         let line = line.as_object().unwrap();
-        assert!(line.values().all(Value::is_number), "{line:?}");
+        assert!(line.iter().all(|(key, v)| v.is_number() || key == "time"), "{line:?}");
         for key in ["loss_d", "loss_g", "loss_e", "images_per_s", "images_read_per_s"] {
             assert!(line.contains_key(key), "{key}");
         }
@@ -205,10 +209,8 @@ fn a_run_stopped_by_sigterm_saves_and_can_go_on() {
     let stats = run.join("stats.jsonl");
     let mut child = Background::start(&args);
     child.until(|_| stats.exists() && !lines(&stats).is_empty());
-    // A second trainer is refused while the first writes.
-    let second = trainer(&["run", "--resume", "--out", &text(&run)]);
-    assert_eq!(second.code, 2, "{}", second.err);
-    assert_eq!(child.terminate().0.code, 0);
+    let (said, _) = child.terminate();
+    assert!(said.code == 75 && said.out.contains("stopped by a signal"), "{said:?}");
     let steps = lines(&run.join("stats.jsonl")).last().unwrap()["step"].as_u64().unwrap();
     // Perhaps between the updates of the step that follows.
     let newest = checkpoint::newest(&run.join("checkpoints")).unwrap();
@@ -223,7 +225,7 @@ fn terminated(args: &[String], when: impl Fn() -> bool) -> Duration {
     child.until(|said| said.contains("training on the CPU") && when());
     std::thread::sleep(Duration::from_millis(500));
     let (said, took) = child.terminate();
-    assert_eq!(said.code, 0, "{}", said.err);
+    assert_eq!(said.code, 75, "{}", said.err);
     took
 }
 
@@ -256,57 +258,6 @@ fn a_signal_ends_evaluations_and_what_they_owe_is_made_up_for() {
     let said = trainer(&borrowed(&resume));
     assert_eq!(said.code, 0, "{}", said.err);
     assert_eq!(metrics().len(), 10);
-}
-
-/// A trainer that is killed after `wait`, wherever it then is.
-fn killed(args: &[String], wait: Duration) {
-    let mut child = Command::new(integration::program("trainer"))
-        .args(args)
-        .envs(integration::ONE_THREAD)
-        .stderr(Stdio::null())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    std::thread::sleep(wait);
-    child.kill().unwrap();
-    child.wait().unwrap();
-}
-
-#[test]
-fn a_trainer_killed_at_any_moment_loses_no_more_than_a_checkpoint_interval() {
-    let folder = tempfile::tempdir().unwrap();
-    let (straight, run) = (folder.path().join("straight"), folder.path().join("run"));
-    let long = std::env::var("BIGBIGAN_TESTS").is_ok_and(|v| v == "long");
-    let (kills, steps) = if long { (200, 150) } else { (6, 12) };
-    let steps_key = format!("train.steps={steps}");
-    let keys = [steps_key.as_str(), "checkpoint.every=1", "checkpoint.keep=2"];
-    let begun = Instant::now();
-    assert_eq!(trainer(&borrowed(&tiny_run(data(), &straight, &keys))).code, 0);
-    // From before the first step to some steps on.
-    let longest = begun.elapsed().as_millis() as u64 / if long { 30 } else { 2 };
-    let mut saved = 0;
-    for kill in 0..kills {
-        let mut args = tiny_run(data(), &run, &keys);
-        if checkpoint::list(&run.join("checkpoints")).is_ok_and(|found| !found.is_empty()) {
-            args = ["run", "--resume", "--out", &text(&run)].map(str::to_owned).into();
-        } else if run.exists() {
-            fs::remove_dir_all(&run).unwrap();
-        }
-        killed(&args, Duration::from_millis(longest * (kill * 37 % kills) / kills));
-        let Ok(found) = checkpoint::list(&run.join("checkpoints")) else { continue };
-        let Some((newest, path)) = found.last() else { continue };
-        assert!(checkpoint::verify(path).is_ok(), "kill {kill}: {} is unsound", path.display());
-        // A line is written before its step is saved; the one under way may be lost besides.
-        let logged =
-            lines(&run.join("stats.jsonl")).last().map_or(0, |l| l["step"].as_u64().unwrap());
-        assert!(*newest >= saved && logged <= newest + 2, "kill {kill}: {newest} of {logged}");
-        saved = *newest;
-    }
-    assert!(saved > 0, "no step was ever saved in {kills} tries");
-    let said = trainer(&["run", "--resume", "--out", &text(&run)]);
-    assert_eq!(said.code, 0, "{}", said.err);
-    let end = format!("checkpoints/step-{steps:08}");
-    assert_eq!(manifest(&run.join(&end)), manifest(&straight.join(&end)));
 }
 
 #[test]

@@ -75,6 +75,14 @@ pub enum Error {
         /// Which, and their last words.
         reason: String,
     },
+    /// A run is saved, but something else of it could not be written.
+    #[error("{}: not all could be written: {reason}; make room and go on by --resume", path.display())]
+    Unwritten {
+        /// The run folder.
+        path: PathBuf,
+        /// What, and why.
+        reason: String,
+    },
     /// There is no room for a checkpoint.
     #[error("{} is full: {reason}", path.display())]
     Full {
@@ -172,6 +180,16 @@ impl Error {
     ) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { action, path, source }
+    }
+
+    /// Whether there was no room: a full disk or a used-up quota.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Full { .. } => true,
+            Self::Io { source, .. } => common::files::is_full(source),
+            _ => false,
+        }
     }
 
     /// Whether it is no failure: work ended early because it was asked to.

@@ -1,16 +1,21 @@
 //! What a run says of itself: `stats.jsonl` and `metrics.jsonl` for programs, a bar or plain lines
 //! for people.
 
+use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use common::files::replace_file;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::health::Signals;
+
+/// The file of a run's folder to which evaluation commands append.
+const EVALUATIONS: &str = "evaluations.jsonl";
 
 /// One line of `stats.jsonl`, written every `log.every` steps; means are over those steps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -55,16 +60,33 @@ pub struct StatsLine {
     /// Seconds that it took to write after that, beside training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_write_s: Option<f64>,
+    /// Times in this session that something beside checkpoints could not be written.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub write_errors: u64,
     /// Signs of a collapse.
     #[serde(flatten)]
     pub health: Signals,
 }
 
-/// Appends JSON objects, one a line, to a file.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// Most lines that wait for a disk that does not take them.
+const WAITING: usize = 10_000;
+
+/// A file of JSON objects, one a line, of which this process is the only writer. What the disk does not
+/// take is kept and tried again with the next line.
 #[derive(Debug)]
 pub struct Lines {
-    file: File,
-    path: std::path::PathBuf,
+    path: PathBuf,
+    file: Option<File>,
+    /// Length of the whole lines on the disk.
+    whole: u64,
+    waiting: VecDeque<String>,
+    /// Lines given up because too many waited.
+    lost: u64,
 }
 
 impl Lines {
@@ -74,32 +96,54 @@ impl Lines {
     /// # Errors
     /// [`Error::Io`].
     pub fn open(path: &Path, step: u64) -> Result<Self> {
+        let (file, waiting) = (None, VecDeque::new());
+        let mut lines = Self { path: path.to_owned(), file, whole: 0, waiting, lost: 0 };
+        lines.go_back(step)?;
+        Ok(lines)
+    }
+
+    /// Drops every line whose `step` is beyond `step`.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn go_back(&mut self, step: u64) -> Result<()> {
         #[derive(Deserialize)]
         struct Step {
             step: u64,
         }
+        let keep =
+            |line: &str| serde_json::from_str::<Step>(line).is_ok_and(|parsed| parsed.step <= step);
+        self.waiting.retain(|line| keep(line));
+        let path = &self.path;
         if path.exists() {
             let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
-            let keep = |line: &&str| {
-                serde_json::from_str::<Step>(line).is_ok_and(|parsed| parsed.step <= step)
-            };
-            let kept: String = text.lines().filter(keep).map(|l| format!("{l}\n")).collect();
+            let kept: String =
+                text.lines().filter(|line| keep(line)).map(|l| format!("{l}\n")).collect();
             if kept != text {
-                let aside = path.with_extension("jsonl.partial");
-                fs::write(&aside, kept).map_err(Error::io("write", &aside))?;
-                fs::rename(&aside, path).map_err(Error::io("rename", &aside))?;
+                self.file = None; // of the old content
+                replace_file(path, kept.as_bytes()).map_err(Error::io("write", path))?;
             }
         }
-        Self::append(path)
+        self.opened().map(drop).map_err(Error::io("open", &self.path))
     }
 
-    /// Opens `path` for appending and leaves what is there alone: another process may write to it.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn append(path: &Path) -> Result<Self> {
-        let file = OpenOptions::new().create(true).append(true).open(path);
-        Ok(Self { file: file.map_err(Error::io("open", path))?, path: path.to_owned() })
+    fn opened(&mut self) -> std::io::Result<&mut File> {
+        if self.file.is_none() {
+            let file = OpenOptions::new().create(true).append(true).open(&self.path)?;
+            self.whole = file.metadata()?.len();
+            self.file = Some(file);
+        }
+        Ok(self.file.as_mut().expect("it was just opened"))
+    }
+
+    /// All lines there are, those that wait too.
+    fn text(&self) -> Result<String> {
+        let mut text = match fs::read_to_string(&self.path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+            text => text.map_err(Error::io("read", &self.path))?,
+        };
+        self.waiting.iter().for_each(|line| text.push_str(line));
+        Ok(text)
     }
 
     /// The step of the best line of a `metrics.jsonl`, of those of averaged weights. `measure` is
@@ -111,7 +155,10 @@ impl Lines {
     pub fn best(&self, measure: &str) -> Result<Option<u64>> {
         let (sign, measure) = measure.strip_prefix('-').map_or((1.0, measure), |rest| (-1.0, rest));
         let Some((metric, key)) = measure.rsplit_once('.') else { return Ok(None) };
-        let text = fs::read_to_string(&self.path).map_err(Error::io("read", &self.path))?;
+        let mut text = self.text()?;
+        // Of commands, those of today in a file of their own.
+        let of_commands = self.path.with_file_name(EVALUATIONS);
+        text.push_str(&fs::read_to_string(of_commands).unwrap_or_default());
         let read = |line: &str| {
             let line: serde_json::Value = serde_json::from_str(line).ok()?;
             let averaged = line.get("weights").is_none_or(|w| w == "average");
@@ -134,22 +181,66 @@ impl Lines {
     /// # Errors
     /// [`Error::Io`].
     pub fn has(&self, step: u64) -> Result<bool> {
-        let text = fs::read_to_string(&self.path).map_err(Error::io("read", &self.path))?;
         let of = |line: &str| {
             serde_json::from_str::<serde_json::Value>(line).ok()?.get("step")?.as_u64()
         };
-        Ok(text.lines().any(|line| of(line) == Some(step)))
+        Ok(self.text()?.lines().any(|line| of(line) == Some(step)))
     }
 
-    /// Writes one object as a line.
+    /// Writes one object as a line, with the time in a field `time`, and those that wait before it.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; the line then waits, and the file ends with a whole line all the same.
+    pub fn write(&mut self, value: &impl Serialize) -> Result<()> {
+        let line = serde_json::to_value(value).map(|mut line| {
+            if let Some(object) = line.as_object_mut() {
+                object.entry("time").or_insert_with(|| common::now().into());
+            }
+            format!("{line}\n")
+        });
+        let line = line.map_err(|e| Error::io("write", &self.path)(std::io::Error::other(e)))?;
+        if self.waiting.len() == WAITING {
+            self.waiting.pop_front();
+            self.lost += 1;
+        }
+        self.waiting.push_back(line);
+        self.flush()
+    }
+
+    /// Tries again to write what waits.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn write(&mut self, value: &impl Serialize) -> Result<()> {
-        let mut line = serde_json::to_string(value)
-            .map_err(|e| Error::io("write", &self.path)(std::io::Error::other(e)))?;
-        line.push('\n');
-        self.file.write_all(line.as_bytes()).map_err(Error::io("write", &self.path))
+    pub fn flush(&mut self) -> Result<()> {
+        while let Some(line) = self.waiting.pop_front() {
+            let written = self.opened().and_then(|file| file.write_all(line.as_bytes()));
+            if let Err(e) = written {
+                self.waiting.push_front(line);
+                // Half a line would make the next one unreadable.
+                if let Some(file) = self.file.take() {
+                    let _ = file.set_len(self.whole);
+                }
+                return Err(Error::io("write", &self.path)(e));
+            }
+            self.whole += line.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Lines that are not on the disk: those that wait and those that were given up.
+    #[must_use]
+    pub fn missing(&self) -> u64 {
+        self.waiting.len() as u64 + self.lost
+    }
+
+    /// Brings what was written to the disk.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn sync(&mut self) -> Result<()> {
+        self.flush()?;
+        let synced = self.opened().and_then(|file| file.sync_data());
+        synced.map_err(Error::io("sync", &self.path))
     }
 }
 
@@ -159,22 +250,21 @@ pub struct Progress {
     bar: Option<ProgressBar>,
     steps: u64,
     said: Option<Instant>,
-    silent: bool,
 }
 
 impl Progress {
-    /// From step `from` of `steps`. A silent one shows nothing.
+    /// From step `from` of `steps`.
     #[must_use]
-    pub fn new(from: u64, steps: u64, silent: bool) -> Self {
+    pub fn new(from: u64, steps: u64) -> Self {
         let template = "{wide_bar} {pos}/{len} steps\n{msg}";
         let style =
             ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        let bar = (!silent && std::io::stderr().is_terminal()).then(|| {
+        let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(steps).with_style(style).with_position(from);
             bar.reset_eta();
             bar
         });
-        Self { bar, steps, said: None, silent }
+        Self { bar, steps, said: None }
     }
 
     /// Another step is done.
@@ -189,7 +279,6 @@ impl Progress {
         let [speed, model] = words(s, self.steps);
         match &self.bar {
             Some(bar) => bar.set_message(format!("{speed}\n{model}")),
-            None if self.silent => {}
             None if self.said.is_none_or(|t| t.elapsed() >= Duration::from_secs(10)) => {
                 self.said = Some(Instant::now());
                 eprintln!("step {}/{}  {model}  {speed}", s.step, self.steps);
@@ -202,7 +291,6 @@ impl Progress {
     pub fn say(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
-            None if self.silent => {}
             None => eprintln!("{text}"),
         }
     }
@@ -220,8 +308,13 @@ fn words(s: &StatsLine, steps: u64) -> [String; 2] {
     let left = s.step_seconds * steps.saturating_sub(s.step) as f64;
     let left = HumanDuration(Duration::from_secs_f64(left.clamp(0.0, 1e9)));
     let mfu = s.mfu_percent.map_or_else(String::new, |percent| format!(" ({percent:.1} % MFU)"));
+    let unwritten = match s.write_errors {
+        0 => String::new(),
+        1 => "  1 write error".to_owned(),
+        errors => format!("  {errors} write errors"),
+    };
     let speed = format!(
-        "{:.0} images/s  {:.0} GFLOP/s{mfu}  wait {:.1} %  {:.1} GB  {left} left",
+        "{:.0} images/s  {:.0} GFLOP/s{mfu}  wait {:.1} %  {:.1} GB  {left} left{unwritten}",
         s.images_per_s, s.gflop_per_s, s.data_wait_percent, s.memory_gb
     );
     let h = &s.health;
@@ -305,6 +398,35 @@ mod tests {
         let mut lines = Lines::open(&path, 2).unwrap();
         lines.write(&serde_json::json!({"step": 3, "again": 1})).unwrap();
         let text = fs::read_to_string(&path).unwrap();
-        assert_eq!(text, "{\"step\":1}\n{\"step\":2}\n{\"again\":1,\"step\":3}\n");
+        let time = text.split("\"time\":").nth(1).unwrap();
+        let expected =
+            format!("{{\"step\":1}}\n{{\"step\":2}}\n{{\"again\":1,\"step\":3,\"time\":{time}");
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn what_the_disk_does_not_take_is_written_later_in_order_and_no_line_is_torn() {
+        // A file system of 64 KiB would ask for rights; /dev/full is a full disk that all may use.
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("stats.jsonl");
+        let mut lines = Lines::open(&path, 0).unwrap();
+        lines.write(&serde_json::json!({"step": 1})).unwrap();
+        lines.file = Some(OpenOptions::new().write(true).open("/dev/full").unwrap());
+        for step in [2, 3] {
+            let error = lines.write(&serde_json::json!({"step": step})).unwrap_err().to_string();
+            assert!(error.contains("No space left"), "{error}");
+            if step == 2 {
+                lines.file = Some(OpenOptions::new().write(true).open("/dev/full").unwrap());
+            }
+        }
+        assert_eq!((lines.missing(), lines.has(3).unwrap()), (2, true));
+        lines.write(&serde_json::json!({"step": 4})).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let steps: Vec<_> = text
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["step"].clone())
+            .collect();
+        assert_eq!(serde_json::json!(steps), serde_json::json!([1, 2, 3, 4]));
+        assert_eq!(lines.missing(), 0);
     }
 }

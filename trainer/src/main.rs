@@ -92,7 +92,9 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("error: {}", pipeline::report(&e));
+            if !e.is_stop() {
+                eprintln!("error: {}", pipeline::report(&e));
+            }
             ExitCode::from(e.exit_code())
         }
     }

@@ -1,5 +1,4 @@
-//! What is seen of a run while it trains: health, event files, pictures of the live networks, the
-//! report. Nothing here changes what is trained.
+//! What is seen of a run while it trains: health, event files, pictures of the live networks. Nothing here changes what is trained.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +15,6 @@ use crate::eval::pictures;
 use crate::health::{Alarm, Judge, Probe, Signals};
 use crate::log::StatsLine;
 use crate::nn::Params;
-use crate::report;
 use crate::state::TrainState;
 use crate::tensorboard::Events;
 
@@ -57,9 +55,14 @@ impl Monitor {
     /// # Errors
     /// [`Error::Io`](crate::error::Error::Io).
     pub fn go_back(&mut self, step: u64) -> Result<()> {
-        self.events = Events::open(&self.out.join("events"), step)?;
         self.judge = judged(&self.out.join("stats.jsonl"));
-        Ok(())
+        self.events.go_back(step)
+    }
+
+    /// Event records that are not on the disk.
+    #[must_use]
+    pub fn missing(&self) -> u64 {
+        self.events.missing()
     }
 
     /// The signals of the live networks as they are.
@@ -70,17 +73,21 @@ impl Monitor {
         self.probe.measure(state)
     }
 
-    /// Takes a line of statistics down and says what is alarming in it.
+    /// Writes the numbers of a line of statistics to the event file.
     ///
     /// # Errors
     /// [`Error::Io`](crate::error::Error::Io).
-    pub fn take(&mut self, line: &StatsLine) -> Result<Vec<Alarm>> {
+    pub fn scalars(&mut self, line: &StatsLine) -> Result<()> {
         let entries = serde_json::to_value(line).unwrap_or_default();
         let entries = entries.as_object().into_iter().flatten();
         let scalars = entries.filter(|(key, _)| *key != "step");
         let scalars = scalars.filter_map(|(key, v)| Some((key.as_str(), v.as_f64()?)));
-        self.events.scalars(line.step, scalars)?;
-        Ok(self.judge.judge(line.step, &line.health))
+        self.events.scalars(line.step, scalars)
+    }
+
+    /// What is alarming in a line of statistics.
+    pub fn judge(&mut self, line: &StatsLine) -> Vec<Alarm> {
+        self.judge.judge(line.step, &line.health)
     }
 
     /// Saves a picture as `images/NAME SUFFIX.png` and in the event file.
@@ -88,24 +95,26 @@ impl Monitor {
     /// # Errors
     /// [`Error::Io`](crate::error::Error::Io) or [`Error::Picture`](crate::error::Error::Picture).
     pub fn picture(&mut self, step: u64, name: &str, suffix: &str, it: &RgbImage) -> Result<()> {
-        pictures::save(it, &self.out.join("images").join(format!("{name}{suffix}.png")))?;
-        self.events.image(step, name, it)
+        let path = self.out.join("images").join(format!("{name}{suffix}.png"));
+        let saved = pictures::save(it, &path);
+        // Each whatever came of the other.
+        let recorded = self.events.image(step, name, it);
+        saved.and(recorded)
     }
 
-    /// Samples of the live generator, histograms of all weights, and a fresh `report.html`: after
-    /// the other pictures of a step.
+    /// Samples of the live generator and histograms of all weights: after the other pictures of a step.
     ///
     /// # Errors
     /// As [`Monitor::picture`].
     pub fn live(&mut self, state: &TrainState, suffix: &str) -> Result<()> {
         let samples = pictures::grid(&self.probe.samples(state), self.columns);
-        self.picture(state.step, "live", suffix, &samples)?;
         let e = state.e.as_ref().map(|e| ("e", &e.live.params));
         let nets = [("g", &state.g.live.params), ("d", &state.d.params)];
+        let mut written = self.picture(state.step, "live", suffix, &samples);
         for (net, params) in nets.into_iter().chain(e) {
-            self.histograms(state.step, net, params)?;
+            written = written.and(self.histograms(state.step, net, params));
         }
-        report::write(&self.out).map(|_| ())
+        written
     }
 
     fn histograms(&mut self, step: u64, net: &str, params: &Params) -> Result<()> {

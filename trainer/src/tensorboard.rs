@@ -4,6 +4,7 @@
 //! The records of TFRecord (length, masked CRC-32C, bytes, masked CRC-32C) and the messages of
 //! `event.proto`, `summary.proto` and `histogram.proto`, of which only what is written is declared.
 
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -101,11 +102,19 @@ struct Histogram {
     bucket: Vec<f64>,
 }
 
-/// One session's event file.
+/// Most bytes of records that wait for a disk that does not take them.
+const WAITING: usize = 16 << 20;
+
+/// One session's event file. What the disk does not take is kept and tried again with the next record.
 #[derive(Debug)]
 pub struct Events {
-    file: File,
     path: PathBuf,
+    file: Option<File>,
+    /// Length of the whole records on the disk.
+    whole: u64,
+    waiting: VecDeque<Vec<u8>>,
+    /// Records given up because too much waited.
+    lost: u64,
 }
 
 impl Events {
@@ -120,10 +129,25 @@ impl Events {
         // Readers take the files of a folder in the order of their names.
         let path = folder.join(format!("events.out.tfevents.{:010}.{earlier:06}", now() as u64));
         let file = File::create_new(&path).map_err(Error::io("create", &path))?;
-        let mut events = Self { file, path };
+        let mut events =
+            Self { path, file: Some(file), whole: 0, waiting: VecDeque::new(), lost: 0 };
         events.write(0, What::FileVersion("brain.Event:2".into()))?;
-        events.write(step + 1, What::SessionLog(SessionLog { status: 1 }))?;
+        events.go_back(step)?;
         Ok(events)
+    }
+
+    /// Marks as void what was said of steps after `step`.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn go_back(&mut self, step: u64) -> Result<()> {
+        self.write(step + 1, What::SessionLog(SessionLog { status: 1 }))
+    }
+
+    /// Records that are not on the disk: those that wait and those that were given up.
+    #[must_use]
+    pub fn missing(&self) -> u64 {
+        self.waiting.len() as u64 + self.lost
     }
 
     /// Writes numbers under their tags; those that are not finite too.
@@ -177,7 +201,37 @@ impl Events {
 
     fn write(&mut self, step: u64, what: What) -> Result<()> {
         let event = Event { wall_time: now(), step: step as i64, what: Some(what) };
-        self.file.write_all(&record(&event.encode_to_vec())).map_err(Error::io("write", &self.path))
+        self.waiting.push_back(record(&event.encode_to_vec()));
+        self.flush().map_err(Error::io("write", &self.path))
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        while let Some(record) = self.waiting.pop_front() {
+            if let Err(e) = self.append(&record) {
+                self.waiting.push_front(record);
+                while self.waiting.iter().map(Vec::len).sum::<usize>() > WAITING {
+                    self.waiting.pop_front();
+                    self.lost += 1;
+                }
+                return Err(e);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a whole record, or leaves the file as it was: nothing behind half a record can be read.
+    fn append(&mut self, record: &[u8]) -> std::io::Result<()> {
+        let file = match &mut self.file {
+            Some(file) => file,
+            none => none.insert(File::options().append(true).open(&self.path)?),
+        };
+        if let Err(e) = file.write_all(record) {
+            let _ = file.set_len(self.whole);
+            self.file = None;
+            return Err(e);
+        }
+        self.whole += record.len() as u64;
+        Ok(())
     }
 }
 
@@ -277,6 +331,22 @@ mod tests {
             }
         }
         assert_eq!(seen, [1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn what_the_disk_does_not_take_is_written_later_in_whole_records() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut events = Events::open(folder.path(), 0).unwrap();
+        for step in 1..5 {
+            if step % 2 == 0 {
+                events.file = Some(File::options().write(true).open("/dev/full").unwrap());
+            }
+            assert_eq!(events.scalars(step, [("loss/d", 1.0)]).is_ok(), step % 2 == 1);
+            assert_eq!(events.missing(), 1 - step % 2);
+        }
+        events.go_back(3).unwrap();
+        let steps: Vec<_> = read(folder.path()).into_iter().map(|event| event.step).collect();
+        assert_eq!(steps, [0, 1, 1, 2, 3, 4, 4]);
     }
 
     #[test]

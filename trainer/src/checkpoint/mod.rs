@@ -6,25 +6,28 @@
 //! and `manifest.json`, which is written last and carries the size and SHA-256 of every file. No
 //! file but safetensors is ever read as weights.
 
+mod writer;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use common::files::{self, sha256_of};
 use pipeline::Cursor;
-use safetensors::{Dtype, SafeTensors, View};
+use safetensors::{Dtype, SafeTensorError, SafeTensors, View};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::config::Config;
 use crate::dist::World;
 use crate::error::{Error, Result};
 use crate::nn::Params;
+use crate::provenance::Provenance;
 use crate::state::{Averaged, OfD, Player, TrainState, Update};
+pub use writer::{Keep, Saved, Writer, room_for};
 
 /// Version of the folder's format.
 pub const FORMAT: u32 = 1;
@@ -56,6 +59,15 @@ pub struct Manifest {
     pub data_fingerprint: u64,
     /// CPU threads of libtorch: sums depend on it in the last bit.
     pub threads: i32,
+    /// The run's configuration, as in `config.toml`; empty in checkpoints of before it was written here.
+    #[serde(default)]
+    pub config: String,
+    /// Its SHA-256.
+    #[serde(default)]
+    pub config_sha256: String,
+    /// By which program, where and when it was saved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provenance: Option<Provenance>,
     /// Every other file.
     pub files: BTreeMap<String, FileRecord>,
 }
@@ -101,263 +113,6 @@ pub struct FileRecord {
     pub sha256: String,
 }
 
-/// Which checkpoints stay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Keep {
-    /// The newest so many.
-    pub last: usize,
-    /// Those whose step is a multiple of this; 0 for none.
-    pub every: u64,
-    /// The best by the run's measure, where there is one.
-    pub best: Option<u64>,
-}
-
-/// Writes checkpoints under a run's `checkpoints` while training goes on.
-#[derive(Debug)]
-pub struct Writer {
-    folder: PathBuf,
-    /// Name of the newest checkpoint that this writer took on.
-    newest: Option<String>,
-    under_way: Option<JoinHandle<Result<Done>>>,
-    /// Host memory for the next copy, in use before: memory that was never touched takes many times as long
-    /// to fill. Empty while a checkpoint is being written.
-    staging: Files,
-    /// The newest that is on the disk, until it was told of.
-    saved: Option<Saved>,
-}
-
-/// What the background thread of a [`Writer`] hands back: the memory for the next copy too.
-type Done = (Option<Saved>, Files);
-
-/// What a checkpoint that is on the disk took.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Saved {
-    /// Its folder's name.
-    pub name: String,
-    /// Bytes of its tensors.
-    pub bytes: u64,
-    /// How long training was held up: the wait for the checkpoint before it, and the copy.
-    pub held: Duration,
-    /// How long writing took after that, beside training.
-    pub writing: Duration,
-}
-
-impl Writer {
-    /// A writer into `folder`, which is made. What an earlier one left half done is removed.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn new(folder: &Path) -> Result<Self> {
-        fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-        for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
-            let path = entry.map_err(Error::io("read", folder))?.path();
-            let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-            if name.is_some_and(|name| name.starts_with(".step-")) {
-                fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
-            }
-        }
-        Ok(Self {
-            folder: folder.to_owned(),
-            newest: None,
-            under_way: None,
-            staging: vec![],
-            saved: None,
-        })
-    }
-
-    /// Copies the state to host memory and writes the copy in the background, then removes what `keep`
-    /// does not name. Waits for the checkpoint before it, if that is still being written.
-    ///
-    /// # Errors
-    /// Those of the checkpoint before; [`Error::Output`] where the disk has no room for this one.
-    pub fn save(&mut self, state: &TrainState, data: u64, keep: Keep) -> Result<()> {
-        let asked = Instant::now();
-        self.finish()?;
-        let name = name_of(state.step, state.of_d.as_ref().map_or(0, |d| d.updates));
-        if self.newest.as_ref() == Some(&name) {
-            return Ok(());
-        }
-        let mut snapshot = Snapshot::of(state, data, std::mem::take(&mut self.staging));
-        room_for(&self.folder, snapshot.bytes())?;
-        self.newest = Some(name.clone());
-        let folder = self.folder.clone();
-        let (bytes, held) = (snapshot.bytes(), asked.elapsed());
-        let write = move || {
-            let begun = Instant::now();
-            snapshot.write(&folder)?;
-            remove_all_but(&folder, keep)?;
-            let saved = Saved { name, bytes, held, writing: begun.elapsed() };
-            Ok((Some(saved), snapshot.files))
-        };
-        self.spawn(write)
-    }
-
-    /// Gets the memory for copies of `state` ready in the background, so that the first checkpoint holds
-    /// training up no longer than the others.
-    ///
-    /// # Errors
-    /// [`Error::Io`] where no thread starts.
-    pub fn prepare(&mut self, state: &TrainState) -> Result<()> {
-        let layout = layout(&contents(state));
-        self.spawn(move || Ok((None, host_memory(layout))))
-    }
-
-    fn spawn(&mut self, work: impl FnOnce() -> Result<Done> + Send + 'static) -> Result<()> {
-        let spawned = std::thread::Builder::new().name("checkpoint".into()).spawn(work);
-        self.under_way = Some(spawned.map_err(Error::io("start a thread for", &self.folder))?);
-        Ok(())
-    }
-
-    /// Waits until everything is on the disk.
-    ///
-    /// # Errors
-    /// Those of the checkpoint that was being written.
-    pub fn finish(&mut self) -> Result<()> {
-        match self.under_way.take().map(JoinHandle::join) {
-            None => Ok(()),
-            Some(Ok(outcome)) => outcome.map(|(saved, staging)| {
-                self.saved = saved;
-                self.staging = staging;
-            }),
-            Some(Err(_)) => Err(fault(&self.folder, "the writing thread panicked")),
-        }
-    }
-
-    /// The newest checkpoint that reached the disk since the last call. Waits for none.
-    ///
-    /// # Errors
-    /// Those of that checkpoint.
-    pub fn saved(&mut self) -> Result<Option<Saved>> {
-        if self.under_way.as_ref().is_some_and(JoinHandle::is_finished) {
-            self.finish()?;
-        }
-        Ok(self.saved.take())
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        if let Err(e) = self.finish() {
-            tracing::error!("{e}");
-        }
-    }
-}
-
-/// Refuses to begin what the disk cannot hold.
-///
-/// # Errors
-/// [`Error::Output`].
-pub fn room_for(folder: &Path, bytes: u64) -> Result<()> {
-    let disk = rustix::fs::statvfs(folder).map_err(|e| Error::io("look at", folder)(e.into()))?;
-    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    if bytes <= free {
-        return Ok(());
-    }
-    let reason = format!(
-        "a checkpoint takes {} MB and the disk has {} MB free; make room, or lower checkpoint.keep",
-        bytes.div_ceil(1_000_000),
-        free / 1_000_000
-    );
-    Err(Error::Output { path: folder.to_owned(), reason })
-}
-
-/// A copy of a state in host memory.
-struct Snapshot {
-    /// Its `files` are still empty.
-    manifest: Manifest,
-    files: Vec<(String, Named)>,
-}
-
-impl Snapshot {
-    /// Copies `state` to `staging`, where that holds a copy of the same tensors, or else to new memory.
-    fn of(state: &TrainState, data: u64, mut staging: Files) -> Self {
-        let files = contents(state);
-        if layout(&staging) != layout(&files) {
-            staging = host_memory(layout(&files));
-        }
-        for ((_, to), (_, from)) in staging.iter_mut().zip(&files) {
-            let pairs = to.iter_mut().zip(from);
-            no_grad(|| pairs.for_each(|((_, to), (_, from))| to.copy_(from)));
-        }
-        let manifest = Manifest {
-            format: FORMAT,
-            step: state.step,
-            of_d: state.of_d.as_ref().map(OfDRecord::of),
-            cursor: state.cursor,
-            adam_steps: adam_steps(state),
-            rollbacks: state.rollbacks,
-            data_fingerprint: data,
-            threads: tch::get_num_threads(),
-            files: BTreeMap::new(),
-        };
-        Self { manifest, files: staging }
-    }
-
-    /// About what its files will take.
-    fn bytes(&self) -> u64 {
-        let size = |t: &Tensor| (t.numel() * t.kind().elt_size_in_bytes() + 200) as u64;
-        self.files.iter().flat_map(|(_, tensors)| tensors).map(|(_, t)| size(t)).sum()
-    }
-
-    /// Writes a folder aside, syncs it and gives it its name.
-    fn write(&mut self, folder: &Path) -> Result<()> {
-        let name = name_of(self.manifest.step, self.manifest.of_d.map_or(0, |d| d.updates));
-        let (path, aside) = (folder.join(&name), folder.join(format!(".{name}.partial")));
-        fs::create_dir(&aside).map_err(Error::io("create", &aside))?;
-        for (name, tensors) in &self.files {
-            let record = write_tensors(&aside.join(name), tensors)?;
-            self.manifest.files.insert(name.clone(), record);
-        }
-        let text = serde_json::to_vec_pretty(&self.manifest).map_err(|e| fault(&aside, e))?;
-        write_synced(&aside.join("manifest.json"), &text)?;
-        sync_folder(&aside)?;
-        if path.exists() {
-            remove(&path)?;
-        }
-        fs::rename(&aside, &path).map_err(Error::io("rename", &aside))?;
-        sync_folder(folder)
-    }
-}
-
-/// By file: names, shapes and types.
-type Layout = Vec<(String, Vec<(String, Vec<i64>, Kind)>)>;
-
-fn layout(files: &Files) -> Layout {
-    let of = |(name, t): &(String, Tensor)| (name.clone(), t.size(), t.kind());
-    files.iter().map(|(file, all)| (file.clone(), all.iter().map(of).collect())).collect()
-}
-
-/// Tensors of zeros in host memory: written to, so that the system has really given it.
-fn host_memory(layout: Layout) -> Files {
-    let zeros = |(name, shape, kind): (String, Vec<i64>, Kind)| {
-        (name, Tensor::zeros(shape, (kind, Device::Cpu)))
-    };
-    layout.into_iter().map(|(file, all)| (file, all.into_iter().map(zeros).collect())).collect()
-}
-
-fn name_of(step: u64, updates: u32) -> String {
-    if updates == 0 { format!("step-{step:08}") } else { format!("step-{step:08}+{updates}") }
-}
-
-/// Removes a checkpoint: it loses its name first, so that none is ever found half removed.
-fn remove(path: &Path) -> Result<()> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let aside = path.with_file_name(format!(".{name}.removed"));
-    fs::rename(path, &aside).map_err(Error::io("rename", path))?;
-    fs::remove_dir_all(&aside).map_err(Error::io("remove", &aside))
-}
-
-fn remove_all_but(folder: &Path, keep: Keep) -> Result<()> {
-    for (step, path) in list(folder)?.into_iter().rev().skip(keep.last) {
-        let whole = path.ends_with(name_of(step, 0));
-        let milestone = keep.every > 0 && step.is_multiple_of(keep.every);
-        if !whole || !(milestone || keep.best == Some(step)) {
-            remove(&path)?;
-        }
-    }
-    Ok(())
-}
-
 /// The checkpoints under `folder`, oldest first, whether sound or not.
 ///
 /// # Errors
@@ -376,16 +131,41 @@ pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
+fn name_of(step: u64, updates: u32) -> String {
+    if updates == 0 { format!("step-{step:08}") } else { format!("step-{step:08}+{updates}") }
+}
+
+/// Pauses before another try where the system does not read for a reason of its own: a network disk that
+/// is away for a moment, no descriptor left. Such a checkpoint is not damaged. In milliseconds.
+const PAUSES: [u64; 4] = if cfg!(test) { [1; 4] } else { [100, 1_000, 5_000, 10_000] };
+
+/// Does `read` again, with pauses, as long as it fails by [`Error::Io`].
+fn patiently<T>(mut read: impl FnMut() -> Result<T>) -> Result<T> {
+    for pause in PAUSES.map(Duration::from_millis) {
+        match read() {
+            Err(e @ Error::Io { .. }) => {
+                tracing::warn!("{e}; trying again in {:.1} s", pause.as_secs_f64());
+                std::thread::sleep(pause);
+            }
+            done => return done,
+        }
+    }
+    read()
+}
+
 /// The newest checkpoint under `folder` that verifies; those passed over are reported as warnings.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] if there is none.
+/// [`Error::Checkpoint`] if there is none; [`Error::Io`] if one cannot be read, which need not be its fault.
 pub fn newest(folder: &Path) -> Result<PathBuf> {
     let found = if folder.is_dir() { list(folder)? } else { vec![] };
     for (_, path) in found.into_iter().rev() {
-        match verify(&path) {
+        match patiently(|| verify(&path)) {
             Ok(_) => return Ok(path),
-            Err(e) => tracing::warn!("{e}; going back to the one before"),
+            Err(e @ Error::Checkpoint { .. }) => {
+                tracing::warn!("{e}; going back to the one before");
+            }
+            Err(e) => return Err(e),
         }
     }
     Err(fault(folder, "no usable checkpoint here; start a new run, or name another --run"))
@@ -410,7 +190,8 @@ pub fn of_step(folder: &Path, step: u64) -> Result<PathBuf> {
 /// are reported as warnings.
 ///
 /// # Errors
-/// As [`load`], for the newest, if there is none.
+/// As [`load`], for the newest, if there is none. [`Error::Io`] after some tries: what the system does not
+/// read need not be damaged, so none before it is taken.
 pub fn load_newest(
     folder: &Path,
     config: &Config,
@@ -421,12 +202,13 @@ pub fn load_newest(
     let mut first = None;
     let found = if folder.is_dir() { list(folder)? } else { vec![] };
     for (_, path) in found.into_iter().rev() {
-        match load(&path, config, device, data, world) {
+        match patiently(|| load(&path, config, device, data, world)) {
             Ok(state) => return Ok((path, state)),
-            Err(e) => {
+            Err(e @ Error::Checkpoint { .. }) => {
                 tracing::warn!("{e}; going back to the one before");
                 first.get_or_insert(e);
             }
+            Err(e) => return Err(e),
         }
     }
     let none = || fault(folder, "no checkpoint here; start a new run, or name another --out");
@@ -446,25 +228,45 @@ pub fn set_aside_after(folder: &Path, loaded: &Path) -> Result<()> {
         if aside.exists() {
             fs::remove_dir_all(&aside).map_err(Error::io("remove", &aside))?;
         }
-        fs::rename(&path, &aside).map_err(Error::io("rename", &path))?;
+        files::rename(&path, &aside).map_err(Error::io("rename", &path))?;
     }
     Ok(())
 }
 
-/// Reads the manifest and checks every file's length and hash.
+/// Reads the manifest and checks that it lists what a checkpoint holds, and every file's length and hash.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] naming the first file that is wrong.
+/// [`Error::Checkpoint`] naming the first file that is wrong; [`Error::Io`] if one cannot be read.
 pub fn verify(path: &Path) -> Result<Manifest> {
     let manifest = read_manifest(path)?;
+    let file_names = |networks: &[&str], kinds: &[&str]| -> BTreeSet<String> {
+        let name = |network, kind: &&str| format!("{network}{kind}.safetensors");
+        networks.iter().flat_map(|network| kinds.iter().map(move |k| name(*network, k))).collect()
+    };
+    // Without an encoder, or with one.
+    let d = file_names(&["discriminator"], &["", ".adam"]);
+    let whole = [&["generator"][..], &["generator", "encoder"]]
+        .map(|averaged| &d | &file_names(averaged, &["", ".adam", ".average"]));
+    let listed: BTreeSet<String> = manifest.files.keys().cloned().collect();
+    if !whole.contains(&listed) {
+        let listed: Vec<_> = listed.into_iter().collect();
+        let reason = format!("lists {listed:?}, which are not the files of a checkpoint");
+        return Err(fault(&path.join("manifest.json"), reason));
+    }
     for (name, expected) in &manifest.files {
         let file = path.join(name);
-        let found = record(&file).map_err(|e| fault(&file, e))?;
-        if found.bytes != expected.bytes {
-            let (has, wanted) = (found.bytes, expected.bytes);
+        let found = fs::symlink_metadata(&file).map_err(|e| unread(&file, e))?;
+        if !found.is_file() {
+            return Err(fault(&file, "is not a plain file"));
+        }
+        if found.len() != expected.bytes {
+            let (has, wanted) = (found.len(), expected.bytes);
             return Err(fault(&file, format!("has {has} bytes, the manifest says {wanted}")));
         }
-        if found.sha256 != expected.sha256 {
+    }
+    for (name, expected) in &manifest.files {
+        let file = path.join(name);
+        if record(&file).map_err(|e| unread(&file, e))? != *expected {
             return Err(fault(&file, "its SHA-256 is not the manifest's: the file was changed"));
         }
     }
@@ -547,7 +349,7 @@ pub fn load_live(path: &Path, network: &str, params: &mut Params) -> Result<()> 
 /// [`Error::Checkpoint`] if it is missing, unreadable, or of another version.
 pub fn read_manifest(path: &Path) -> Result<Manifest> {
     let file = path.join("manifest.json");
-    let text = fs::read(&file).map_err(|e| fault(&file, e))?;
+    let text = fs::read(&file).map_err(|e| unread(&file, e))?;
     let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| fault(&file, e))?;
     if manifest.format != FORMAT {
         return Err(fault(&file, format!("format {}, expected {FORMAT}", manifest.format)));
@@ -638,30 +440,23 @@ pub(crate) fn write_tensors(path: &Path, tensors: &Named) -> Result<FileRecord> 
         let shape = tensor.size().into_iter().map(|side| side as usize).collect();
         views.push((name.as_str(), Host { tensor, dtype, shape }));
     }
-    safetensors::serialize_to_file(views, None, path).map_err(|e| fault(path, e))?;
-    File::open(path).and_then(|file| file.sync_all()).map_err(Error::io("sync", path))?;
+    safetensors::serialize_to_file(views, None, path).map_err(|e| match e {
+        SafeTensorError::IoError(e) => Error::io("write", path)(e),
+        e => fault(path, e),
+    })?;
+    files::sync_file(path).map_err(Error::io("sync", path))?;
     record(path).map_err(Error::io("read", path))
 }
 
 /// Length and hash of a file.
-fn record(path: &Path) -> std::io::Result<FileRecord> {
-    let (mut file, mut hasher) = (File::open(path)?, Sha256::new());
-    let (mut buffer, mut bytes) = (vec![0; 1 << 20], 0);
-    loop {
-        let read = file.read(&mut buffer)?;
-        if read == 0 {
-            break;
-        }
-        hasher.update(&buffer[..read]);
-        bytes += read as u64;
-    }
-    let sha256 = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+fn record(path: &Path) -> io::Result<FileRecord> {
+    let (bytes, sha256) = sha256_of(File::open(path)?)?;
     Ok(FileRecord { bytes, sha256 })
 }
 
 /// Fills `tensors` from a file that must hold exactly these names, shapes and types.
 pub(crate) fn read_tensors(path: &Path, tensors: &mut Named) -> Result<()> {
-    let bytes = fs::read(path).map_err(|e| fault(path, e))?;
+    let bytes = fs::read(path).map_err(|e| unread(path, e))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| fault(path, e))?;
     let expected: BTreeSet<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
     let found: BTreeSet<&str> = file.names().into_iter().collect();
@@ -688,14 +483,9 @@ pub(crate) fn read_tensors(path: &Path, tensors: &mut Named) -> Result<()> {
 /// # Errors
 /// [`Error::Checkpoint`].
 pub(crate) fn note_of(path: &Path) -> Result<HashMap<String, String>> {
-    let bytes = fs::read(path).map_err(|e| fault(path, e))?;
+    let bytes = fs::read(path).map_err(|e| unread(path, e))?;
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| fault(path, e))?;
     Ok(header.metadata().clone().unwrap_or_default())
-}
-
-/// Hexadecimal SHA-256.
-pub(crate) fn hash(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Hexadecimal SHA-256 of a file.
@@ -706,21 +496,18 @@ pub fn hash_of(path: &Path) -> Result<String> {
     Ok(record(path).map_err(Error::io("read", path))?.sha256)
 }
 
-fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
-    let write = || {
-        let mut file = File::create(path)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    };
-    write().map_err(Error::io("write", path))
-}
-
-fn sync_folder(path: &Path) -> Result<()> {
-    File::open(path).and_then(|f| f.sync_all()).map_err(Error::io("sync", path))
-}
-
 fn fault(path: &Path, reason: impl ToString) -> Error {
     Error::Checkpoint { path: path.to_owned(), reason: reason.to_string() }
+}
+
+/// A file that could not be read: damage where it is not there or is something else, else the system's
+/// affair, which may pass.
+fn unread(path: &Path, error: io::Error) -> Error {
+    use io::ErrorKind::{InvalidData, IsADirectory, NotADirectory, NotFound, UnexpectedEof};
+    match error.kind() {
+        NotFound | NotADirectory | IsADirectory | UnexpectedEof | InvalidData => fault(path, error),
+        _ => Error::io("read", path)(error),
+    }
 }
 
 #[cfg(test)]

@@ -10,8 +10,12 @@ fn config() -> Config {
     Config::resolve(&Origin::Preset("demo"), &keys).unwrap()
 }
 
+fn writer(folder: &Path) -> Writer {
+    Writer::new(folder, &config(), Provenance::here(Device::Cpu)).unwrap()
+}
+
 fn save(folder: &Path, state: &mut TrainState, step: u64, keep: Keep) {
-    let mut writer = Writer::new(folder).unwrap();
+    let mut writer = writer(folder);
     state.step = step;
     writer.save(state, 7, keep).unwrap();
     writer.finish().unwrap();
@@ -73,7 +77,7 @@ fn a_checkpoint_between_updates_is_newer_than_that_of_its_step_and_is_not_kept_f
         let update = Update { norm: number(f32::NAN), fault: number(1.0) };
         Some(OfD { updates: 1, loss: number(0.5), update })
     };
-    let mut writer = Writer::new(folder.path()).unwrap();
+    let mut writer = writer(folder.path());
     state.step = 1;
     writer.save(&state, 7, ALL).unwrap();
     writer.finish().unwrap();
@@ -97,7 +101,7 @@ fn a_checkpoint_between_updates_is_newer_than_that_of_its_step_and_is_not_kept_f
 fn the_second_checkpoint_of_a_writer_holds_the_state_of_its_own_time() {
     let folder = tempfile::tempdir().unwrap();
     let mut state = TrainState::new(&config(), Device::Cpu, true);
-    let mut writer = Writer::new(folder.path()).unwrap();
+    let mut writer = writer(folder.path());
     writer.prepare(&state).unwrap();
     for step in 1..=3 {
         state.step = step;
@@ -125,6 +129,116 @@ fn the_newest_the_milestones_and_the_best_stay() {
 }
 
 #[test]
+fn that_of_step_0_stays_until_another_is_there_and_is_no_milestone() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    let keep = Keep { last: 2, every: 5, best: Some(0) };
+    let steps =
+        || list(folder.path()).unwrap().into_iter().map(|(step, _)| step).collect::<Vec<_>>();
+    for (step, left) in [(0, vec![0]), (1, vec![1]), (2, vec![1, 2]), (3, vec![2, 3])] {
+        save(folder.path(), &mut state, step, keep);
+        assert_eq!(steps(), left);
+    }
+}
+
+#[test]
+fn what_makes_room_is_the_oldest_but_never_the_newest_nor_what_stays_for_good() {
+    let folder = tempfile::tempdir().unwrap();
+    let keep = Keep { last: 9, every: 4, best: Some(5) };
+    for step in 3..=8 {
+        fs::create_dir(folder.path().join(name_of(step, 0))).unwrap();
+    }
+    let mut gone = vec![];
+    while let Some(spare) = writer::oldest_spare(folder.path(), keep).unwrap() {
+        gone.extend(list(folder.path()).unwrap().into_iter().find(|(_, path)| *path == spare));
+        fs::remove_dir(spare).unwrap();
+    }
+    assert_eq!(gone.into_iter().map(|(step, _)| step).collect::<Vec<_>>(), [3, 6, 7]);
+}
+
+#[test]
+fn a_checkpoint_written_again_is_never_missing_and_leaves_nothing_beside_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    for rollbacks in 0..2 {
+        state.rollbacks = rollbacks;
+        save(folder.path(), &mut state, 3, ALL);
+        let newest = newest(folder.path()).unwrap();
+        assert_eq!(read_manifest(&newest).unwrap().rollbacks, rollbacks);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}
+
+#[test]
+fn a_manifest_that_lists_other_files_than_a_checkpoint_s_verifies_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    save(folder.path(), &mut state, 1, ALL);
+    let path = folder.path().join(name_of(1, 0));
+    let good = verify(&path).unwrap();
+    let record = FileRecord { bytes: 0, sha256: common::files::sha256(b"") };
+    let forged: [&dyn Fn(&mut Manifest); 4] = [
+        &|m| m.files.clear(),
+        &|m| drop(m.files.remove("encoder.safetensors")),
+        &|m| drop(m.files.insert("/dev/zero".into(), record.clone())),
+        &|m| drop(m.files.insert("../../secret".into(), record.clone())),
+    ];
+    for forge in forged {
+        let mut manifest = good.clone();
+        forge(&mut manifest);
+        fs::write(path.join("manifest.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
+        let error = verify(&path).unwrap_err();
+        assert!(matches!(error, Error::Checkpoint { .. }), "{error}");
+        assert!(error.to_string().contains("not the files of a checkpoint"), "{error}");
+    }
+    // A device in a file's place is not read, whatever its length is said to be.
+    fs::write(path.join("manifest.json"), serde_json::to_vec(&good).unwrap()).unwrap();
+    let file = path.join("generator.safetensors");
+    fs::remove_file(&file).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", &file).unwrap();
+    assert!(verify(&path).unwrap_err().to_string().contains("not a plain file"));
+}
+
+#[test]
+fn what_the_system_does_not_read_is_tried_again_and_is_no_damage() {
+    let failing = |times: usize| {
+        let mut tries = 0;
+        move || {
+            tries += 1;
+            let stale = std::io::Error::from_raw_os_error(rustix::io::Errno::STALE.raw_os_error());
+            if tries <= times { Err(unread(Path::new("a"), stale)) } else { Ok(tries) }
+        }
+    };
+    assert_eq!(patiently(failing(3)).unwrap(), 4);
+    assert!(matches!(patiently(failing(99)).unwrap_err(), Error::Io { .. }));
+    // The newest cannot be read for a reason of the system: none before it is taken, none set aside.
+    let folder = tempfile::tempdir().unwrap();
+    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    save(folder.path(), &mut state, 1, ALL);
+    save(folder.path(), &mut state, 2, ALL);
+    let manifest = folder.path().join(name_of(2, 0)).join("manifest.json");
+    fs::remove_file(&manifest).unwrap();
+    std::os::unix::fs::symlink("manifest.json", &manifest).unwrap(); // ELOOP
+    let loaded = load_newest(folder.path(), &config(), Device::Cpu, 7, &World::alone());
+    assert!(matches!(loaded.unwrap_err(), Error::Io { .. }));
+    assert!(matches!(newest(folder.path()).unwrap_err(), Error::Io { .. }));
+    fs::remove_file(&manifest).unwrap();
+    assert!(newest(folder.path()).unwrap().ends_with(name_of(1, 0)));
+}
+
+#[test]
+fn a_manifest_says_what_was_trained_by_which_program_and_where() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    save(folder.path(), &mut state, 1, ALL);
+    let manifest = verify(&newest(folder.path()).unwrap()).unwrap();
+    assert_eq!(Config::parse(&manifest.config).unwrap(), config());
+    assert_eq!(manifest.config_sha256, common::files::sha256(manifest.config.as_bytes()));
+    let provenance = manifest.provenance.unwrap();
+    assert_eq!((provenance.host, provenance.device), (common::host(), "Cpu".to_owned()));
+}
+
+#[test]
 fn a_checkpoint_that_was_passed_over_takes_no_sound_one_s_place() {
     let folder = tempfile::tempdir().unwrap();
     let mut state = TrainState::new(&config(), Device::Cpu, true);
@@ -148,7 +262,8 @@ fn a_checkpoint_that_was_passed_over_takes_no_sound_one_s_place() {
 fn a_checkpoint_that_does_not_fit_on_the_disk_is_refused_with_figures() {
     let folder = tempfile::tempdir().unwrap();
     let error = room_for(folder.path(), 1 << 60).unwrap_err();
-    assert!(error.is_input() && error.to_string().contains("checkpoint.keep"), "{error}");
+    assert!(error.is_full() && error.exit_code() == 1, "{error}");
+    assert!(error.to_string().contains("checkpoint.keep"), "{error}");
     room_for(folder.path(), 1).unwrap();
 }
 

@@ -400,7 +400,7 @@ fn word(value: &impl Serialize) -> String {
 
 /// Appends lines to the run's metrics: before anything is printed, for a pipe may have closed.
 fn record(on: &On, lines: &[impl Serialize]) -> Result<()> {
-    let mut metrics = Lines::append(&on.networks.run.join("metrics.jsonl"))?;
+    let mut metrics = Lines::open(&on.networks.run.join("metrics.jsonl"), u64::MAX)?;
     lines.iter().try_for_each(|line| metrics.write(line))
 }
 

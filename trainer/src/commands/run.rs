@@ -1,5 +1,5 @@
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use comfy_table::{Table, presets::UTF8_HORIZONTAL_ONLY};
 use pipeline::Dataset;
@@ -8,7 +8,7 @@ use trainer::dist::Place;
 use trainer::error::{Error, Result};
 use trainer::inspect::{self, Cost, Counts};
 use trainer::optim::Decay;
-use trainer::run::{self, Ended, Summary};
+use trainer::run::{self, Begin, Ended, Session, Summary};
 use trainer::scale::{self, Exchange, Speeds};
 use trainer::stop::Stop;
 
@@ -28,9 +28,18 @@ pub(crate) struct Args {
     /// Folder of the run; new, unless --resume
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Go on from the newest checkpoint in --out, with its own configuration and what --set changes of it
-    #[arg(long, requires = "out", conflicts_with_all = ["preset", "config", "dry_run"])]
-    resume: bool,
+    /// Go on from the newest checkpoint in --out, with its own configuration and what --set changes of it; with
+    /// =auto, begin the run if there is none to go on with: the same command starts, goes on, or is done
+    #[arg(
+        long,
+        value_enum,
+        value_name = "auto",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "always",
+        requires = "out"
+    )]
+    resume: Option<Resume>,
     /// With --resume: also change keys that change what the run computes
     #[arg(long, requires = "resume")]
     allow_change: bool,
@@ -55,7 +64,20 @@ pub(crate) struct Args {
     latency: f64,
 }
 
+/// Whether there must be something to go on from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Resume {
+    /// There must.
+    Always,
+    /// A run is begun where there is none.
+    Auto,
+}
+
 impl Args {
+    fn out(&self) -> Result<&Path> {
+        self.out.as_deref().ok_or_else(|| usage("give --out DIR, a folder for the run"))
+    }
+
     /// --device and --data.
     fn relocate(&self, config: &mut Config) {
         if let Some(device) = &self.device {
@@ -93,10 +115,19 @@ fn changed(args: &Args, before: &Config, place: &Place) -> Result<Config> {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let place = Place::from_env()?;
-    if args.resume {
-        let out = args.out.as_ref().ok_or_else(|| usage("--resume needs --out DIR"))?;
-        let config = changed(args, &run::read_config(out)?, &place)?;
-        return finish(&place, run::resume(config, out, place.clone(), &stop()?));
+    let begin = match args.resume {
+        None => Begin::New,
+        Some(Resume::Always) => Begin::Continue,
+        Some(Resume::Auto) => Begin::Auto,
+    };
+    if begin == Begin::Continue && (args.source.origin().is_some() || args.dry_run) {
+        return Err(usage("--resume takes no --preset, --config or --dry-run; --resume=auto may"));
+    }
+    if begin == Begin::Continue {
+        let session = Session::open(args.out()?, begin, &place)?;
+        let before = session.before().expect("a run that is gone on with has a configuration");
+        let config = changed(args, before, &place)?;
+        return finish(&place, run::run(session, config, place.clone(), &stop()?));
     }
     let origin =
         args.source.origin().ok_or_else(|| usage("give --preset NAME or --config FILE"))?;
@@ -105,8 +136,27 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.dry_run {
         return dry_run(args, &config);
     }
-    let out = args.out.as_ref().ok_or_else(|| usage("give --out DIR, a new folder for the run"))?;
-    finish(&place, run::start(config, out, place.clone(), &stop()?))
+    let session = Session::open(args.out()?, begin, &place)?;
+    if let Some(before) = session.before() {
+        config = same_or_changed(args, before, &config, &place)?;
+    }
+    finish(&place, run::run(session, config, place.clone(), &stop()?))
+}
+
+/// What --resume=auto goes on with: the folder's configuration and what --set changes of it. A command
+/// that names another run than the folder's is refused.
+fn same_or_changed(args: &Args, before: &Config, asked: &Config, place: &Place) -> Result<Config> {
+    let config = changed(args, before, place)?;
+    let others: Vec<_> = config.changes(asked).into_iter().filter(|c| !c.is_free()).collect();
+    if others.is_empty() {
+        return Ok(config);
+    }
+    let others: Vec<_> = others.iter().map(ToString::to_string).collect();
+    Err(usage(&format!(
+        "the run in this folder is another than the command's ({}); give its preset and changes, or name \
+         a new --out",
+        others.join(", ")
+    )))
 }
 
 /// Images of ImageNet's training split, which the presets are for.
@@ -190,18 +240,28 @@ fn stop() -> Result<Stop> {
     Ok(stop)
 }
 
-/// A run's last words: where its results are, and one table.
+/// A run's last words: where its results are, and one table. A run that was stopped, or of which something
+/// could not be written, is an error to who started it.
 fn finish(place: &Place, ended: Result<Summary>) -> Result<()> {
-    let summary = match ended {
-        Err(e) if e.is_stop() => {
-            println!("stopped by a signal before the first step; nothing was written");
-            return Ok(());
+    let summary = ended.inspect_err(|e| {
+        if e.is_stop() {
+            println!("stopped by a signal before the first step; the same command begins again");
         }
-        ended => ended?,
-    };
-    if place.rank > 0 {
-        return Ok(());
+    })?;
+    if place.rank == 0 {
+        tell(&summary);
     }
+    if summary.ended == Ended::Signal {
+        return Err(Error::Data(pipeline::Error::Stopped));
+    }
+    if summary.incomplete {
+        let reason = summary.troubles.join("; ");
+        return Err(Error::Unwritten { path: summary.out, reason });
+    }
+    Ok(())
+}
+
+fn tell(summary: &Summary) {
     let Some(s) = &summary.stats else {
         let (out, steps) = (summary.out.display(), summary.steps);
         match summary.ended {
@@ -212,8 +272,8 @@ fn finish(place: &Place, ended: Result<Summary>) -> Result<()> {
                 );
             }
         }
-        say_probe(&summary);
-        return Ok(());
+        say_probe(summary);
+        return;
     };
     let why = match summary.ended {
         Ended::Steps => "all steps done",
@@ -250,9 +310,9 @@ fn finish(place: &Place, ended: Result<Summary>) -> Result<()> {
     println!("metrics          {}", at("metrics.jsonl"));
     println!("checkpoints      {}", at("checkpoints"));
     println!("input            {}", summary.bottleneck);
-    say_probe(&summary);
+    say_probe(summary);
     println!("{table}");
-    Ok(())
+    summary.troubles.iter().for_each(|trouble| println!("not as it should be: {trouble}"));
 }
 
 fn say_probe(summary: &Summary) {

@@ -13,7 +13,7 @@ use super::extractor::Extractor;
 use super::metrics::{Moments, frechet, inception_score, kernel_distance, prdc};
 use super::resize::Resizer;
 use super::{Model, Subject};
-use crate::checkpoint::{Named, hash, read_tensors, write_tensors};
+use crate::checkpoint::{Named, read_tensors, write_tensors};
 use crate::device::to_u8;
 use crate::error::{Error, Result};
 
@@ -223,7 +223,7 @@ impl Task {
         let path = self
             .cache
             .as_ref()
-            .map(|dir| dir.join(format!("{}.safetensors", hash(text.as_bytes()))));
+            .map(|dir| dir.join(format!("{}.safetensors", common::files::sha256(text.as_bytes()))));
         if let Some(path) = path.as_ref().filter(|path| path.exists()) {
             return self.read(path, manifold_images);
         }

@@ -1,12 +1,12 @@
 //! What a run shows and measures of its model: pictures and probes.
 
-use std::fs;
 use std::sync::Arc;
 
+use common::files::replace_file;
 use pipeline::Dataset;
 use tch::Tensor;
 
-use super::{EVALUATED, Run, Watched, open_data};
+use super::{EVALUATED, Run, open_data};
 use crate::error::{Error, Result};
 use crate::eval::features::Feature;
 use crate::eval::linear::{self, Protocol, Selection};
@@ -36,14 +36,18 @@ impl Run {
         self.pictures(&model, "")?;
         let mut probe = None;
         if let Some(task) = self.probing(&self.config.eval.split)? {
-            self.progress.say("probing the encoder's features with a linear classifier …");
+            self.say("probing the encoder's features with a linear classifier …");
             let trained = self.probe(&task, &model)?;
             let (device, stop) = (model.device(), &self.stop);
             let untrained = Model::untrained(&self.config, device, &self.data, stop)?;
             probe = Some((trained, self.probe(&task, &untrained)?));
         }
-        let path = self.out.join(EVALUATED);
-        fs::write(&path, self.state.step.to_string()).map_err(Error::io("write", &path))?;
+        // Where something of it is not on the disk, going on makes it again.
+        if self.recorder.as_ref().is_some_and(|recorder| !recorder.incomplete()) {
+            let path = self.out.join(EVALUATED);
+            let step = self.state.step.to_string();
+            replace_file(&path, step.as_bytes()).map_err(Error::io("write", &path))?;
+        }
         Ok(probe)
     }
 
@@ -55,11 +59,11 @@ impl Run {
             return Ok(None);
         }
         let Some(test) = self.split(split)? else {
-            self.progress.say(&format!("no split {split:?} in the data: no probe"));
+            self.say(&format!("no split {split:?} in the data: no probe"));
             return Ok(None);
         };
         if self.data.label(0).is_none() || test.label(0).is_none() {
-            self.progress.say("the images have no labels: no probe");
+            self.say("the images have no labels: no probe");
             return Ok(None);
         }
         Ok(Some(linear::Task {
@@ -78,7 +82,9 @@ impl Run {
         let mut lines = task.run(model)?;
         for line in &mut lines {
             line.subject.step = self.state.step; // of the initial weights too: resuming drops by step
-            self.metrics.write(line)?;
+            if let Some(recorder) = &mut self.recorder {
+                recorder.metric(line);
+            }
         }
         Ok(lines.pop().expect("a line for each feature"))
     }
@@ -91,18 +97,19 @@ impl Run {
         if c.loss.encode() {
             let split = self.split(&c.eval.split)?.unwrap_or_else(|| {
                 let missing = &c.eval.split;
-                self.progress.say(&format!(
+                self.say(&format!(
                     "no split {missing:?} in the data: reconstructions show training images"
                 ));
                 self.data.clone()
             });
             all.push(("reconstructions", reconstructions(model, &split, false)?));
         }
-        let Some(Watched { monitor, .. }) = &mut self.watched else { return Ok(()) };
+        let Some(recorder) = &mut self.recorder else { return Ok(()) };
         for (name, picture) in all {
-            monitor.picture(step, name, suffix, &picture)?;
+            recorder.picture(step, name, suffix, &picture);
         }
-        monitor.live(&self.state, suffix)
+        recorder.live(&self.state, suffix);
+        Ok(())
     }
 
     /// A split, if the data folder has it.

@@ -2,8 +2,10 @@
 
 mod evaluate;
 mod ranks;
+mod recorder;
+mod session;
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,17 +21,30 @@ use crate::dist::{Place, World};
 use crate::error::{Error, Result};
 use crate::eval::linear;
 use crate::feed::Feed;
-use crate::inspect::{self, Cost, Counts};
-use crate::log::{Lines, Progress, StatsLine};
+use crate::log::StatsLine;
 use crate::measure;
-use crate::monitor::Monitor;
-use crate::peak;
-use crate::report;
+use crate::provenance::Provenance;
 use crate::state::TrainState;
 use crate::step::{Losses, NETWORKS, prepare, train_step};
 use crate::stop::Stop;
 pub use evaluate::reconstructions;
 use ranks::{meet, share, verify};
+use recorder::Recorder;
+pub use session::Session;
+use session::{End, Ending, Start};
+pub(crate) use session::{Lock, lock};
+
+/// What is wanted of a folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begin {
+    /// A new run.
+    New,
+    /// To go on with the run in it.
+    Continue,
+    /// To go on with the run in it, or to begin one where there is none: for a command that something
+    /// starts again and again.
+    Auto,
+}
 
 /// What a run did, for its last words.
 #[derive(Debug, Clone)]
@@ -46,6 +61,10 @@ pub struct Summary {
     pub bottleneck: String,
     /// The linear probe on E's averaged weights and on its initial weights.
     pub probe: Option<(linear::Line, linear::Line)>,
+    /// What could not be written beside checkpoints, a sentence each.
+    pub troubles: Vec<String>,
+    /// Whether some of it is missing now.
+    pub incomplete: bool,
 }
 
 /// Why a run ended.
@@ -68,76 +87,81 @@ struct Incident<'a> {
     done: OnFault,
 }
 
-/// Starts a new run in `out`, which must not exist or be empty. `stop` is polled between updates, while
-/// waiting for images, and in evaluations. Every rank calls this with its own `place`; rank 0 alone writes.
+/// Begins the run of a session's folder, or goes on with it from its newest sound checkpoint, with as many
+/// ranks as there are now. A finished run stays as it is. `config` is the run's, or what was made of it,
+/// and is written back. `stop` is polled between updates, while waiting for images, and in evaluations.
+/// Every rank calls this with its own `place`; rank 0 alone reads checkpoints and writes.
 ///
 /// # Errors
-/// Any [`Error`]. Wrong input is found before anything is written, and a wish to stop before step 1 is an
-/// error of which [`Error::is_stop`] holds.
-pub fn start(config: Config, out: &Path, place: Place, stop: &Stop) -> Result<Summary> {
+/// Any [`Error`]. Wrong input is found before anything is written, and a wish to stop before step 1 of a new
+/// run is an error of which [`Error::is_stop`] holds. What ends a run that has begun ends it with its state
+/// saved, unless that state is not sound or the ranks have lost each other.
+pub fn run(mut session: Session, config: Config, place: Place, stop: &Stop) -> Result<Summary> {
     let (device, data) =
         (device::of_rank(&config.train.device, &place)?, open_data(&config, "train")?);
     let world = meet(&config, place, device, &data)?;
-    let begin = || {
+    let work = || {
         prepare(&config, device)?;
-        let occupied = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
-        if world.leads() && (out.is_file() || occupied) {
-            let reason = "it is not empty; name a new folder, or go on with --resume";
-            return Err(Error::Output { path: out.to_owned(), reason: reason.into() });
-        }
-        let mut feed = Feed::start(&config, &data, Cursor::default(), device, &world)?;
-        feed.prime(stop)?;
-        let state = TrainState::in_world(&config, &world, (Kind::Float, device), true);
-        if world.leads() {
-            create(out, &config)?;
-        }
-        stop.check()?;
-        share(&world, state).and_then(|state| Run::new(config, out, data, feed, state, stop)?.run())
-    };
-    world.conclude(begin())
-}
-
-fn create(out: &Path, config: &Config) -> Result<()> {
-    let writable = |source: std::io::Error| {
-        let reason = format!("{source}; name a folder that can be written to");
-        Error::Output { path: out.to_owned(), reason }
-    };
-    fs::create_dir_all(out).map_err(writable)?;
-    fs::write(out.join("config.toml"), config.to_toml()).map_err(writable)
-}
-
-/// Goes on with the run in `out` from its newest sound checkpoint, with as many ranks as there are now. A
-/// finished run stays as it is. `config` is the run's, or what was made of it, and is written back; rank 0
-/// alone reads the checkpoint.
-///
-/// # Errors
-/// Any [`Error`].
-pub fn resume(config: Config, out: &Path, place: Place, stop: &Stop) -> Result<Summary> {
-    let (device, data) =
-        (device::of_rank(&config.train.device, &place)?, open_data(&config, "train")?);
-    let world = meet(&config, place, device, &data)?;
-    let go_on = || {
-        prepare(&config, device)?;
-        let state = load(&config, out, &data, device, &world)?;
+        session.check_converges(&config)?;
         // As rank 0 sees it: the others may not have the folder.
-        let complete = state.step >= config.train.steps && evaluated(out) == Some(state.step);
-        if world.shared([i64::from(complete)]) == [1] {
-            let (stats, probe, bottleneck) = (None, None, String::new());
-            let (out, ended, steps) = (out.to_owned(), Ended::Steps, config.train.steps);
-            return Ok(Summary { out, steps, stats, ended, bottleneck, probe });
+        match world.shared([i64::from(session.before().is_some())]) {
+            [1] => go_on(session, config, data, device, &world, stop),
+            _ => begin(&mut session, &config, &data, device, &world, stop)
+                .and_then(|(feed, state)| Run::new(session, config, data, feed, state, stop))
+                .and_then(Run::run),
         }
-        let before = if world.leads() { read_config(out)? } else { config.clone() };
-        // Other data were refused with the checkpoint, other settings unless they were changed on purpose;
-        // then it goes on at the same place of another order, also from a checkpoint of before.
-        let feed = Feed::start(&config, &data, state.cursor.unbound(), device, &world)?;
-        if config != before {
-            let (path, aside) = (out.join("config.toml"), out.join("config.toml.partial"));
-            fs::write(&aside, config.to_toml()).map_err(Error::io("write", &aside))?;
-            fs::rename(&aside, &path).map_err(Error::io("rename", &aside))?;
-        }
-        Run::new(config, out, data, feed, state, stop)?.run()
     };
-    world.conclude(go_on())
+    world.conclude(work())
+}
+
+/// All that a new run begins with. Its folder is made last.
+fn begin(
+    session: &mut Session,
+    config: &Config,
+    data: &Arc<Dataset>,
+    device: Device,
+    world: &World,
+    stop: &Stop,
+) -> Result<(Feed, TrainState)> {
+    let mut feed = Feed::start(config, data, Cursor::default(), device, world)?;
+    feed.prime(stop)?;
+    let state = TrainState::in_world(config, world, (Kind::Float, device), true);
+    stop.check()?;
+    if world.leads() {
+        session.create(config)?;
+    }
+    Ok((feed, share(world, state)?))
+}
+
+fn go_on(
+    session: Session,
+    config: Config,
+    data: Arc<Dataset>,
+    device: Device,
+    world: &World,
+    stop: &Stop,
+) -> Result<Summary> {
+    let state = load(&config, &session.out, &data, device, world)?;
+    let complete = state.step >= config.train.steps && evaluated(&session.out) == Some(state.step);
+    if world.shared([i64::from(complete)]) == [1] {
+        return Ok(Summary {
+            out: session.out,
+            steps: config.train.steps,
+            stats: None,
+            ended: Ended::Steps,
+            bottleneck: String::new(),
+            probe: None,
+            troubles: vec![],
+            incomplete: false,
+        });
+    }
+    // Other data were refused with the checkpoint, other settings unless they were changed on purpose;
+    // then it goes on at the same place of another order, also from a checkpoint of before.
+    let feed = Feed::start(&config, &data, state.cursor.unbound(), device, world)?;
+    if world.leads() && session.before() != Some(&config) {
+        session.configure(&config)?;
+    }
+    Run::new(session, config, data, feed, state, stop)?.run()
 }
 
 /// The file that says which step the last pictures and metrics are of.
@@ -165,12 +189,6 @@ fn load(
     let unread = || TrainState::in_world(config, world, (Kind::Float, device), false);
     let state = world.lead("read the checkpoint", read)?.unwrap_or_else(unread);
     share(world, state)
-}
-
-/// A log of the run; one that goes nowhere on ranks that do not write.
-fn lines(world: &World, out: &Path, name: &str, step: u64) -> Result<Lines> {
-    let path = if world.leads() { out.join(name) } else { PathBuf::from("/dev/null") };
-    Lines::open(&path, step)
 }
 
 /// The resolved configuration of a run.
@@ -212,95 +230,90 @@ struct Run {
     data: Arc<Dataset>,
     feed: Feed,
     state: TrainState,
+    /// Steps done in this session, those done again too.
+    done: u64,
     /// What the last step said of its soundness, with its number: read one step late, so that the
     /// device is not waited for.
     unread: Option<(u64, Coming)>,
     /// Faulty steps since the last sound one.
     faults: u64,
+    /// Whether images ended on one of the ranks, which all of them then know.
+    images_gone: bool,
     stop: Stop,
     world: World,
-    stats: Lines,
-    metrics: Lines,
-    incidents: Lines,
+    /// Of rank 0.
+    recorder: Option<Recorder>,
     /// Of rank 0.
     checkpoints: Option<Writer>,
-    progress: Progress,
-    /// On rank 0.
-    watched: Option<Watched>,
     /// Held as long as the run lives: a second writer is refused, a dead one does not block.
-    _lock: Option<File>,
+    _lock: Option<Lock>,
 }
 
-/// What rank 0 measures a run with.
-#[derive(Debug)]
-struct Watched {
-    monitor: Monitor,
-    /// Floating-point operations of a step for each image of `train.batch`.
-    step_flop: f64,
-    /// Those that all ranks' devices do a second at most, where that is known.
-    peak: Option<f64>,
-}
+/// What a checkpoint is called where one could not be saved.
+const CHECKPOINT: &str = "a checkpoint";
 
-/// Since when, from which step, and how long the feed had then been waited for.
+/// Since when, from which step of this session, and how long the feed had then been waited for.
 #[derive(Debug, Clone, Copy)]
 struct Mark {
     time: Instant,
-    step: u64,
+    done: u64,
     waited: Duration,
 }
 
 impl Run {
     fn new(
+        session: Session,
         config: Config,
-        out: &Path,
         data: Arc<Dataset>,
         feed: Feed,
         state: TrainState,
         stop: &Stop,
     ) -> Result<Self> {
         let world = state.d.params.world().clone();
-        let lock = world.leads().then(|| lock(out)).transpose()?;
-        if world.leads() {
-            let images = out.join("images");
-            fs::create_dir_all(&images).map_err(Error::io("create", &images))?;
-        }
-        let checkpoints = world.leads().then(|| Writer::new(&out.join("checkpoints")));
-        let mut checkpoints = checkpoints.transpose()?;
-        checkpoints.as_mut().map_or(Ok(()), |writer| writer.prepare(&state))?;
-        let stats = lines(&world, out, "stats.jsonl", state.step)?;
-        let metrics = lines(&world, out, "metrics.jsonl", state.step)?;
-        // What happened stays on record, whatever is done again.
-        let incidents = lines(&world, out, "incidents.jsonl", u64::MAX)?;
-        let progress = Progress::new(state.step, config.train.steps, !world.leads());
-        let watch = || {
-            let counts = Counts::of(&config);
-            let cost = Cost::of(&config, &counts);
-            progress.say(&format!("{}\n{}", config.shown(), inspect::table(&counts, &cost)));
-            let monitor = Monitor::new(&config, out, &data, feed.device, state.step)?;
-            let peak = peak::of(feed.device, config.train.precision);
-            let peak = peak.map(|flops| flops * world.size() as f64);
-            Ok(Watched { monitor, step_flop: cost.step_flop, peak })
+        let (out, device, at) = (session.out, feed.device, (state.step, world.size()));
+        let provenance = Provenance::here(device);
+        let prepare = || {
+            for folder in ["images", "events"].map(|name| out.join(name)) {
+                fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+            }
+            let folder = out.join("checkpoints");
+            let mut checkpoints = Writer::new(&folder, &config, provenance.clone())?;
+            checkpoints.prepare(&state)?;
+            let mut recorder = Recorder::open(&out, &config, &data, device, at)?;
+            recorder.session(&Start {
+                event: "begin",
+                step: state.step,
+                ranks: world.size(),
+                threads: tch::get_num_threads(),
+                pid: std::process::id(),
+                config_sha256: session::hash_of(&config),
+                provenance: &provenance,
+            });
+            Ok((checkpoints, recorder))
         };
-        let watched = world.lead("measure the model", watch)?;
-        let out = out.to_owned();
+        let (checkpoints, recorder) = world.lead("prepare the folder", prepare)?.unzip();
         Ok(Self {
             config,
             out,
             data,
             feed,
             state,
+            done: 0,
             unread: None,
             faults: 0,
+            images_gone: false,
             stop: stop.clone(),
             world,
-            stats,
-            metrics,
-            incidents,
+            recorder,
             checkpoints,
-            progress,
-            watched,
-            _lock: lock,
+            _lock: session.lock,
         })
+    }
+
+    fn say(&self, text: &str) {
+        if let Some(recorder) = &self.recorder {
+            recorder.say(text);
+        }
     }
 
     fn run(mut self) -> Result<Summary> {
@@ -309,19 +322,38 @@ impl Run {
             1 => String::new(),
             size => format!(", {size} ranks"),
         };
-        self.progress.say(&match device {
+        self.say(&match device {
             Device::Cpu => {
                 format!("training on the CPU, {threads} threads{ranks} (trainer doctor says why)")
             }
             other => format!("training on {other:?}{ranks}"),
         });
+        let ended = self.train().and_then(|(ended, stats)| {
+            let bottleneck = self.feed.loader.stats().bottleneck;
+            self.save_at_the_end()?;
+            Ok((ended, stats, bottleneck))
+        });
+        match ended {
+            Ok((ended, stats, bottleneck)) => self.conclude(ended, stats, bottleneck),
+            Err(e) => {
+                self.save_before(&e);
+                Err(e)
+            }
+        }
+    }
+
+    /// The loop over steps.
+    fn train(&mut self) -> Result<(Ended, Option<StatsLine>)> {
         let begun = self.mark();
         let mut tick = begun;
         let mut last = None;
-        if self.state.step > 0 && self.state.of_d.is_none() {
+        if self.state.step == 0 && self.state.of_d.is_none() {
+            // What a run that is killed early, or diverges early, goes on from.
+            self.save()?;
+        } else if self.state.of_d.is_none() {
             self.chores_owed()?;
         }
-        let mut ended = loop {
+        let ended = loop {
             if let Some(ended) = self.over(begun) {
                 if self.settle()? && self.judge_update()? {
                     break ended;
@@ -333,10 +365,12 @@ impl Run {
                 tick = self.mark();
                 continue;
             };
-            self.progress.step(self.state.step);
+            if let Some(recorder) = &self.recorder {
+                recorder.step(self.state.step);
+            }
             if self.due(self.config.log.every) {
                 if let Some(line) = self.line(tick, &losses)? {
-                    self.take_down(line)?;
+                    self.take_down(line);
                 }
                 tick = self.mark();
             }
@@ -348,53 +382,117 @@ impl Run {
         };
         self.world.check()?;
         let stats = last.map(|losses| self.line(begun, &losses)).transpose()?.flatten();
-        let bottleneck = self.feed.loader.stats().bottleneck;
-        self.save()?;
-        self.write_out()?;
-        self.saved()?;
+        Ok((ended, stats))
+    }
+
+    /// The last evaluation, the report and the last words of a run that is saved.
+    fn conclude(
+        mut self,
+        mut ended: Ended,
+        stats: Option<StatsLine>,
+        bottleneck: String,
+    ) -> Result<Summary> {
         self.checkpoints = None; // what follows may need the memory
         let world = self.world.clone();
-        let mut probe = None;
+        let (mut probe, mut troubles, mut incomplete) = (None, vec![], false);
         let last_words = || {
             match if ended == Ended::Signal { Ok(None) } else { self.evaluate() } {
                 Ok(found) => probe = found,
                 Err(e) if e.is_stop() => ended = Ended::Signal,
-                Err(e) => return Err(e),
+                Err(e) => {
+                    self.end(Ending::Failed, Some(&e));
+                    return Err(e);
+                }
             }
-            report::write(&self.out).map(|_| ())
+            self.end(
+                match ended {
+                    Ended::Steps => Ending::Steps,
+                    Ended::Time => Ending::Time,
+                    Ended::Signal => Ending::Signal,
+                },
+                None,
+            );
+            if let Some(recorder) = &mut self.recorder {
+                recorder.report();
+                recorder.finish();
+                (troubles, incomplete) = (recorder.troubles(), recorder.incomplete());
+            }
+            Ok(())
         };
         world.lead("evaluate", last_words)?;
-        self.progress.finish();
         let (out, steps) = (self.out, self.state.step);
-        Ok(Summary { out, steps, stats, ended, bottleneck, probe })
+        Ok(Summary { out, steps, stats, ended, bottleneck, probe, troubles, incomplete })
     }
 
-    fn take_down(&mut self, mut line: StatsLine) -> Result<()> {
-        let saved = self.saved()?;
+    /// Writes down that this session ended.
+    fn end(&mut self, ended: Ending, error: Option<&Error>) {
+        let line = End {
+            event: "end".to_owned(),
+            ended,
+            step: self.state.step,
+            config_sha256: session::hash_of(&self.config),
+            error: error.map(ToString::to_string),
+        };
+        if let Some(recorder) = &mut self.recorder {
+            recorder.session(&line);
+            recorder.sync();
+        }
+    }
+
+    /// Saves what there is before an error ends the run, where that is sound and all ranks know of the end.
+    fn save_before(&mut self, error: &Error) {
+        let diverged = matches!(error, Error::Diverged { .. });
+        let together = self.world.size() == 1 || self.images_gone;
+        if !diverged && together && self.done > 0 {
+            self.say(&format!("{error}: saving step {} before the end", self.state.step));
+            // That this fails too was said, and the error at hand is the reason of all.
+            let _ =
+                self.settle().and_then(|sound| if sound { self.save_at_the_end() } else { Ok(()) });
+        }
+        self.end(if diverged { Ending::Diverged } else { Ending::Failed }, Some(error));
+        if let Some(recorder) = &mut self.recorder {
+            recorder.finish();
+            for trouble in recorder.troubles() {
+                recorder.say(&trouble);
+            }
+        }
+    }
+
+    fn take_down(&mut self, mut line: StatsLine) {
+        let saved = self.saved();
         line.checkpoint_held_s = saved.as_ref().map(|saved| saved.held.as_secs_f64());
         line.checkpoint_write_s = saved.map(|saved| saved.writing.as_secs_f64());
-        self.stats.write(&line)?;
-        self.progress.show(&line);
-        let Some(watched) = &mut self.watched else { return Ok(()) };
-        for alarm in watched.monitor.take(&line)? {
-            self.progress.say(&format!("step {}: {}", alarm.step, alarm.text));
-            self.incidents.write(&alarm)?;
+        if let Some(recorder) = &mut self.recorder {
+            recorder.statistics(line);
         }
-        Ok(())
     }
 
-    /// Says what the checkpoint took that reached the disk since the last call, if one did.
-    fn saved(&mut self) -> Result<Option<Saved>> {
-        let saved = self.checkpoints.as_mut().map_or(Ok(None), Writer::saved)?;
-        if let Some(Saved { name, bytes, held, writing }) = &saved {
-            self.progress.say(&format!(
-                "{name}: {:.2} GB saved; training held up {:.2} s, written in {:.2} s",
-                *bytes as f64 / 1e9,
-                held.as_secs_f64(),
-                writing.as_secs_f64()
-            ));
-        }
-        Ok(saved)
+    /// Says what the checkpoint took that reached the disk since the last call, if one did, and why one did
+    /// not.
+    fn saved(&mut self) -> Option<Saved> {
+        let (Some(writer), Some(recorder)) = (&mut self.checkpoints, &mut self.recorder) else {
+            return None;
+        };
+        let saved = match writer.saved() {
+            Ok(saved) => saved?,
+            Err(e) => {
+                recorder.tried(CHECKPOINT, Err::<(), _>(e));
+                return None;
+            }
+        };
+        recorder.tried(CHECKPOINT, Ok(()));
+        recorder.say(&format!(
+            "{}: {:.2} GB saved; training held up {:.2} s, written in {:.2} s",
+            saved.name,
+            saved.bytes as f64 / 1e9,
+            saved.held.as_secs_f64(),
+            saved.writing.as_secs_f64()
+        ));
+        let removed = saved.not_removed.clone().map_or(Ok(()), |reason| {
+            Err(Error::Checkpoint { path: self.out.join("checkpoints"), reason })
+        });
+        recorder.tried("removal of old checkpoints", removed);
+        Some(saved)
     }
 
     /// Why the loop is to end now, if it is.
@@ -409,7 +507,10 @@ impl Run {
         match self.world.largest(wish) {
             0 => None,
             1 => Some(Ended::Time),
-            _ => Some(Ended::Signal),
+            _ => {
+                self.say("asked to stop: saving (Ctrl-C again leaves at once)");
+                Some(Ended::Signal)
+            }
         }
     }
 
@@ -418,8 +519,10 @@ impl Run {
     fn advance(&mut self) -> Result<Option<Losses>> {
         self.world.step(self.state.step + 1);
         let (feed, world, stop) = (&mut self.feed, &self.world, &self.stop);
-        // Ranks end together: one that waits for images alone does not end alone.
+        // Ranks end together: one that waits for images alone does not end alone, and one that gets none
+        // tells the others.
         let (ours, alone) = (Stop::default(), world.size() == 1);
+        let mut gone = false;
         let next = || {
             if world.largest(i64::from(stop.wanted())) > 0 {
                 return Err(Error::Data(pipeline::Error::Stopped));
@@ -427,15 +530,24 @@ impl Run {
             world.enter("wait for images");
             let images = feed.next(if alone { stop } else { &ours });
             world.enter("compute");
+            if !alone {
+                gone = world.largest(i64::from(images.is_err())) > 0;
+                if gone && images.is_ok() {
+                    let reason = "one of them reads no more images, and says why".to_owned();
+                    return Err(Error::Lost { reason });
+                }
+            }
             images
         };
         let losses = train_step(&self.config, &mut self.state, next);
+        self.images_gone = gone;
         self.world.check()?;
         self.state.cursor = self.feed.cursor;
         let losses = match losses {
             Err(e) if e.is_stop() => return Ok(None),
             losses => losses?,
         };
+        self.done += 1;
         let earlier = self.unread.replace((self.state.step, Coming::of(&losses.faults)?));
         Ok(self.judge(earlier)?.then_some(losses))
     }
@@ -478,11 +590,13 @@ impl Run {
         };
         let what = if given_up { OnFault::Halt } else { on_fault };
         let incident = Incident { step, network, incident: "not_finite", done: what };
-        self.incidents.write(&incident)?;
+        if let Some(recorder) = &mut self.recorder {
+            recorder.incident(&incident);
+        }
         match what {
             OnFault::Halt => Err(Error::Diverged { network, step }),
             OnFault::Skip => {
-                self.progress.say(&format!("step {step}: loss_{network} not finite: left out"));
+                self.say(&format!("step {step}: loss_{network} not finite: left out"));
                 Ok(true)
             }
             OnFault::Rollback => self.go_back(step, network).map(|()| false),
@@ -497,16 +611,12 @@ impl Run {
         self.state.rollbacks = rollbacks;
         self.state.cursor = self.feed.cursor;
         self.unread = None;
-        self.stats = lines(&self.world, &self.out, "stats.jsonl", self.state.step)?;
-        self.metrics = lines(&self.world, &self.out, "metrics.jsonl", self.state.step)?;
-        if let Some(watched) = &mut self.watched {
-            watched.monitor.go_back(self.state.step)?;
+        let step_now = self.state.step;
+        if let Some(recorder) = &mut self.recorder {
+            recorder.go_back(step_now);
+            recorder
+                .say(&format!("step {step}: loss_{network} not finite: back to step {step_now}"));
         }
-        self.progress.say(&format!(
-            "step {step}: loss_{network} not finite: back to step {}",
-            self.state.step
-        ));
-        self.progress.step(self.state.step);
         Ok(())
     }
 
@@ -536,16 +646,22 @@ impl Run {
         }
         let drawn = self.out.join(format!("images/live-{step:08}.png")).exists();
         let draw = self.due(self.config.images.every) && !drawn;
-        let measure = self.due(self.config.eval.every) && !self.metrics.has(step)?;
+        let measured = self.recorder.as_mut().is_some_and(|r| r.has_metrics(step));
+        let measure = self.due(self.config.eval.every) && !measured;
         self.pictures_and_probes(draw, measure)
     }
 
     fn pictures_and_probes(&mut self, draw: bool, measure: bool) -> Result<()> {
         let world = self.world.clone();
-        let work = || match self.evaluate_now(draw, measure) {
-            // The loop sees it too; what was left out is owed.
-            Err(e) if e.is_stop() => Ok(()),
-            done => done,
+        let work = || {
+            let done = self.evaluate_now(draw, measure);
+            match (done, &mut self.recorder) {
+                // The loop sees it too; what was left out is owed.
+                (Err(e), _) if e.is_stop() => {}
+                (done, Some(recorder)) => drop(recorder.tried("pictures and probes", done)),
+                _ => {}
+            }
+            Ok(())
         };
         world.lead("pictures and probes", work).map(|_| ())
     }
@@ -554,49 +670,98 @@ impl Run {
         every > 0 && self.state.step.is_multiple_of(every)
     }
 
-    /// Begins to write a checkpoint.
+    /// Begins to write a checkpoint. Where that fails it is said, the ones before stay, and the next
+    /// interval tries again.
     fn save(&mut self) -> Result<()> {
-        let CheckpointConfig { keep: last, keep_every: every, best, .. } = &self.config.checkpoint;
-        let (metrics, state) = (&self.metrics, &self.state);
-        let (writer, data) = (self.checkpoints.as_mut(), self.data.fingerprint());
+        let world = self.world.clone();
         let save = || {
-            let best = if best.is_empty() { None } else { metrics.best(best)? };
-            let keep = Keep { last: *last, every: *every, best };
-            writer.map_or(Ok(()), |writer| writer.save(state, data, keep))
+            let mut begun = self.begin_save();
+            if begun.is_err() {
+                // Of the checkpoint before; this one was not begun for it.
+                self.failed(begun);
+                begun = self.begin_save();
+            }
+            self.failed(begun);
+            Ok(())
         };
-        self.world.lead("save", save).map(|_| ())
+        world.lead("save", save).map(|_| ())
+    }
+
+    /// Writes a checkpoint and waits until it is on the disk.
+    fn save_at_the_end(&mut self) -> Result<()> {
+        let world = self.world.clone();
+        let save = || {
+            let mut saved = self.save_whole();
+            if saved.is_err() {
+                self.failed(saved);
+                saved = self.save_whole();
+            }
+            saved
+        };
+        world.lead("save", save)?;
+        self.saved();
+        Ok(())
+    }
+
+    fn save_whole(&mut self) -> Result<()> {
+        self.begin_save()?;
+        self.checkpoints.as_mut().map_or(Ok(()), Writer::finish)
+    }
+
+    fn begin_save(&mut self) -> Result<()> {
+        let (Some(writer), Some(recorder)) = (&mut self.checkpoints, &mut self.recorder) else {
+            return Ok(());
+        };
+        let CheckpointConfig { keep: last, keep_every: every, best, .. } = &self.config.checkpoint;
+        recorder.sync();
+        let keep = Keep { last: *last, every: *every, best: recorder.best(best) };
+        writer.save(&self.state, self.data.fingerprint(), keep)
+    }
+
+    fn failed(&mut self, saved: Result<()>) {
+        if let (Err(e), Some(recorder)) = (saved, &mut self.recorder) {
+            recorder.tried(CHECKPOINT, Err::<(), _>(e));
+        }
     }
 
     /// Waits until all checkpoints are on the disk.
     fn write_out(&mut self) -> Result<()> {
-        let writer = self.checkpoints.as_mut();
-        self.world.lead("save", || writer.map_or(Ok(()), Writer::finish)).map(|_| ())
+        let world = self.world.clone();
+        let finish = || {
+            let finished = self.checkpoints.as_mut().map_or(Ok(()), Writer::finish);
+            self.failed(finished);
+            Ok(())
+        };
+        world.lead("save", finish).map(|_| ())
     }
 
     fn mark(&self) -> Mark {
-        Mark { time: Instant::now(), step: self.state.step, waited: self.feed.waited }
+        Mark { time: Instant::now(), done: self.done, waited: self.feed.waited }
     }
 
     /// Reads the losses back (with the faults, the only wait for the device) and the clock since
-    /// `from`. Only rank 0 gets a line.
+    /// `from`. Only rank 0 gets a line, and none where no step was done since.
     fn line(&self, from: Mark, losses: &Losses) -> Result<Option<StatsLine>> {
-        let step = self.state.step;
+        let (step, steps) = (self.state.step, self.done - from.done);
+        if steps == 0 {
+            return Ok(None);
+        }
         let [loss_d, loss_g] = [&losses.d, &losses.g].map(|loss| loss.double_value(&[]));
         let loss_e = losses.e.as_ref().map(|loss| loss.double_value(&[]));
         let seconds = from.time.elapsed().as_secs_f64();
-        let step_seconds = seconds / (step - from.step) as f64;
+        let step_seconds = seconds / steps as f64;
         let images_per_s = self.config.train.batch as f64 / step_seconds;
         let waited = (self.feed.waited - from.waited).as_secs_f64();
         let [waited, bad] = self.world.sums([waited, self.feed.loader.stats().bad as f64]);
         let (waited, bad_images) = (waited / self.world.size() as f64, bad as u64);
-        let watched = self.watched.as_ref();
-        let measure = || watched.map(|w| Ok((w.monitor.signals(&self.state)?, w))).transpose();
-        let Some((health, watched)) = self.world.lead("measure health", measure)?.flatten() else {
+        let recorder = self.recorder.as_ref();
+        let measure = || recorder.map(|r| Ok((r.signals(&self.state)?, r))).transpose();
+        let Some((health, recorder)) = self.world.lead("measure health", measure)?.flatten() else {
             return Ok(None);
         };
         let device = device::peak_memory(self.feed.device)?;
         let memory = device.map_or_else(measure::resident_bytes, |bytes| bytes as f64);
-        let flops = images_per_s * watched.step_flop;
+        let flops = images_per_s * recorder.step_flop;
         Ok(Some(StatsLine {
             step,
             loss_d,
@@ -610,25 +775,13 @@ impl Run {
             epoch: self.state.cursor.epoch,
             remote: self.data.traffic(),
             gflop_per_s: flops / 1e9,
-            mfu_percent: watched.peak.map(|peak| 100.0 * flops / peak),
+            mfu_percent: recorder.peak.map(|peak| 100.0 * flops / peak),
             memory_gb: memory / 1e9,
             checkpoint_held_s: None,
             checkpoint_write_s: None,
+            write_errors: 0,
             health,
         }))
-    }
-}
-
-pub(crate) fn lock(out: &Path) -> Result<File> {
-    let path = out.join("lock");
-    let file = File::create(&path).map_err(Error::io("create", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => {
-            let reason = "another trainer is writing to it; wait for it or stop it";
-            Err(Error::Output { path: out.to_owned(), reason: reason.into() })
-        }
-        Err(fs::TryLockError::Error(e)) => Err(Error::io("lock", &path)(e)),
     }
 }
 

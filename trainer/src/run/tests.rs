@@ -1,3 +1,5 @@
+use std::fs::File;
+
 use super::*;
 use crate::config::Origin;
 
@@ -34,12 +36,16 @@ fn config(folder: &Path, more: &str) -> Config {
 
 fn begin(config: Config, folder: &Path, world: &World) -> Run {
     let out = folder.join("run");
-    fs::create_dir_all(&out).unwrap();
-    fs::write(out.join("config.toml"), config.to_toml()).unwrap();
     let data = open_data(&config, "train").unwrap();
+    let mut place = Place::alone();
+    place.rank = world.rank();
+    let mut session = Session::open(&out, Begin::New, &place).unwrap();
+    if world.leads() {
+        session.create(&config).unwrap();
+    }
     let feed = Feed::start(&config, &data, Cursor::default(), Device::Cpu, world).unwrap();
     let state = TrainState::in_world(&config, world, (Kind::Float, Device::Cpu), true);
-    Run::new(config, &out, data, feed, state, &Stop::default()).unwrap()
+    Run::new(session, config, data, feed, state, &Stop::default()).unwrap()
 }
 
 fn run(folder: &Path, on_fault: &str) -> Run {
@@ -161,4 +167,106 @@ fn a_fault_on_one_rank_takes_all_back_to_the_checkpoint_and_is_mended() {
     });
     assert!(ranks[0] == ranks[1] && ranks[0].iter().all(|weight| weight.is_finite()));
     assert_eq!(incidents(folder.path()), [(3, "rollback".to_owned())]);
+}
+
+/// The run in `folder` as another session takes it up.
+fn again(config: &Config, folder: &Path) -> Run {
+    let world = World::alone();
+    let session = Session::open(&folder.join("run"), Begin::Continue, &Place::alone()).unwrap();
+    let data = open_data(config, "train").unwrap();
+    let state = load(config, &session.out, &data, Device::Cpu, &world).unwrap();
+    let feed = Feed::start(config, &data, state.cursor.unbound(), Device::Cpu, &world).unwrap();
+    Run::new(session, config.clone(), data, feed, state, &Stop::default()).unwrap()
+}
+
+#[test]
+fn a_session_that_goes_back_to_its_own_start_and_to_a_checkpoint_step_says_what_is_true() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path(), "health.on_fault=rollback");
+    let mut first = begin(config.clone(), folder.path(), &World::alone());
+    assert!(first.advance().unwrap().is_some() && first.advance().unwrap().is_some());
+    assert!(first.settle().unwrap());
+    first.save_at_the_end().unwrap();
+    drop(first);
+    // The fault shows in the first step of the session, at whose end a checkpoint is due.
+    let config = config.with(&["checkpoint.every=3".to_owned()]).unwrap();
+    let run = again(&config, folder.path());
+    poison(&run);
+    let summary = run.run().unwrap();
+    assert_eq!((summary.steps, summary.troubles.len()), (6, 0));
+    let text = fs::read_to_string(folder.path().join("run/stats.jsonl")).unwrap();
+    for line in text.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        let speed = line["images_per_s"].as_f64().unwrap();
+        assert!(speed > 0.0 && speed < 1e6, "{line}");
+    }
+    assert_eq!(incidents(folder.path()), [(3, "rollback".to_owned())]);
+}
+
+#[test]
+fn a_run_that_goes_back_before_its_first_checkpoint_begins_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut run = run(folder.path(), "rollback");
+    run.save().unwrap(); // of step 0, as the loop does
+    assert!(run.advance().unwrap().is_some());
+    poison(&run);
+    let summary = run.run().unwrap();
+    assert_eq!(summary.steps, 6);
+}
+
+#[test]
+fn no_sink_ends_training_and_what_failed_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = run(folder.path(), "halt");
+    let out = folder.path().join("run");
+    // Folders in the places of files, and files in those of folders: nothing can be written there.
+    fs::remove_dir_all(out.join("images")).unwrap();
+    fs::write(out.join("images"), "").unwrap();
+    fs::create_dir(out.join("report.html")).unwrap();
+    let summary = run.run().unwrap();
+    assert_eq!((summary.steps, summary.incomplete), (6, true));
+    let told = summary.troubles.join("\n");
+    assert!(told.contains("pictures: failed") && told.contains("the report: failed"), "{told}");
+    // The state is saved, and the last evaluation is owed.
+    let newest = checkpoint::newest(&out.join("checkpoints")).unwrap();
+    assert_eq!(checkpoint::read_manifest(&newest).unwrap().step, 6);
+    assert_eq!(evaluated(&out), None);
+}
+
+#[test]
+fn a_checkpoint_that_fails_is_tried_again_and_the_last_one_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut run = run(folder.path(), "halt");
+    run.save_at_the_end().unwrap();
+    assert!(run.advance().unwrap().is_some());
+    // A file where its folder is to be made.
+    let checkpoints = folder.path().join("run/checkpoints");
+    let in_the_way = checkpoints.join(".step-00000001.partial");
+    fs::write(&in_the_way, "").unwrap();
+    run.save().unwrap();
+    run.write_out().unwrap();
+    assert!(checkpoint::newest(&checkpoints).unwrap().ends_with("step-00000000"));
+    assert!(run.save_at_the_end().is_err());
+    fs::remove_file(&in_the_way).unwrap();
+    run.save().unwrap();
+    run.write_out().unwrap();
+    assert!(checkpoint::newest(&checkpoints).unwrap().ends_with("step-00000001"));
+    let recorder = run.recorder.as_mut().unwrap();
+    assert!(recorder.troubles()[0].starts_with("a checkpoint: failed"));
+}
+
+#[test]
+fn data_that_are_gone_end_a_run_with_its_state_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = run(folder.path(), "halt");
+    let shard = folder.path().join("data/train-000000.tar");
+    File::options().write(true).open(shard).unwrap().set_len(100).unwrap();
+    let error = run.run().unwrap_err();
+    assert!(matches!(error, Error::Data(_)), "{error}");
+    let newest = checkpoint::newest(&folder.path().join("run/checkpoints")).unwrap();
+    assert!(checkpoint::verify(&newest).is_ok());
+    let sessions = fs::read_to_string(folder.path().join("run/sessions.jsonl")).unwrap();
+    let last: serde_json::Value = serde_json::from_str(sessions.lines().last().unwrap()).unwrap();
+    assert_eq!(last["ended"], "failed");
+    assert_eq!(checkpoint::read_manifest(&newest).unwrap().step, last["step"].as_u64().unwrap());
 }

@@ -1,0 +1,105 @@
+//! What happens to a run in the world: the real programs are started and hurt. After each fault the run has
+//! ended or gone on as docs/reliability.md says, its message names the cause, its state loads, and nothing
+//! beyond a checkpoint interval is lost.
+//!
+//! `BIGBIGAN_TESTS=long` tries each fault more often. With `BIGBIGAN_RELIABILITY=FILE`, every story appends a
+//! row of the table to FILE (`scripts/reliability`).
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod data;
+mod disk;
+mod restarts;
+mod signals;
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use integration::{Said, borrowed, text, tiny_run, trainer};
+use serde_json::Value;
+use trainer::checkpoint;
+
+/// `short`, or `long` where full counts are asked for.
+fn times(short: usize, long: usize) -> usize {
+    if std::env::var("BIGBIGAN_TESTS").is_ok_and(|value| value == "long") { long } else { short }
+}
+
+/// A row of the table: what was done, how often, how it ended, and what was lost.
+fn tell(fault: &str, times: usize, outcome: &str, loss: &str) {
+    let Some(path) = std::env::var_os("BIGBIGAN_RELIABILITY") else { return };
+    let row = serde_json::json!(
+        {"fault": fault, "times": times, "outcome": outcome, "loss": loss}
+    );
+    let mut file = fs::File::options().create(true).append(true).open(path).unwrap();
+    file.write_all(format!("{row}\n").as_bytes()).unwrap();
+}
+
+/// The lines of a run's log; none where there is no log.
+fn lines(path: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The last step of `stats.jsonl`.
+fn steps(run: &Path) -> u64 {
+    lines(&run.join("stats.jsonl")).last().map_or(0, |line| line["step"].as_u64().unwrap())
+}
+
+/// The newest checkpoint, which must be sound.
+fn newest(run: &Path) -> PathBuf {
+    let newest = checkpoint::list(&run.join("checkpoints")).unwrap().pop().unwrap().1;
+    checkpoint::verify(&newest).unwrap();
+    newest
+}
+
+/// The step of the newest checkpoint, which must be sound; none where there is none.
+fn saved(run: &Path) -> Option<u64> {
+    let folder = run.join("checkpoints");
+    let any = checkpoint::list(&folder).is_ok_and(|all| !all.is_empty());
+    any.then(|| checkpoint::read_manifest(&newest(run)).unwrap().step)
+}
+
+/// Arguments of a tiny run that starts or goes on.
+fn unattended(data: &Path, run: &Path, overrides: &[&str]) -> Vec<String> {
+    let mut args = tiny_run(data, run, overrides);
+    args.push("--resume=auto".into());
+    args
+}
+
+/// Lets a run go on to its end by the command that began it.
+fn finished(args: &[String]) -> Said {
+    let said = trainer(&borrowed(args));
+    assert_eq!(said.code, 0, "{}", said.err);
+    said
+}
+
+/// Makes sure that the last checkpoints of two runs hold the same, to the bit.
+fn assert_same_end(one: &Path, other: &Path) {
+    let end = |run: &Path| {
+        let manifest = checkpoint::read_manifest(&newest(run)).unwrap();
+        (manifest.step, manifest.cursor, manifest.adam_steps, manifest.files)
+    };
+    assert_eq!(end(one), end(other), "{} and {}", one.display(), other.display());
+}
+
+/// A run that nothing disturbs, with these overrides.
+fn undisturbed(folder: &Path, data: &Path, overrides: &[&str]) -> PathBuf {
+    let run = folder.join("undisturbed");
+    let said = trainer(&borrowed(&tiny_run(data, &run, overrides)));
+    assert_eq!(said.code, 0, "{}", said.err);
+    run
+}
+
+/// The bytes of `config.toml` and the names of all checkpoints.
+fn face(run: &Path) -> (String, Vec<String>) {
+    let names = fs::read_dir(run.join("checkpoints")).unwrap();
+    let mut names: Vec<_> =
+        names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    (fs::read_to_string(run.join("config.toml")).unwrap(), names)
+}
+
+fn out(run: &Path) -> [String; 2] {
+    ["--out".into(), text(run)]
+}

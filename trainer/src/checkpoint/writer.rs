@@ -1,0 +1,346 @@
+//! Writing checkpoints while training goes on, and removing those that are no longer kept.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use common::files::{self, sync_folder, sync_folder_of};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use tch::{Device, Kind, Tensor, no_grad};
+
+use super::{
+    FORMAT, Files, Manifest, Named, OfDRecord, adam_steps, contents, fault, list, name_of,
+    write_tensors,
+};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::provenance::Provenance;
+use crate::state::TrainState;
+
+/// Which checkpoints stay. That of step 0 is not among them: it goes when another is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keep {
+    /// The newest so many.
+    pub last: usize,
+    /// Those whose step is a multiple of this; 0 for none.
+    pub every: u64,
+    /// The best by the run's measure, where there is one.
+    pub best: Option<u64>,
+}
+
+impl Keep {
+    /// Whether the checkpoint in `path` stays however many newer ones there are.
+    fn for_good(&self, step: u64, path: &Path) -> bool {
+        let milestone = self.every > 0 && step.is_multiple_of(self.every);
+        step > 0 && path.ends_with(name_of(step, 0)) && (milestone || self.best == Some(step))
+    }
+}
+
+/// Writes checkpoints under a run's `checkpoints` while training goes on.
+#[derive(Debug)]
+pub struct Writer {
+    folder: PathBuf,
+    /// What every manifest says of the run and of this session.
+    config: String,
+    provenance: Provenance,
+    /// Name of the newest checkpoint that this writer took on.
+    newest: Option<String>,
+    under_way: Option<JoinHandle<Result<Done>>>,
+    /// Host memory for the next copy, in use before: memory that was never touched takes many times as long
+    /// to fill. Empty while a checkpoint is being written.
+    staging: Files,
+    /// The newest that is on the disk, until it was told of.
+    saved: Option<Saved>,
+}
+
+/// What the background thread of a [`Writer`] hands back: the memory for the next copy too.
+type Done = (Option<Saved>, Files);
+
+/// What a checkpoint that is on the disk took.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Saved {
+    /// Its folder's name.
+    pub name: String,
+    /// Bytes of its tensors.
+    pub bytes: u64,
+    /// How long training was held up: the wait for the checkpoint before it, and the copy.
+    pub held: Duration,
+    /// How long writing took after that, beside training.
+    pub writing: Duration,
+    /// Why those that are no longer kept could not all be removed.
+    pub not_removed: Option<String>,
+}
+
+impl Writer {
+    /// A writer into `folder`, which is made, of the checkpoints of a session. What an earlier one left half
+    /// done is removed.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn new(folder: &Path, config: &Config, provenance: Provenance) -> Result<Self> {
+        fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        sync_folder_of(folder).map_err(Error::io("sync", folder))?;
+        for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
+            let path = entry.map_err(Error::io("read", folder))?.path();
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+            if name.is_some_and(|name| name.starts_with(".step-")) {
+                fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
+            }
+        }
+        Ok(Self {
+            folder: folder.to_owned(),
+            config: config.to_toml(),
+            provenance,
+            newest: None,
+            under_way: None,
+            staging: vec![],
+            saved: None,
+        })
+    }
+
+    /// Copies the state to host memory and writes the copy in the background, then removes what `keep`
+    /// does not name. Waits for the checkpoint before it, if that is still being written. Where the disk has
+    /// no room, the oldest of those that `keep` names go, one after the other, but never the newest.
+    ///
+    /// # Errors
+    /// Those of the checkpoint before; this one is then not begun, and may be asked for again.
+    pub fn save(&mut self, state: &TrainState, data: u64, keep: Keep) -> Result<()> {
+        let asked = Instant::now();
+        self.finish()?;
+        let name = name_of(state.step, state.of_d.as_ref().map_or(0, |d| d.updates));
+        if self.newest.as_ref() == Some(&name) {
+            return Ok(());
+        }
+        let mut snapshot = Snapshot::of(state, data, std::mem::take(&mut self.staging));
+        snapshot.manifest.config_sha256 = files::sha256(self.config.as_bytes());
+        snapshot.manifest.config = self.config.clone();
+        snapshot.manifest.provenance = Some(self.provenance.now());
+        self.newest = Some(name.clone());
+        let folder = self.folder.clone();
+        let (bytes, held) = (snapshot.bytes(), asked.elapsed());
+        let write = move || {
+            let begun = Instant::now();
+            snapshot.write_making_room(&folder, keep)?;
+            let not_removed = remove_all_but(&folder, keep).err().map(|e| e.to_string());
+            let saved = Saved { name, bytes, held, writing: begun.elapsed(), not_removed };
+            Ok((Some(saved), snapshot.files))
+        };
+        self.spawn(write)
+    }
+
+    /// Gets the memory for copies of `state` ready in the background, so that the first checkpoint holds
+    /// training up no longer than the others.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where no thread starts.
+    pub fn prepare(&mut self, state: &TrainState) -> Result<()> {
+        let layout = layout(&contents(state));
+        self.spawn(move || Ok((None, host_memory(layout))))
+    }
+
+    fn spawn(&mut self, work: impl FnOnce() -> Result<Done> + Send + 'static) -> Result<()> {
+        let spawned = std::thread::Builder::new().name("checkpoint".into()).spawn(work);
+        let spawned = spawned.inspect_err(|_| self.newest = None);
+        self.under_way = Some(spawned.map_err(Error::io("start a thread for", &self.folder))?);
+        Ok(())
+    }
+
+    /// Waits until everything is on the disk.
+    ///
+    /// # Errors
+    /// Those of the checkpoint that was being written. The ones before it are as they were.
+    pub fn finish(&mut self) -> Result<()> {
+        let outcome = match self.under_way.take().map(JoinHandle::join) {
+            None => return Ok(()),
+            Some(Ok(outcome)) => outcome,
+            Some(Err(_)) => Err(fault(&self.folder, "the writing thread panicked")),
+        };
+        match outcome {
+            Ok((saved, staging)) => {
+                // What reached the disk is told of, whatever came after it.
+                self.saved = saved.or(self.saved.take());
+                self.staging = staging;
+                Ok(())
+            }
+            Err(e) => {
+                self.newest = None;
+                Err(e)
+            }
+        }
+    }
+
+    /// The newest checkpoint that reached the disk since the last call. Waits for none.
+    ///
+    /// # Errors
+    /// Those of the checkpoint that was being written.
+    pub fn saved(&mut self) -> Result<Option<Saved>> {
+        if self.under_way.as_ref().is_some_and(JoinHandle::is_finished) {
+            self.finish()?;
+        }
+        Ok(self.saved.take())
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if let Err(e) = self.finish() {
+            tracing::error!("{e}");
+        }
+    }
+}
+
+/// Refuses to begin what the disk cannot hold.
+///
+/// # Errors
+/// [`Error::Full`].
+pub fn room_for(folder: &Path, bytes: u64) -> Result<()> {
+    let disk = rustix::fs::statvfs(folder).map_err(|e| Error::io("look at", folder)(e.into()))?;
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    if bytes <= free {
+        return Ok(());
+    }
+    let reason = format!(
+        "a checkpoint takes {} MB and the disk has {} MB free; make room, or lower checkpoint.keep",
+        bytes.div_ceil(1_000_000),
+        free / 1_000_000
+    );
+    Err(Error::Full { path: folder.to_owned(), reason })
+}
+
+/// A copy of a state in host memory.
+struct Snapshot {
+    /// Its `files` are still empty.
+    manifest: Manifest,
+    files: Vec<(String, Named)>,
+}
+
+impl Snapshot {
+    /// Copies `state` to `staging`, where that holds a copy of the same tensors, or else to new memory.
+    fn of(state: &TrainState, data: u64, mut staging: Files) -> Self {
+        let files = contents(state);
+        if layout(&staging) != layout(&files) {
+            staging = host_memory(layout(&files));
+        }
+        for ((_, to), (_, from)) in staging.iter_mut().zip(&files) {
+            let pairs = to.iter_mut().zip(from);
+            no_grad(|| pairs.for_each(|((_, to), (_, from))| to.copy_(from)));
+        }
+        let manifest = Manifest {
+            format: FORMAT,
+            step: state.step,
+            of_d: state.of_d.as_ref().map(OfDRecord::of),
+            cursor: state.cursor,
+            adam_steps: adam_steps(state),
+            rollbacks: state.rollbacks,
+            data_fingerprint: data,
+            threads: tch::get_num_threads(),
+            config: String::new(),
+            config_sha256: String::new(),
+            provenance: None,
+            files: BTreeMap::new(),
+        };
+        Self { manifest, files: staging }
+    }
+
+    /// About what its files will take.
+    fn bytes(&self) -> u64 {
+        let size = |t: &Tensor| (t.numel() * t.kind().elt_size_in_bytes() + 200) as u64;
+        self.files.iter().flat_map(|(_, tensors)| tensors).map(|(_, t)| size(t)).sum()
+    }
+
+    fn write_making_room(&mut self, folder: &Path, keep: Keep) -> Result<()> {
+        loop {
+            let written = room_for(folder, self.bytes()).and_then(|()| self.write(folder));
+            let Err(error) = written else { return Ok(()) };
+            let spare = if error.is_full() { oldest_spare(folder, keep)? } else { None };
+            let Some(spare) = spare else { return Err(error) };
+            tracing::warn!("{error}; {} is removed to make room", spare.display());
+            remove(&spare)?;
+        }
+    }
+
+    /// Writes a folder aside, syncs it and gives it its name.
+    fn write(&mut self, folder: &Path) -> Result<()> {
+        let name = name_of(self.manifest.step, self.manifest.of_d.map_or(0, |d| d.updates));
+        let (path, aside) = (folder.join(&name), folder.join(format!(".{name}.partial")));
+        let written = self.write_aside(&aside).and_then(|()| {
+            give_name(&aside, &path).map_err(Error::io("rename", &aside))?;
+            sync_folder(folder).map_err(Error::io("sync", folder))
+        });
+        if aside.exists() {
+            // Half a checkpoint, which takes room, or the one that was replaced.
+            let removed = fs::remove_dir_all(&aside).map_err(Error::io("remove", &aside));
+            return written.and(removed);
+        }
+        written
+    }
+
+    fn write_aside(&mut self, aside: &Path) -> Result<()> {
+        fs::create_dir(aside).map_err(Error::io("create", aside))?;
+        for (name, tensors) in &self.files {
+            let record = write_tensors(&aside.join(name), tensors)?;
+            self.manifest.files.insert(name.clone(), record);
+        }
+        let text = serde_json::to_vec_pretty(&self.manifest).map_err(|e| fault(aside, e))?;
+        let manifest = aside.join("manifest.json");
+        files::replace_file(&manifest, &text).map_err(Error::io("write", &manifest))
+    }
+}
+
+/// Gives a folder the name `path`. One that has it is never missing meanwhile: they change names.
+fn give_name(aside: &Path, path: &Path) -> std::io::Result<()> {
+    if !path.exists() {
+        return fs::rename(aside, path);
+    }
+    match renameat_with(CWD, aside, CWD, path, RenameFlags::EXCHANGE) {
+        Ok(()) => Ok(()),
+        // A file system that cannot do it.
+        Err(_) => {
+            fs::remove_dir_all(path)?;
+            fs::rename(aside, path)
+        }
+    }
+}
+
+/// By file: names, shapes and types.
+type Layout = Vec<(String, Vec<(String, Vec<i64>, Kind)>)>;
+
+fn layout(files: &Files) -> Layout {
+    let of = |(name, t): &(String, Tensor)| (name.clone(), t.size(), t.kind());
+    files.iter().map(|(file, all)| (file.clone(), all.iter().map(of).collect())).collect()
+}
+
+/// Tensors of zeros in host memory: written to, so that the system has really given it.
+fn host_memory(layout: Layout) -> Files {
+    let zeros = |(name, shape, kind): (String, Vec<i64>, Kind)| {
+        (name, Tensor::zeros(shape, (kind, Device::Cpu)))
+    };
+    layout.into_iter().map(|(file, all)| (file, all.into_iter().map(zeros).collect())).collect()
+}
+
+/// Removes a checkpoint: it loses its name first, so that none is ever found half removed.
+fn remove(path: &Path) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let aside = path.with_file_name(format!(".{name}.removed"));
+    files::rename(path, &aside).map_err(Error::io("rename", path))?;
+    fs::remove_dir_all(&aside).map_err(Error::io("remove", &aside))
+}
+
+fn remove_all_but(folder: &Path, keep: Keep) -> Result<()> {
+    let all = list(folder)?;
+    let begun = all.len() > 1 && all[0].1.ends_with(name_of(0, 0));
+    let later = if begun { &all[1..] } else { &all[..] };
+    let old = later.iter().rev().skip(keep.last);
+    let old = old.filter(|(step, path)| !keep.for_good(*step, path));
+    all[..usize::from(begun)].iter().chain(old).try_for_each(|(_, path)| remove(path))
+}
+
+/// The oldest checkpoint that may go where there is no room for another: not the newest, nor one that is
+/// kept for good.
+pub(super) fn oldest_spare(folder: &Path, keep: Keep) -> Result<Option<PathBuf>> {
+    let mut all = list(folder)?;
+    all.pop();
+    Ok(all.into_iter().find(|(step, path)| !keep.for_good(*step, path)).map(|(_, path)| path))
+}

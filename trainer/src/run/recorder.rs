@@ -1,0 +1,254 @@
+//! Rank 0's record of a run: statistics, metrics, incidents, sessions, event files, pictures, the report,
+//! and what people are told. None of it ends training: what cannot be written is said once, tried again,
+//! and counted.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use image::RgbImage;
+use pipeline::Dataset;
+use serde::Serialize;
+use tch::Device;
+
+use super::Incident;
+use super::session::SESSIONS;
+use crate::config::Config;
+use crate::error::Result;
+use crate::health::Signals;
+use crate::inspect::{self, Cost, Counts};
+use crate::log::{Lines, Progress, StatsLine};
+use crate::monitor::Monitor;
+use crate::peak;
+use crate::report;
+use crate::state::TrainState;
+
+/// What rank 0 records, and measures a run with.
+#[derive(Debug)]
+pub(super) struct Recorder {
+    out: PathBuf,
+    stats: Lines,
+    metrics: Lines,
+    incidents: Lines,
+    sessions: Lines,
+    monitor: Monitor,
+    progress: Progress,
+    troubles: BTreeMap<&'static str, Trouble>,
+    /// Floating-point operations of a step for each image of `train.batch`.
+    pub(super) step_flop: f64,
+    /// Those that all ranks' devices do a second at most, where that is known.
+    pub(super) peak: Option<f64>,
+}
+
+/// What could not be written.
+#[derive(Debug, Default)]
+struct Trouble {
+    times: u64,
+    /// Whether the last try failed.
+    now: bool,
+    last: String,
+}
+
+impl Recorder {
+    /// For a run of which `step` steps are done.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::error::Error::Io) where the folder cannot be written to from the start;
+    /// [`Error::Data`](crate::error::Error::Data).
+    pub(super) fn open(
+        out: &Path,
+        config: &Config,
+        data: &Arc<Dataset>,
+        device: Device,
+        (step, ranks): (u64, usize),
+    ) -> Result<Self> {
+        let lines = |name: &str, step| Lines::open(&out.join(name), step);
+        let (stats, metrics) = (lines("stats.jsonl", step)?, lines("metrics.jsonl", step)?);
+        // What happened stays on record, whatever is done again.
+        let (incidents, sessions) =
+            (lines("incidents.jsonl", u64::MAX)?, lines(SESSIONS, u64::MAX)?);
+        let progress = Progress::new(step, config.train.steps);
+        let counts = Counts::of(config);
+        let cost = Cost::of(config, &counts);
+        progress.say(&format!("{}\n{}", config.shown(), inspect::table(&counts, &cost)));
+        let monitor = Monitor::new(config, out, data, device, step)?;
+        let peak = peak::of(device, config.train.precision).map(|flops| flops * ranks as f64);
+        Ok(Self {
+            out: out.to_owned(),
+            stats,
+            metrics,
+            incidents,
+            sessions,
+            monitor,
+            progress,
+            troubles: BTreeMap::new(),
+            step_flop: cost.step_flop,
+            peak,
+        })
+    }
+
+    /// Tells people a line.
+    pub(super) fn say(&self, text: &str) {
+        self.progress.say(text);
+    }
+
+    /// Another step is done.
+    pub(super) fn step(&self, step: u64) {
+        self.progress.step(step);
+    }
+
+    /// Ends the bar.
+    pub(super) fn finish(&self) {
+        self.progress.finish();
+    }
+
+    /// What came of writing `what`; a failure is said the first time, and counted.
+    pub(super) fn tried<T>(&mut self, what: &'static str, done: Result<T>) -> Option<T> {
+        match done {
+            Ok(value) => {
+                if let Some(trouble) = self.troubles.get_mut(what)
+                    && trouble.now
+                {
+                    trouble.now = false;
+                    self.progress.say(&format!("{what}: written again"));
+                }
+                Some(value)
+            }
+            Err(e) => {
+                let trouble = self.troubles.entry(what).or_default();
+                trouble.times += 1;
+                trouble.last = e.to_string();
+                if !trouble.now {
+                    trouble.now = true;
+                    self.progress.say(&format!(
+                        "WARNING: {what} not written: {e}; training goes on, and it is tried again"
+                    ));
+                }
+                None
+            }
+        }
+    }
+
+    /// Times that something could not be written.
+    fn errors(&self) -> u64 {
+        self.troubles.values().map(|trouble| trouble.times).sum()
+    }
+
+    /// What could not be written, for the last words: what, how often, why, and whether it is still missing.
+    pub(super) fn troubles(&mut self) -> Vec<String> {
+        let missing = [
+            ("statistics", self.stats.missing()),
+            ("metrics", self.metrics.missing()),
+            ("incidents", self.incidents.missing()),
+            ("event files", self.monitor.missing()),
+        ];
+        let told = |(what, trouble): (&&'static str, &Trouble)| {
+            let lines = missing.iter().find(|(name, _)| name == what).map_or(0, |(_, n)| *n);
+            let state = match (lines, trouble.now) {
+                (0, false) => "written in the end".to_owned(),
+                (0, true) => "not written".to_owned(),
+                (lines, _) => format!("{lines} missing"),
+            };
+            let times =
+                if trouble.times == 1 { "once" } else { &format!("{} times", trouble.times) };
+            format!("{what}: failed {times}, {state} ({})", trouble.last)
+        };
+        self.troubles.iter().map(told).collect()
+    }
+
+    /// Whether something is still not written.
+    pub(super) fn incomplete(&self) -> bool {
+        self.troubles.values().any(|trouble| trouble.now)
+    }
+
+    /// Takes a line of statistics down, shows it, and says what is alarming in it.
+    pub(super) fn statistics(&mut self, mut line: StatsLine) {
+        line.write_errors = self.errors();
+        let written = self.stats.write(&line);
+        self.tried("statistics", written);
+        self.progress.show(&line);
+        let written = self.monitor.scalars(&line);
+        self.tried("event files", written);
+        for alarm in self.monitor.judge(&line) {
+            self.progress.say(&format!("step {}: {}", alarm.step, alarm.text));
+            let written = self.incidents.write(&alarm);
+            self.tried("incidents", written);
+        }
+    }
+
+    pub(super) fn incident(&mut self, incident: &Incident<'_>) {
+        let written = self.incidents.write(incident);
+        self.tried("incidents", written);
+    }
+
+    pub(super) fn metric(&mut self, line: &impl Serialize) {
+        let written = self.metrics.write(line);
+        self.tried("metrics", written);
+    }
+
+    pub(super) fn session(&mut self, line: &impl Serialize) {
+        let written = self.sessions.write(line);
+        self.tried("sessions", written);
+    }
+
+    /// Whether the run's own probes have said something of this step.
+    pub(super) fn has_metrics(&mut self, step: u64) -> bool {
+        let read = self.metrics.has(step);
+        self.tried("metrics", read).unwrap_or(false)
+    }
+
+    /// The step that is the best by `measure`, of [`Lines::best`]; nothing where it is empty.
+    pub(super) fn best(&mut self, measure: &str) -> Option<u64> {
+        if measure.is_empty() {
+            return None;
+        }
+        let read = self.metrics.best(measure);
+        self.tried("metrics", read).flatten()
+    }
+
+    /// Brings the logs to the disk, before the checkpoint of a step that they tell of.
+    pub(super) fn sync(&mut self) {
+        let synced = [
+            ("statistics", self.stats.sync()),
+            ("metrics", self.metrics.sync()),
+            ("incidents", self.incidents.sync()),
+            ("sessions", self.sessions.sync()),
+        ];
+        for (what, synced) in synced {
+            self.tried(what, synced);
+        }
+    }
+
+    /// Training went back to `step`.
+    pub(super) fn go_back(&mut self, step: u64) {
+        let dropped = self.stats.go_back(step);
+        self.tried("statistics", dropped);
+        let dropped = self.metrics.go_back(step);
+        self.tried("metrics", dropped);
+        let voided = self.monitor.go_back(step);
+        self.tried("event files", voided);
+        self.progress.step(step);
+    }
+
+    /// The signals of the live networks.
+    pub(super) fn signals(&self, state: &TrainState) -> Result<Signals> {
+        self.monitor.signals(state)
+    }
+
+    pub(super) fn picture(&mut self, step: u64, name: &str, suffix: &str, picture: &RgbImage) {
+        let saved = self.monitor.picture(step, name, suffix, picture);
+        self.tried("pictures", saved);
+    }
+
+    /// What the live networks look like, and the report of all.
+    pub(super) fn live(&mut self, state: &TrainState, suffix: &str) {
+        let written = self.monitor.live(state, suffix);
+        self.tried("pictures", written);
+        self.report();
+    }
+
+    pub(super) fn report(&mut self) {
+        let written = report::write(&self.out);
+        self.tried("the report", written);
+    }
+}

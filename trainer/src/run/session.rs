@@ -1,0 +1,377 @@
+//! A run's folder from the first look to the last line: who may write to it, whether a run is begun or
+//! gone on with, and which sessions there were.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use common::files::replace_file;
+use serde::{Deserialize, Serialize};
+
+use super::{Begin, read_config};
+use crate::config::Config;
+use crate::dist::Place;
+use crate::error::{Error, Result};
+
+/// What a run leaves in its folder beside `checkpoints`.
+const OURS: [&str; 11] = [
+    "config.toml",
+    "lock",
+    "stats.jsonl",
+    "metrics.jsonl",
+    "incidents.jsonl",
+    "evaluations.jsonl",
+    SESSIONS,
+    "images",
+    "events",
+    "report.html",
+    super::EVALUATED,
+];
+/// A line where a session begins and where it ends, of all sessions; none where it was killed.
+pub(super) const SESSIONS: &str = "sessions.jsonl";
+
+/// A folder that was looked at, and is this process's to write to if it held anything.
+#[derive(Debug)]
+pub struct Session {
+    pub(super) out: PathBuf,
+    begin: Begin,
+    pub(super) lock: Option<Lock>,
+    before: Option<Config>,
+    anew: bool,
+}
+
+/// What a folder holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    /// Nothing that anybody could miss.
+    Nothing,
+    /// A run that has not saved anything.
+    Unsaved,
+    /// A run with checkpoints, whether sound or not.
+    Run,
+    /// Something else.
+    Other,
+}
+
+impl Found {
+    fn look(out: &Path) -> Result<Self> {
+        let entries = match fs::read_dir(out) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::Nothing),
+            Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => return Ok(Self::Other),
+            Err(e) => return Err(Error::io("read", out)(e)),
+        };
+        let mut found = Self::Nothing;
+        for entry in entries {
+            let name = entry.map_err(Error::io("read", out))?.file_name();
+            let name = name.to_string_lossy();
+            found = match &*name {
+                "lock" | "lost+found" => found,
+                "checkpoints" => match fs::read_dir(out.join("checkpoints")) {
+                    // Half-written ones have a dot before their names.
+                    Ok(mut all) => {
+                        let saved = all.any(|entry| {
+                            entry.is_ok_and(|e| !e.file_name().to_string_lossy().starts_with('.'))
+                        });
+                        if saved { return Ok(Self::Run) } else { Self::Unsaved.max(found) }
+                    }
+                    Err(e) => return Err(Error::io("read", out.join("checkpoints"))(e)),
+                },
+                name if OURS.contains(&name) || is_aside(name) => Self::Unsaved.max(found),
+                _ => Self::Other,
+            };
+        }
+        Ok(found)
+    }
+
+    fn max(self, other: Self) -> Self {
+        if other == Self::Other { other } else { self }
+    }
+}
+
+/// Whether a file was being written aside ([`common::files`]) when its writer was killed.
+fn is_aside(name: &str) -> bool {
+    let whole = name.strip_prefix('.').and_then(|name| name.strip_suffix(".tmp"));
+    whole.is_some_and(|name| OURS.iter().any(|ours| name.starts_with(ours)))
+}
+
+impl Session {
+    /// Looks at `out`, and locks it if there is a run in it, before anything in it is changed. Ranks but 0
+    /// only read.
+    ///
+    /// # Errors
+    /// [`Error::Output`] where `begin` does not fit what is there, or another trainer is at work in it;
+    /// [`Error::Checkpoint`] where there is nothing to go on from; [`Error::Config`].
+    pub fn open(out: &Path, begin: Begin, place: &Place) -> Result<Self> {
+        let refuse =
+            |reason: &str| Err(Error::Output { path: out.to_owned(), reason: reason.to_owned() });
+        let mut session =
+            Self { out: out.to_owned(), begin, lock: None, before: None, anew: false };
+        if place.rank > 0 {
+            let reads = match begin {
+                Begin::New => false,
+                Begin::Continue => true,
+                Begin::Auto => Found::look(out)? == Found::Run,
+            };
+            session.before = reads.then(|| read_config(out)).transpose()?;
+            return Ok(session);
+        }
+        if Found::look(out)? != Found::Nothing && out.join("config.toml").exists() {
+            session.lock = Some(lock(out)?);
+        }
+        // What is there now stays so, if it is ours.
+        let found = Found::look(out)?;
+        match (begin, found) {
+            (Begin::New | Begin::Auto, Found::Nothing) => {}
+            (Begin::New | Begin::Auto, Found::Unsaved) => session.anew = true,
+            (Begin::Continue | Begin::Auto, Found::Run) => {
+                session.before = Some(read_config(out)?);
+            }
+            (Begin::New, Found::Run) => {
+                return refuse("it holds a run; go on with it by --resume, or name a new folder");
+            }
+            (Begin::New | Begin::Auto, Found::Other) => {
+                return refuse("it is not empty, nor the folder of a run; name a new folder");
+            }
+            (Begin::Continue, _) => {
+                read_config(out)?;
+                let reason = "no checkpoint here: the run was stopped before its first; begin it again \
+                    by the command that began it, or by --resume=auto";
+                return Err(Error::Checkpoint {
+                    path: out.join("checkpoints"),
+                    reason: reason.to_owned(),
+                });
+            }
+        }
+        Ok(session)
+    }
+
+    /// The configuration of the run that is gone on with; none where one is begun.
+    #[must_use]
+    pub fn before(&self) -> Option<&Config> {
+        self.before.as_ref()
+    }
+
+    /// Refuses to go on, unattended, with what would diverge as it did the last time.
+    pub(super) fn check_converges(&self, config: &Config) -> Result<()> {
+        if self.begin != Begin::Auto || self.before.is_none() {
+            return Ok(());
+        }
+        let text = fs::read_to_string(self.out.join(SESSIONS)).unwrap_or_default();
+        let last = text.lines().rev().find_map(|line| serde_json::from_str::<End>(line).ok());
+        match last {
+            Some(End { ended: Ending::Diverged, step, config_sha256, .. })
+                if config_sha256 == hash_of(config) =>
+            {
+                Err(Error::DivergedBefore { step })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes the folder of a new run, or clears one in which nothing was saved, and writes its configuration.
+    pub(super) fn create(&mut self, config: &Config) -> Result<()> {
+        let out = self.out.clone();
+        let writable = |source: std::io::Error| {
+            let reason = format!("{source}; name a folder that can be written to");
+            match common::files::is_full(&source) {
+                true => Error::Full { path: self.out.clone(), reason: source.to_string() },
+                false => Error::Output { path: self.out.clone(), reason },
+            }
+        };
+        fs::create_dir_all(&out).map_err(writable)?;
+        common::files::sync_folder_of(&out).map_err(writable)?;
+        if self.lock.is_none() {
+            self.lock = Some(lock(&out)?);
+            // Another trainer may have come and gone since the first look.
+            if Found::look(&out)? == Found::Run {
+                let reason = "another trainer has begun a run in it; name a new folder".to_owned();
+                return Err(Error::Output { path: out, reason });
+            }
+        }
+        if self.anew {
+            eprintln!("{}: a run that saved nothing; it is begun anew", out.display());
+            for name in ["stats.jsonl", "metrics.jsonl", "incidents.jsonl", super::EVALUATED] {
+                match fs::remove_file(out.join(name)) {
+                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(writable(e)),
+                    _ => {}
+                }
+            }
+        }
+        self.configure(config)
+    }
+
+    /// Writes the run's configuration.
+    pub(super) fn configure(&self, config: &Config) -> Result<()> {
+        let path = self.out.join("config.toml");
+        replace_file(&path, config.to_toml().as_bytes()).map_err(Error::io("write", &path))
+    }
+}
+
+/// The hash that tells one configuration from another.
+pub(crate) fn hash_of(config: &Config) -> String {
+    common::files::sha256(config.to_toml().as_bytes())
+}
+
+/// How a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Ending {
+    /// All steps are done.
+    Steps,
+    /// `train.max_minutes` are over.
+    Time,
+    /// A signal.
+    Signal,
+    /// Values that are not finite.
+    Diverged,
+    /// An error.
+    Failed,
+}
+
+/// The line of a session that begins.
+#[derive(Debug, Serialize)]
+pub(super) struct Start<'a> {
+    pub(super) event: &'static str,
+    /// Steps done before it.
+    pub(super) step: u64,
+    pub(super) ranks: usize,
+    pub(super) threads: i32,
+    pub(super) pid: u32,
+    pub(super) config_sha256: String,
+    #[serde(flatten)]
+    pub(super) provenance: &'a crate::provenance::Provenance,
+}
+
+/// The line of a session that ended by itself.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct End {
+    pub(super) event: String,
+    pub(super) ended: Ending,
+    pub(super) step: u64,
+    pub(super) config_sha256: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) error: Option<String>,
+}
+
+/// The right to write to a folder, for as long as it lives. A process that dies gives it back.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    _file: File,
+}
+
+/// What the holder of a [`Lock`] writes into it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Holder {
+    pid: u32,
+    host: String,
+    since: String,
+}
+
+/// Takes the right to write to `out`.
+///
+/// # Errors
+/// [`Error::Output`] naming who has it; [`Error::Io`].
+pub(crate) fn lock(out: &Path) -> Result<Lock> {
+    let path = out.join("lock");
+    // Not emptied: while it is locked it says by whom.
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+    let mut file = file.map_err(Error::io("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            let read = file.read_to_string(&mut text).ok();
+            let holder = read.and_then(|_| serde_json::from_str::<Holder>(&text).ok());
+            let who = holder.map_or_else(String::new, |Holder { pid, host, since }| {
+                format!(" (process {pid} on {host}, since {since})")
+            });
+            let reason = format!("another trainer{who} is writing to it; wait for it or stop it");
+            return Err(Error::Output { path: out.to_owned(), reason });
+        }
+        Err(fs::TryLockError::Error(e)) => return Err(Error::io("lock", &path)(e)),
+    }
+    let holder = Holder { pid: std::process::id(), host: common::host(), since: common::now() };
+    let write = |file: &mut File| {
+        file.set_len(0)?;
+        file.rewind()?;
+        file.write_all(&serde_json::to_vec(&holder)?)
+    };
+    // Who holds it is for people: a full disk does not stop a run here.
+    if let Err(e) = write(&mut file) {
+        tracing::warn!("{}: {e}", path.display());
+    }
+    Ok(Lock { _file: file })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Origin;
+
+    fn open(out: &Path, begin: Begin) -> Result<Session> {
+        Session::open(out, begin, &Place::alone())
+    }
+
+    fn touch(path: &Path) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "").unwrap();
+    }
+
+    #[test]
+    fn a_folder_is_begun_in_or_gone_on_with_by_what_it_holds() {
+        let config = Config::resolve(&Origin::Preset("demo"), &[]).unwrap();
+        let make = |names: &[&str]| {
+            let folder = tempfile::tempdir().unwrap();
+            for name in names {
+                touch(&folder.path().join(name));
+            }
+            if names.contains(&"config.toml") {
+                fs::write(folder.path().join("config.toml"), config.to_toml()).unwrap();
+            }
+            folder
+        };
+        let nothing: [&[&str]; 3] = [&[], &["lock"], &["lost+found/a", "lock"]];
+        let unsaved: [&[&str]; 3] = [
+            &["config.toml"],
+            &["config.toml", "lock", "stats.jsonl", "images/reals.png"],
+            &["config.toml", "checkpoints/.step-00000000.partial/a", ".config.toml.1-0.tmp"],
+        ];
+        let runs: [&[&str]; 2] = [
+            &["config.toml", "checkpoints/step-00000000/manifest.json"],
+            &["config.toml", "checkpoints/step-00000007.damaged/manifest.json"],
+        ];
+        let others: [&[&str]; 2] = [&["thesis.tex"], &["config.toml", "thesis.tex"]];
+        for names in nothing.iter().chain(&unsaved) {
+            let folder = make(names);
+            for begin in [Begin::New, Begin::Auto] {
+                assert!(open(folder.path(), begin).unwrap().before().is_none(), "{names:?}");
+            }
+            assert!(open(folder.path(), Begin::Continue).is_err(), "{names:?}");
+        }
+        for names in runs {
+            let folder = make(names);
+            for begin in [Begin::Continue, Begin::Auto] {
+                assert!(open(folder.path(), begin).unwrap().before().is_some(), "{names:?}");
+            }
+            assert!(open(folder.path(), Begin::New).is_err(), "{names:?}");
+        }
+        for names in others {
+            let folder = make(names);
+            for begin in [Begin::New, Begin::Continue, Begin::Auto] {
+                assert!(open(folder.path(), begin).is_err(), "{names:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn who_comes_second_is_told_of_the_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = lock(folder.path()).unwrap();
+        let refused = lock(folder.path()).unwrap_err().to_string();
+        let words = format!("process {} on {}, since 20", std::process::id(), common::host());
+        assert!(refused.contains(&words), "{refused}");
+        drop(first);
+        lock(folder.path()).unwrap();
+    }
+}
