@@ -16,7 +16,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use integration::{Said, borrowed, text, tiny_run, trainer};
+use integration::{Said, borrowed, tiny_run, trainer};
 use serde_json::Value;
 use trainer::checkpoint;
 
@@ -98,8 +98,4 @@ fn face(run: &Path) -> (String, Vec<String>) {
         names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     (fs::read_to_string(run.join("config.toml")).unwrap(), names)
-}
-
-fn out(run: &Path) -> [String; 2] {
-    ["--out".into(), text(run)]
 }

@@ -36,7 +36,10 @@ fn signals_however_many_save_and_the_same_command_goes_on_to_the_same_end() {
         let mut child = Background::start(&args);
         // From before the first step to some steps on.
         match round % 4 {
-            0 => std::thread::sleep(Duration::from_millis(150 * (round as u64 % 5))),
+            0 => {
+                child.until_it_listens();
+                std::thread::sleep(Duration::from_millis(150 * (round as u64 / 4 % 5)));
+            }
             1 => child.until(|said| said.contains("training on the CPU")),
             _ => child.until(|_| steps(&run) > before),
         }
@@ -48,7 +51,6 @@ fn signals_however_many_save_and_the_same_command_goes_on_to_the_same_end() {
             sent += 1;
         }
         let (said, took) = child.wait();
-        // A signal before the program listens ends it as any program, with nothing begun.
         assert!(said.code == 75, "round {round}: {} {}", said.code, said.err);
         assert!(took < Duration::from_secs(20), "round {round}: {took:?}");
         if run.join("checkpoints").exists() && steps(&run) > 0 {

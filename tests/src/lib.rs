@@ -91,6 +91,18 @@ impl Background {
         }
     }
 
+    /// Waits until it listens to SIGTERM: before, a signal ends it as it ends any program.
+    pub fn until_it_listens(&mut self) {
+        let status = format!("/proc/{}/status", self.child.id());
+        self.until(|_| {
+            let text = fs::read_to_string(&status).unwrap_or_default();
+            let caught = text.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+            let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+            // SIGTERM is 15, the lowest bit is that of 1.
+            caught.is_some_and(|mask| mask >> 14 & 1 == 1)
+        });
+    }
+
     /// Sends a signal, such as `TERM`; one that has ended is left in peace.
     ///
     /// # Panics

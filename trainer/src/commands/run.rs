@@ -114,6 +114,7 @@ fn changed(args: &Args, before: &Config, place: &Place) -> Result<Config> {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let stop = stop()?;
     let place = Place::from_env()?;
     let begin = match args.resume {
         None => Begin::New,
@@ -127,7 +128,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let session = Session::open(args.out()?, begin, &place)?;
         let before = session.before().expect("a run that is gone on with has a configuration");
         let config = changed(args, before, &place)?;
-        return finish(&place, run::run(session, config, place.clone(), &stop()?));
+        return finish(&place, run::run(session, config, place.clone(), &stop));
     }
     let origin =
         args.source.origin().ok_or_else(|| usage("give --preset NAME or --config FILE"))?;
@@ -140,7 +141,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if let Some(before) = session.before() {
         config = same_or_changed(args, before, &config, &place)?;
     }
-    finish(&place, run::run(session, config, place.clone(), &stop()?))
+    finish(&place, run::run(session, config, place.clone(), &stop))
 }
 
 /// What --resume=auto goes on with: the folder's configuration and what --set changes of it. A command
