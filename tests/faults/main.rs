@@ -9,6 +9,7 @@
 
 mod data;
 mod disk;
+mod ranks;
 mod restarts;
 mod signals;
 

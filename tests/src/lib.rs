@@ -158,6 +158,16 @@ impl Background {
     }
 }
 
+/// Says that a test does without a judge that is not here. Where all of them are wanted, as in `.ci/run`
+/// (`BIGBIGAN_JUDGES`), that fails the test.
+///
+/// # Panics
+/// Then.
+pub fn missing(what: &str) {
+    assert!(std::env::var_os("BIGBIGAN_JUDGES").is_none(), "{what}");
+    eprintln!("not tried here: {what}");
+}
+
 /// Path of a program of this workspace, built in the profile of the running test.
 ///
 /// # Panics

@@ -25,7 +25,7 @@ impl Hosts {
             Self { names: ["a", "b"].map(|h| format!("{story}-{h}-{}", std::process::id())) };
         let [a, b] = hosts.names.each_ref().map(String::as_str);
         if let Err(reason) = ip(&["netns", "add", a]) {
-            eprintln!("no network namespaces, two hosts are not tried: {reason}");
+            integration::missing(&format!("there are no network namespaces ({reason})"));
             return None;
         }
         ip(&["netns", "add", b]).unwrap();

@@ -299,7 +299,7 @@ fn torchrun_starts_ranks_as_it_is_and_reports_the_one_that_died() {
         return;
     };
     if !torchrun.exists() {
-        eprintln!("no {}: torchrun is not tried", torchrun.display());
+        integration::missing(&format!("there is no {}", torchrun.display()));
         return;
     }
     let mut command = Command::new(&torchrun);

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use integration::{borrowed, data, text, tiny_run, trainer};
+use integration::{borrowed, data, missing, text, tiny_run, trainer};
 use serde_json::Value;
 
 /// Steps and pictures that TensorBoard's own reader finds, where Python has it.
@@ -12,7 +12,7 @@ fn read_by_tensorboard(events: &Path) -> Option<Value> {
     let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
     let has = Command::new(&python).args(["-c", "import tensorboard, PIL"]).output();
     if !has.is_ok_and(|output| output.status.success()) {
-        eprintln!("not checked with TensorBoard: {python} has none");
+        missing(&format!("{python} has no TensorBoard"));
         return None;
     }
     let said = Command::new(&python).args(["-c", READER, &text(events)]).output().unwrap();
