@@ -12,6 +12,7 @@ mod disk;
 mod ranks;
 mod restarts;
 mod signals;
+mod soak;
 
 use std::fs;
 use std::io::Write;

@@ -1,0 +1,115 @@
+//! A run is killed before any of its writes, syncs and renames, and any of them fails.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use integration::faults::{self, Call, Failing, Fault};
+use integration::{ONE_THREAD, data, program};
+use std::os::unix::process::ExitStatusExt;
+
+use super::{assert_same_end, finished, saved, tell, times, undisturbed, unattended};
+
+const KEYS: [&str; 5] = [
+    "train.steps=2",
+    "checkpoint.every=1",
+    "checkpoint.keep=1",
+    "images.every=1",
+    "eval.probe_images=0",
+];
+
+fn run(out: &Path) -> Command {
+    let mut command = Command::new(program("trainer"));
+    command.args(unattended(data(), out, &KEYS)).envs(ONE_THREAD);
+    command
+}
+
+/// How many calls of a kind a run makes in its folder.
+fn count(call: Call, folder: &Path) -> u64 {
+    let (out, log) = (folder.join("counted"), folder.join("log"));
+    let _ = (fs::remove_dir_all(&out), fs::remove_file(&log));
+    let mut command = run(&out);
+    faults::watch(&mut command, &log);
+    assert!(command.output().unwrap().status.success());
+    let words: &[&str] = match call {
+        Call::Open => &["open\t", "create\t"],
+        Call::Write => &["write\t"],
+        Call::Fsync => &["fsync\t"],
+        Call::Rename => &["rename\t"],
+    };
+    let text = fs::read_to_string(log).unwrap();
+    let here = out.display().to_string();
+    let is = |line: &&str| line.contains(&here) && words.iter().any(|word| line.starts_with(word));
+    text.lines().filter(is).count() as u64
+}
+
+/// Numbers from 1 to `all`: `some` of them, spread, or every one where full counts are asked for.
+fn numbers(all: u64, some: usize) -> Vec<u64> {
+    let some = times(some, all as usize).min(all as usize) as u64;
+    (0..some).map(|n| 1 + n * (all - 1) / (some - 1).max(1)).collect()
+}
+
+fn hurt(out: &Path, call: Call, at: u64, onwards: bool, fault: Fault) -> Output {
+    let mut command = run(out);
+    let path = format!("{}/*", out.display());
+    faults::hurt(&mut command, &Failing { call, path: &path, at, onwards, fault });
+    command.output().unwrap()
+}
+
+#[test]
+fn a_run_killed_before_any_call_goes_on_to_the_same_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let straight = undisturbed(folder.path(), data(), &KEYS);
+    for (call, some) in [(Call::Rename, 5), (Call::Fsync, 4), (Call::Write, 4), (Call::Open, 2)] {
+        let mut killed = 0;
+        for at in numbers(count(call, folder.path()), some) {
+            let out = folder.path().join(format!("{call:?}-{at}"));
+            let output = hurt(&out, call, at, false, Fault::Kill);
+            // The last ones may come in another order, and not at all.
+            killed += usize::from(output.status.signal() == Some(9));
+            if out.join("checkpoints").exists() {
+                saved(&out); // what has a name is sound
+            }
+            finished(&unattended(data(), &out, &KEYS));
+            assert_same_end(&out, &straight);
+            fs::remove_dir_all(out).unwrap();
+        }
+        assert!(killed > 0, "never before a {call:?}");
+        let what = format!("kill -9 before the n-th {call:?} of a run, n from first to last");
+        tell(&what.to_lowercase(), killed, "the same command goes on", "one interval; the end is bit-equal");
+    }
+}
+
+#[test]
+fn a_call_that_fails_costs_no_more_than_an_interval() {
+    let folder = tempfile::tempdir().unwrap();
+    let straight = undisturbed(folder.path(), data(), &KEYS);
+    for (fault, onwards, what) in [
+        (Fault::Eio, false, "one write, sync or rename fails (EIO)"),
+        (Fault::Enospc, false, "one write, sync or rename finds the disk full (ENOSPC)"),
+        (Fault::Enospc, true, "the disk is full from the n-th call on (ENOSPC)"),
+    ] {
+        let mut tried = 0;
+        for (call, some) in [(Call::Write, 3), (Call::Fsync, 2), (Call::Rename, 2)] {
+            for at in numbers(count(call, folder.path()), some) {
+                let out = folder.path().join(format!("{call:?}-{at}"));
+                let output = hurt(&out, call, at, onwards, fault);
+                let said = String::from_utf8_lossy(&output.stderr);
+                let code = output.status.code();
+                assert!(matches!(code, Some(0 | 1)), "{fault:?} {call:?} {at}: {code:?} {said}");
+                assert!(!said.contains("panicked"), "{fault:?} {call:?} {at}: {said}");
+                if code == Some(1) || onwards {
+                    let cause = if fault == Fault::Eio { "os error 5" } else { "os error 28" };
+                    assert!(said.contains(cause), "{fault:?} {call:?} {at}: {said}");
+                }
+                finished(&unattended(data(), &out, &KEYS));
+                assert_same_end(&out, &straight);
+                assert!(out.join("evaluated").exists());
+                fs::remove_dir_all(out).unwrap();
+                tried += 1;
+            }
+        }
+        let outcome = "trains on with a warning, or ends with exit code 1; then the same command goes on";
+        tell(what, tried, outcome, "one interval at most; the end is bit-equal");
+    }
+}
