@@ -1,0 +1,116 @@
+use super::*;
+
+fn problem(overrides: &[&str]) -> String {
+    let overrides: Vec<_> = overrides.iter().map(|s| (*s).to_owned()).collect();
+    Config::resolve(&Origin::Preset("demo"), &overrides).unwrap_err().to_string()
+}
+
+#[test]
+fn every_preset_file_is_compiled_in_resolves_and_survives_a_round_trip() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("presets");
+    for file in std::fs::read_dir(folder).unwrap() {
+        let path = file.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        assert!(PRESETS.iter().any(|(n, _)| *n == name), "{name} is not in PRESETS");
+        let config = Config::resolve(&Origin::Preset(&name), &[]).unwrap();
+        assert_eq!(Config::parse(&config.to_toml()).unwrap(), config);
+    }
+}
+
+#[test]
+fn a_configuration_written_before_a_key_existed_gets_the_key_of_base() {
+    let config = Config::resolve(&Origin::Preset("demo"), &[]).unwrap();
+    let text = config.to_toml();
+    let older = text.lines().filter(|line| !line.starts_with("warmup_images"));
+    let older = older.collect::<Vec<_>>().join("\n");
+    assert!(older.len() < text.len());
+    assert_eq!(Config::parse(&older).unwrap(), config);
+    assert!(Config::parse(&format!("{text}\nnonsense = 1")).is_err());
+}
+
+#[test]
+fn ranks_share_a_pass_evenly_and_have_no_graphs() {
+    let of = |overrides: &[&str]| {
+        let all: Vec<_> = overrides.iter().map(|s| (*s).to_owned()).collect();
+        Config::resolve(&Origin::Preset("demo"), &all).unwrap()
+    };
+    let config = of(&["train.batch=12"]);
+    assert_eq!(config.rows(4).unwrap(), 3);
+    assert!(config.rows(5).unwrap_err().to_string().contains("5 ranks do not divide"));
+    let graphs = of(&["train.batch=12", "train.graphs=true"]);
+    assert_eq!(graphs.rows(1).unwrap(), 12);
+    assert!(graphs.rows(4).unwrap_err().to_string().contains("train.graphs"));
+}
+
+#[test]
+fn a_mistyped_name_is_refused_with_the_nearest_one() {
+    assert!(problem(&["train.bacth=3"]).contains("did you mean \"batch\"?"));
+    let error = Config::resolve(&Origin::Preset("dmo"), &[]).unwrap_err().to_string();
+    assert!(error.contains("did you mean \"demo\"?"), "{error}");
+    assert!(problem(&["data.mode=resnt"]).contains("resnet"));
+}
+
+#[test]
+fn crops_of_one_s_own_are_words_of_a_configuration() {
+    let own = [
+        "data.mode=random-resized-crop,scale=0.2..1,law=tensorflow",
+        "eval.mode=resize-centre-crop,resize=40",
+    ];
+    let config = Config::resolve(&Origin::Preset("demo"), &own.map(str::to_owned)).unwrap();
+    let pipeline::Mode::RandomResizedCrop(crop) = config.data.mode else {
+        panic!("{:?}", config.data.mode)
+    };
+    assert_eq!((crop.scale, crop.law), ((0.2, 1.0), pipeline::CropLaw::Tensorflow));
+    assert_eq!(config.eval.mode, pipeline::Mode::ResizeCentreCrop { resize: 40 });
+    assert_eq!(Config::parse(&config.to_toml()).unwrap(), config);
+    let wrong = problem(&["data.mode=random-resized-crop,scale=2..3"]);
+    assert!(wrong.contains("at most 1"), "{wrong}");
+    // It would end the run at its first evaluation.
+    let small = problem(&["eval.mode=resize-centre-crop,resize=16"]);
+    assert!(small.contains("eval.mode") && small.contains("32"), "{small}");
+}
+
+#[test]
+fn all_problems_are_reported_at_once() {
+    let text = problem(&["train.batch=1", "opt.beta2=2", "f.res=32"]);
+    for key in ["train.batch", "opt.beta2", "f.res"] {
+        assert!(text.contains(key), "{text}");
+    }
+    let text = problem(&["train.batch=true", "nonsense"]);
+    assert!(text.contains("expected integer") && text.contains("key=value"), "{text}");
+}
+
+#[test]
+fn an_override_changes_its_key_alone() {
+    let base = Config::resolve(&Origin::Preset("demo"), &[]).unwrap();
+    let changed = Config::resolve(&Origin::Preset("demo"), &["opt.lr_d=1".to_owned()]).unwrap();
+    assert_eq!(changed.opt.lr_d, 1.0);
+    assert_eq!(Config { opt: base.opt, ..changed }, base);
+}
+
+#[test]
+fn changes_are_listed_and_those_that_move_the_numbers_are_told_apart() {
+    let config = Config::resolve(&Origin::Preset("demo"), &[]).unwrap();
+    assert_eq!(config.changes(&config), []);
+    let keys = ["train.steps=3", "opt.lr_d=0.5", "checkpoint.best=a.b", "data.depth=9"];
+    let later = config.with(&keys.map(str::to_owned)).unwrap();
+    let said: Vec<_> =
+        config.changes(&later).iter().map(|c| (c.to_string(), c.is_free())).collect();
+    let expected = [
+        ("checkpoint.best from \"\" to \"a.b\"", true),
+        ("data.depth from 3 to 9", true),
+        ("opt.lr_d from 0.0008 to 0.5", false),
+        ("train.steps from 1500 to 3", true),
+    ];
+    assert_eq!(said, expected.map(|(text, free)| (text.to_owned(), free)));
+    assert!(config.with(&["nonsense=1".to_owned()]).is_err());
+}
+
+#[test]
+fn a_file_extends_a_preset() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mine.toml");
+    std::fs::write(&path, "extends = \"demo\"\n[train]\nseed = 9\n").unwrap();
+    let config = Config::resolve(&Origin::File(&path), &[]).unwrap();
+    assert_eq!((config.train.seed, config.g.res), (9, 16));
+}
