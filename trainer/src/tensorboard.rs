@@ -102,6 +102,8 @@ struct Histogram {
     bucket: Vec<f64>,
 }
 
+/// What the names of event files begin with.
+const PREFIX: &str = "events.out.tfevents.";
 /// Most bytes of records that wait for a disk that does not take them.
 const WAITING: usize = 16 << 20;
 
@@ -125,9 +127,15 @@ impl Events {
     /// [`Error::Io`].
     pub fn open(folder: &Path, step: u64) -> Result<Self> {
         fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-        let earlier = fs::read_dir(folder).map_err(Error::io("read", folder))?.count();
-        // Readers take the files of a folder in the order of their names.
-        let path = folder.join(format!("events.out.tfevents.{:010}.{earlier:06}", now() as u64));
+        let (mut earlier, mut time) = (0, now() as u64);
+        for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
+            let name = entry.map_err(Error::io("read", folder))?.file_name();
+            let of = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('.').next());
+            // Readers take the files of a folder in the order of their names, and clocks are set back.
+            time = time.max(of.and_then(|of| of.parse().ok()).unwrap_or(0));
+            earlier += 1;
+        }
+        let path = folder.join(format!("{PREFIX}{time:010}.{earlier:06}"));
         let file = File::create_new(&path).map_err(Error::io("create", &path))?;
         let mut events =
             Self { path, file: Some(file), whole: 0, waiting: VecDeque::new(), lost: 0 };
@@ -331,6 +339,14 @@ mod tests {
             }
         }
         assert_eq!(seen, [1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn a_session_after_a_clock_was_set_back_comes_after_the_one_before() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("events.out.tfevents.9999999999.000000"), "").unwrap();
+        let events = Events::open(folder.path(), 0).unwrap();
+        assert!(events.path.ends_with("events.out.tfevents.9999999999.000001"), "{events:?}");
     }
 
     #[test]
