@@ -55,6 +55,7 @@ fn imports_go_one_way() {
         "trainer",
         &[
             "error",
+            "say",
             "stop",
             "shim",
             "cuda",

@@ -28,6 +28,7 @@ pub mod provenance;
 pub mod random;
 pub mod report;
 pub mod run;
+pub mod say;
 pub mod scale;
 mod shim;
 pub mod state;

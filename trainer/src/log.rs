@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::health::Signals;
+use crate::say::note;
 
 /// The file of a run's folder to which evaluation commands append.
 const EVALUATIONS: &str = "evaluations.jsonl";
@@ -281,7 +282,7 @@ impl Progress {
             Some(bar) => bar.set_message(format!("{speed}\n{model}")),
             None if self.said.is_none_or(|t| t.elapsed() >= Duration::from_secs(10)) => {
                 self.said = Some(Instant::now());
-                eprintln!("step {}/{}  {model}  {speed}", s.step, self.steps);
+                note(format_args!("step {}/{}  {model}  {speed}", s.step, self.steps));
             }
             None => {}
         }
@@ -291,7 +292,7 @@ impl Progress {
     pub fn say(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
-            None => eprintln!("{text}"),
+            None => note(text),
         }
     }
 

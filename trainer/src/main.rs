@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use commands::{
     bench_batch, doctor, embed, eval, export, inspect, launch, pictures, report, run, study, walk,
 };
+use trainer::say;
 
 /// Trains BigBiGAN: a generator, an encoder and a discriminator, with no labels.
 #[derive(Debug, Parser)]
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         .with_env_filter(tracing_subscriber::EnvFilter::new("warn"))
         .without_time()
         .with_target(false)
+        .log_internal_errors(false) // a reader that went away ends nothing
         .init();
     let outcome = match Cli::parse().command {
         Command::Run(args) => run::run(&args),
@@ -93,7 +95,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             if !e.is_stop() {
-                eprintln!("error: {}", pipeline::report(&e));
+                say::note(format_args!("error: {}", pipeline::report(&e)));
             }
             ExitCode::from(e.exit_code())
         }

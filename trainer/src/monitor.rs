@@ -30,7 +30,7 @@ pub struct Monitor {
 
 impl Monitor {
     /// For the run in `out` whose state has done `step` steps; `stats.jsonl` holds the lines up to
-    /// there. Writes `images/reals.png`, the images that signals are measured on.
+    /// there.
     ///
     /// # Errors
     /// [`Error::Data`](crate::error::Error::Data) or [`Error::Io`](crate::error::Error::Io).
@@ -43,11 +43,18 @@ impl Monitor {
     ) -> Result<Self> {
         let probe = Probe::new(config, data, device)?;
         let columns = config.images.columns as u32;
-        let reals = pictures::grid(&probe.images().small, columns);
-        pictures::save(&reals, &out.join("images/reals.png"))?;
-        let events = Events::open(&out.join("events"), step)?;
+        let events = Events::new(&out.join("events"), step);
         let judge = judged(&out.join("stats.jsonl"));
         Ok(Self { out: out.to_owned(), columns, probe, judge, events })
+    }
+
+    /// Saves the images that signals are measured on as `images/reals.png`.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::error::Error::Io) or [`Error::Picture`](crate::error::Error::Picture).
+    pub fn reals(&self) -> Result<()> {
+        let reals = pictures::grid(&self.probe.images().small, self.columns);
+        pictures::save(&reals, &self.out.join("images/reals.png"))
     }
 
     /// Training went back to `step`, and `stats.jsonl` with it.

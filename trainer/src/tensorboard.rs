@@ -120,28 +120,26 @@ pub struct Events {
 }
 
 impl Events {
-    /// Opens a new file in `folder`, behind those of earlier sessions, and marks as void what they
-    /// say of steps after `step`: TensorBoard then drops it.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn open(folder: &Path, step: u64) -> Result<Self> {
-        fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+    /// A new file in `folder`, behind those of earlier sessions, which marks as void what they say of steps
+    /// after `step`: TensorBoard then drops it. What cannot be written waits from the first record on.
+    #[must_use]
+    pub fn new(folder: &Path, step: u64) -> Self {
         let (mut earlier, mut time) = (0, now() as u64);
-        for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
-            let name = entry.map_err(Error::io("read", folder))?.file_name();
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let name = entry.file_name();
             let of = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('.').next());
             // Readers take the files of a folder in the order of their names, and clocks are set back.
             time = time.max(of.and_then(|of| of.parse().ok()).unwrap_or(0));
             earlier += 1;
         }
         let path = folder.join(format!("{PREFIX}{time:010}.{earlier:06}"));
-        let file = File::create_new(&path).map_err(Error::io("create", &path))?;
-        let mut events =
-            Self { path, file: Some(file), whole: 0, waiting: VecDeque::new(), lost: 0 };
-        events.write(0, What::FileVersion("brain.Event:2".into()))?;
-        events.go_back(step)?;
-        Ok(events)
+        let mut events = Self { path, file: None, whole: 0, waiting: VecDeque::new(), lost: 0 };
+        let began = events.write(0, What::FileVersion("brain.Event:2".into()));
+        let voided = events.go_back(step);
+        if let Err(e) = began.and(voided) {
+            tracing::warn!("{e}; it is tried again");
+        }
+        events
     }
 
     /// Marks as void what was said of steps after `step`.
@@ -231,7 +229,12 @@ impl Events {
     fn append(&mut self, record: &[u8]) -> std::io::Result<()> {
         let file = match &mut self.file {
             Some(file) => file,
-            none => none.insert(File::options().append(true).open(&self.path)?),
+            none => {
+                if let Some(folder) = self.path.parent() {
+                    fs::create_dir_all(folder)?;
+                }
+                none.insert(File::options().create(true).append(true).open(&self.path)?)
+            }
         };
         if let Err(e) = file.write_all(record) {
             let _ = file.set_len(self.whole);
@@ -325,7 +328,7 @@ mod tests {
     fn a_resumed_session_voids_what_came_after_its_step() {
         let folder = tempfile::tempdir().unwrap();
         for (from, steps) in [(0, 1..5), (2, 3..6)] {
-            let mut events = Events::open(folder.path(), from).unwrap();
+            let mut events = Events::new(folder.path(), from);
             for step in steps {
                 events.scalars(step, [("loss/d", step as f64)]).unwrap();
             }
@@ -345,14 +348,14 @@ mod tests {
     fn a_session_after_a_clock_was_set_back_comes_after_the_one_before() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("events.out.tfevents.9999999999.000000"), "").unwrap();
-        let events = Events::open(folder.path(), 0).unwrap();
+        let events = Events::new(folder.path(), 0);
         assert!(events.path.ends_with("events.out.tfevents.9999999999.000001"), "{events:?}");
     }
 
     #[test]
     fn what_the_disk_does_not_take_is_written_later_in_whole_records() {
         let folder = tempfile::tempdir().unwrap();
-        let mut events = Events::open(folder.path(), 0).unwrap();
+        let mut events = Events::new(folder.path(), 0);
         for step in 1..5 {
             if step % 2 == 0 {
                 events.file = Some(File::options().write(true).open("/dev/full").unwrap());

@@ -9,6 +9,7 @@ use trainer::error::{Error, Result};
 use trainer::inspect::{self, Cost, Counts};
 use trainer::optim::Decay;
 use trainer::run::{self, Begin, Ended, Session, Summary};
+use trainer::say;
 use trainer::scale::{self, Exchange, Speeds};
 use trainer::stop::Stop;
 
@@ -108,7 +109,7 @@ fn changed(args: &Args, before: &Config, place: &Place) -> Result<Config> {
         )));
     }
     if place.rank == 0 {
-        changes.iter().for_each(|change| eprintln!("changed: {}", change.shown()));
+        changes.iter().for_each(|change| say::note(format_args!("changed: {}", change.shown())));
     }
     Ok(config)
 }
@@ -244,13 +245,15 @@ fn stop() -> Result<Stop> {
 /// A run's last words: where its results are, and one table. A run that was stopped, or of which something
 /// could not be written, is an error to who started it.
 fn finish(place: &Place, ended: Result<Summary>) -> Result<()> {
+    // What cannot be printed is in the folder all the same.
+    let print = |text: &str| drop(say::print(text));
     let summary = ended.inspect_err(|e| {
         if e.is_stop() {
-            println!("stopped by a signal before the first step; the same command begins again");
+            print("stopped by a signal before the first step; the same command begins again");
         }
     })?;
     if place.rank == 0 {
-        tell(&summary);
+        print(&last_words(&summary).join("\n"));
     }
     if summary.ended == Ended::Signal {
         return Err(Error::Data(pipeline::Error::Stopped));
@@ -262,19 +265,22 @@ fn finish(place: &Place, ended: Result<Summary>) -> Result<()> {
     Ok(())
 }
 
-fn tell(summary: &Summary) {
+fn last_words(summary: &Summary) -> Vec<String> {
+    let probe = summary.probe.as_ref().map(|(trained, initial)| {
+        format!(
+            "linear probe     {:.1} % top-1 on {} images ({:.1} % with the initial encoder)",
+            trained.result.top1, trained.result.test_images, initial.result.top1
+        )
+    });
     let Some(s) = &summary.stats else {
         let (out, steps) = (summary.out.display(), summary.steps);
-        match summary.ended {
-            Ended::Steps => println!("{out} is finished: {steps} steps"),
+        let ended = match summary.ended {
+            Ended::Steps => format!("{out} is finished: {steps} steps"),
             Ended::Time | Ended::Signal => {
-                println!(
-                    "{out} was stopped after {steps} steps, none of them now; --resume goes on"
-                );
+                format!("{out} was stopped after {steps} steps, none of them now; --resume goes on")
             }
-        }
-        say_probe(summary);
-        return;
+        };
+        return [ended].into_iter().chain(probe).collect();
     };
     let why = match summary.ended {
         Ended::Steps => "all steps done",
@@ -299,28 +305,21 @@ fn tell(summary: &Summary) {
         format!("{:.3}", s.loss_g),
         s.loss_e.map_or("-".into(), |e| format!("{e:.3}")),
     ]);
-    println!("{why}");
+    let mut words = vec![why.to_owned()];
     if summary.ended != Ended::Signal {
-        println!("samples          {}", at("images/samples.png"));
+        words.push(format!("samples          {}", at("images/samples.png")));
         if s.loss_e.is_some() {
-            println!("reconstructions  {}", at("images/reconstructions.png"));
+            words.push(format!("reconstructions  {}", at("images/reconstructions.png")));
         }
     }
-    println!("report           {}", at("report.html"));
-    println!("statistics       {}", at("stats.jsonl"));
-    println!("metrics          {}", at("metrics.jsonl"));
-    println!("checkpoints      {}", at("checkpoints"));
-    println!("input            {}", summary.bottleneck);
-    say_probe(summary);
-    println!("{table}");
-    summary.troubles.iter().for_each(|trouble| println!("not as it should be: {trouble}"));
-}
-
-fn say_probe(summary: &Summary) {
-    if let Some((trained, initial)) = &summary.probe {
-        println!(
-            "linear probe     {:.1} % top-1 on {} images ({:.1} % with the initial encoder)",
-            trained.result.top1, trained.result.test_images, initial.result.top1
-        );
-    }
+    words.push(format!("report           {}", at("report.html")));
+    words.push(format!("statistics       {}", at("stats.jsonl")));
+    words.push(format!("metrics          {}", at("metrics.jsonl")));
+    words.push(format!("checkpoints      {}", at("checkpoints")));
+    words.push(format!("input            {}", summary.bottleneck));
+    words.extend(probe);
+    words.push(table.to_string());
+    let troubles = summary.troubles.iter();
+    words.extend(troubles.map(|trouble| format!("not as it should be: {trouble}")));
+    words
 }

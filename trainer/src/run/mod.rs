@@ -273,9 +273,8 @@ impl Run {
         let (out, device, at) = (session.out, feed.device, (state.step, world.size()));
         let provenance = Provenance::here(device);
         let prepare = || {
-            for folder in ["images", "events"].map(|name| out.join(name)) {
-                fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
-            }
+            let images = out.join("images");
+            fs::create_dir_all(&images).map_err(Error::io("create", &images))?;
             let folder = out.join("checkpoints");
             let mut checkpoints = Writer::new(&folder, &config, provenance.clone())?;
             checkpoints.prepare(&state)?;

@@ -73,7 +73,7 @@ impl Recorder {
         progress.say(&format!("{}\n{}", config.shown(), inspect::table(&counts, &cost)));
         let monitor = Monitor::new(config, out, data, device, step)?;
         let peak = peak::of(device, config.train.precision).map(|flops| flops * ranks as f64);
-        Ok(Self {
+        let mut recorder = Self {
             out: out.to_owned(),
             stats,
             metrics,
@@ -84,7 +84,10 @@ impl Recorder {
             troubles: BTreeMap::new(),
             step_flop: cost.step_flop,
             peak,
-        })
+        };
+        let saved = recorder.monitor.reals();
+        recorder.tried("pictures", saved);
+        Ok(recorder)
     }
 
     /// Tells people a line.

@@ -12,6 +12,7 @@ use super::{Begin, read_config};
 use crate::config::Config;
 use crate::dist::Place;
 use crate::error::{Error, Result};
+use crate::say;
 
 /// What a run leaves in its folder beside `checkpoints`.
 const OURS: [&str; 11] = [
@@ -190,7 +191,10 @@ impl Session {
             }
         }
         if self.anew {
-            eprintln!("{}: a run that saved nothing; it is begun anew", out.display());
+            say::note(format_args!(
+                "{}: a run that saved nothing; it is begun anew",
+                out.display()
+            ));
             for name in ["stats.jsonl", "metrics.jsonl", "incidents.jsonl", super::EVALUATED] {
                 match fs::remove_file(out.join(name)) {
                     Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(writable(e)),
