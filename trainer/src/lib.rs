@@ -24,6 +24,7 @@ pub mod monitor;
 pub mod nn;
 pub mod optim;
 pub mod peak;
+pub mod provenance;
 pub mod random;
 pub mod report;
 pub mod run;
