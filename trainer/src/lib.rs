@@ -8,6 +8,7 @@ pub mod dist;
 pub mod doctor;
 pub mod error;
 pub mod eval;
+pub mod evaluations;
 pub mod export;
 pub mod feed;
 pub mod fit;

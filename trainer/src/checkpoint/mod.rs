@@ -693,11 +693,6 @@ pub(crate) fn note_of(path: &Path) -> Result<HashMap<String, String>> {
     Ok(header.metadata().clone().unwrap_or_default())
 }
 
-/// Hexadecimal SHA-256.
-pub(crate) fn hash(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// Hexadecimal SHA-256 of a file.
 ///
 /// # Errors

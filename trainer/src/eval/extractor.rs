@@ -5,7 +5,7 @@ use std::path::Path;
 use tch::{CModule, Device, IValue, Kind, Tensor, no_grad};
 
 use super::resize::Resizer;
-use crate::checkpoint::{hash, read_tensors};
+use crate::checkpoint::read_tensors;
 use crate::error::{Error, Result};
 
 /// SHA-256 of NVIDIA's TorchScript translation of the Inception network of 2015, which FID and IS are
@@ -49,7 +49,7 @@ impl Extractor {
     /// [`Error::Extractor`] if the file cannot be read, is not trusted, or is not such a network.
     pub fn open(path: &Path, trust: bool, device: Device) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|e| fault(path, e))?;
-        let sha256 = hash(&bytes);
+        let sha256 = common::files::sha256(&bytes);
         if path.extension().is_some_and(|extension| extension == "safetensors") {
             let network = Network::Lite0(Lite0::open(path, device)?);
             return Ok(Self { network, device, name: "efflite0", sha256 });
