@@ -23,6 +23,7 @@ pub mod measure;
 pub mod model;
 pub mod monitor;
 pub mod nn;
+mod openmp;
 pub mod optim;
 pub mod peak;
 pub mod provenance;
