@@ -54,6 +54,7 @@ fn imports_go_one_way() {
     let layers: BTreeMap<&str, &[&str]> = BTreeMap::from([(
         "trainer",
         &[
+            "openmp",
             "error",
             "stop",
             "shim",
@@ -65,6 +66,7 @@ fn imports_go_one_way() {
             "nn",
             "model",
             "device",
+            "provenance",
             "loss",
             "optim",
             "config",
@@ -77,6 +79,7 @@ fn imports_go_one_way() {
             "export",
             "health",
             "log",
+            "evaluations",
             "tensorboard",
             "inspect",
             "report",
