@@ -14,10 +14,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use common::files::replace_file;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::Error;
-use crate::shard::write_atomically;
 
 const CHECKSUM: usize = 8;
 const EXTENSION: &str = "part";
@@ -92,13 +92,14 @@ impl Cache {
         let mut content = Vec::with_capacity(bytes.len() + CHECKSUM);
         content.extend_from_slice(bytes);
         content.extend_from_slice(&xxh3_64(bytes).to_le_bytes());
-        let written = write_atomically(part, &content).and_then(|()| {
-            let fresh = self.fresh.fetch_add(content.len() as u64, Ordering::Relaxed);
-            match fresh + content.len() as u64 > self.limit / 16 {
-                true => self.evict().map_err(Error::io("list the cache folder", &self.root)),
-                false => Ok(()),
-            }
-        });
+        let written =
+            replace_file(part, &content).map_err(Error::io("write", part)).and_then(|()| {
+                let fresh = self.fresh.fetch_add(content.len() as u64, Ordering::Relaxed);
+                match fresh + content.len() as u64 > self.limit / 16 {
+                    true => self.evict().map_err(Error::io("list the cache folder", &self.root)),
+                    false => Ok(()),
+                }
+            });
         if let Err(error) = written
             && !self.failed.swap(true, Ordering::Relaxed)
         {

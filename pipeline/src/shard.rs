@@ -9,9 +9,9 @@ use std::io::{BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use common::files;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::container::{BLOCK, KeyEnd, split_name};
@@ -96,7 +96,7 @@ impl ShardWriter {
         self.position
     }
 
-    /// Writes the end marker, syncs, and gives the file its name.
+    /// Writes the end marker and gives the file its name; it is on the disk then.
     ///
     /// # Errors
     /// [`Error::Io`] when any of it fails.
@@ -108,7 +108,7 @@ impl ShardWriter {
                 .map_err(|error| Error::io("write", &self.temporary)(error.into_error()))?;
             file.sync_all().map_err(Error::io("sync", &self.temporary))?;
         }
-        std::fs::rename(&self.temporary, &self.path).map_err(Error::io("rename", &self.path))?;
+        files::rename(&self.temporary, &self.path).map_err(Error::io("rename", &self.path))?;
         Ok(Written { bytes: self.position, xxh3: self.hash.digest() })
     }
 
@@ -162,24 +162,6 @@ pub(crate) fn temporary_beside(path: &Path) -> PathBuf {
     name.push(path.file_name().unwrap_or_default());
     name.push(".tmp");
     path.with_file_name(name)
-}
-
-/// Writes a whole file so that a reader sees all of it or none: aside, sync, rename.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    // Several threads or processes may write the same file at once, each a whole one.
-    static WRITERS: AtomicU64 = AtomicU64::new(0);
-    let writer = format!("{}-{}", std::process::id(), WRITERS.fetch_add(1, Ordering::Relaxed));
-    let temporary = temporary_beside(&path.with_extension(writer));
-    let write = || -> std::io::Result<()> {
-        let mut file = File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)
-    };
-    write().map_err(|source| {
-        let _ = std::fs::remove_file(&temporary);
-        Error::io("write", path)(source)
-    })
 }
 
 /// A shard, read-only: a file of this machine, or bytes that were fetched.

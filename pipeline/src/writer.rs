@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use common::files::sync_folder_of;
+
 use crate::container::MAX_CLASSES;
 use crate::decode::{DecodeOptions, Decoder};
 use crate::error::{Error, Fault};
@@ -213,7 +215,7 @@ impl FolderWriter {
         Ok(())
     }
 
-    /// Writes what describes the shards, and gives the folder its name.
+    /// Writes what describes the shards, and gives the folder its name; it is on the disk then.
     ///
     /// # Errors
     /// [`Error::Config`] when a split has no sample, there is none, or something came to stand at
@@ -258,6 +260,7 @@ impl FolderWriter {
                 format!("{error}; the folder is whole and stays in {}", self.temporary.display());
             return Err(Error::Config { problem });
         }
+        sync_folder_of(&self.dir).map_err(Error::io("sync the folder of", &self.dir))?;
         Ok(manifest)
     }
 

@@ -8,7 +8,7 @@ use integration::faults::{self, Call, Failing, Fault};
 use integration::{ONE_THREAD, data, program};
 use std::os::unix::process::ExitStatusExt;
 
-use super::{assert_same_end, finished, saved, tell, times, undisturbed, unattended};
+use super::{assert_same_end, finished, saved, tell, times, unattended, undisturbed};
 
 const KEYS: [&str; 5] = [
     "train.steps=2",
@@ -76,7 +76,12 @@ fn a_run_killed_before_any_call_goes_on_to_the_same_end() {
         }
         assert!(killed > 0, "never before a {call:?}");
         let what = format!("kill -9 before the n-th {call:?} of a run, n from first to last");
-        tell(&what.to_lowercase(), killed, "the same command goes on", "one interval; the end is bit-equal");
+        tell(
+            &what.to_lowercase(),
+            killed,
+            "the same command goes on",
+            "one interval; the end is bit-equal",
+        );
     }
 }
 
@@ -109,7 +114,8 @@ fn a_call_that_fails_costs_no_more_than_an_interval() {
                 tried += 1;
             }
         }
-        let outcome = "trains on with a warning, or ends with exit code 1; then the same command goes on";
+        let outcome =
+            "trains on with a warning, or ends with exit code 1; then the same command goes on";
         tell(what, tried, outcome, "one interval at most; the end is bit-equal");
     }
 }

@@ -1,5 +1,7 @@
 //! Parts that the stories under `tests/` share: the built programs and small data folders.
 
+pub mod faults;
+
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};

@@ -4,12 +4,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use integration::{Background, Said, borrowed, data, repository, text, tiny_run, trainer};
+use integration::{
+    Background, Said, borrowed, copy_folder, data, repository, text, tiny_run, trainer,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 use trainer::checkpoint;
+use trainer::evaluations::FILE;
 
-/// A tiny run, made once; evaluations only add to its metrics.
+/// A tiny run, made once; evaluations only add what they find.
 fn run() -> &'static Path {
     static RUN: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
     let (_, path) = RUN.get_or_init(|| {
@@ -22,6 +25,18 @@ fn run() -> &'static Path {
     path
 }
 
+/// What evaluations added to a run's folder, without its times.
+fn kept(run: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(run.join(FILE)).unwrap();
+    let line = |line: &str| {
+        let mut line: Value = serde_json::from_str(line).unwrap();
+        assert!(line["time"].as_str().unwrap().ends_with('Z'), "{line}");
+        line.as_object_mut().unwrap().remove("time");
+        line
+    };
+    text.lines().map(line).collect()
+}
+
 /// Runs `trainer COMMAND --run RUN --device cpu ARGS` and returns the JSON lines it prints.
 fn evaluate(command: &[&str], args: &[&str]) -> (Said, Vec<Value>) {
     let run = text(run());
@@ -31,13 +46,13 @@ fn evaluate(command: &[&str], args: &[&str]) -> (Said, Vec<Value>) {
     (said, lines)
 }
 
-/// The checkpoints, images and configuration of the run, byte by byte.
+/// All of the run but what evaluations found, byte by byte.
 fn contents(folder: &Path, found: &mut Vec<(PathBuf, Vec<u8>)>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
             contents(&path, found);
-        } else if !path.ends_with("metrics.jsonl") {
+        } else if !path.ends_with(FILE) {
             found.push((path.clone(), fs::read(&path).unwrap()));
         }
     }
@@ -65,8 +80,8 @@ fn linear_probes_state_their_protocol_repeat_and_leave_the_run_alone() {
         assert_eq!(line["selected_on"], "every tenth training image");
         assert_eq!(line["selection"].as_array().unwrap().len(), 2);
     }
-    let written = fs::read_to_string(run().join("metrics.jsonl")).unwrap();
-    assert!(said.out.lines().filter(|l| l.starts_with('{')).all(|l| written.contains(l)));
+    let written = kept(run());
+    assert!(lines.iter().all(|line| written.contains(line)), "{written:?}");
     contents(run(), &mut after);
     assert!(before == after, "an evaluation changed the run");
     assert_eq!(evaluate(&["eval", "linear"], &args).1, lines, "the same digits again");
@@ -189,7 +204,7 @@ fn pictures_show_what_their_names_say_tile_by_tile() {
     assert!(large == sample(5));
 
     // A step is named, or those that there are.
-    let (said, _) = evaluate(&["sample"], &["--step", "77", "--out", &each]);
+    let (said, _) = evaluate(&["sample"], &["--step", "77", "--each", &each]);
     assert_eq!(said.code, 2);
     assert!(said.err.contains("no checkpoint of step 77; there are those of "), "{}", said.err);
 
@@ -343,6 +358,126 @@ fn a_run_is_evaluated_while_another_process_trains_it() {
         .collect();
     assert_eq!(training.terminate().0.code, 0);
     assert!(steps[0] < steps[2] && steps.is_sorted(), "{steps:?}");
-    let metrics = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    assert_eq!(metrics.lines().count(), 9, "{metrics}");
+    assert_eq!(kept(&run).len(), 9);
+}
+
+#[test]
+fn a_result_that_cannot_be_kept_is_printed_and_its_cause_is_named_before_and_after() {
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("run");
+    copy_folder(run(), &copy);
+    let knn = ["eval", "knn", "--run", &text(&copy), "--device", "cpu"];
+    let lines = |said: &Said| said.out.lines().filter(|line| line.starts_with('{')).count();
+    let file = copy.join(FILE);
+    let _ = fs::remove_file(&file);
+    // As on a disk that is full by then: nothing is noticed before the work is done.
+    std::os::unix::fs::symlink("/dev/full", &file).unwrap();
+    let said = trainer(&knn);
+    assert_eq!((said.code, lines(&said)), (1, 3), "{said:?}");
+    assert!(!said.err.contains("warning"), "{}", said.err);
+    for word in ["the result above could not be kept", FILE, "No space left"] {
+        assert!(said.err.contains(word), "{word} is not in {}", said.err);
+    }
+    // As where nothing may be written, which holds for root, too.
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    let said = trainer(&knn);
+    assert_eq!((said.code, lines(&said)), (1, 3), "{said:?}");
+    let (before, after) = said.err.split_once('\n').unwrap();
+    assert!(before.contains("warning") && before.contains(FILE), "{}", said.err);
+    assert!(after.contains("error: ") && after.contains("directory"), "{}", said.err);
+    assert!(!copy.join("metrics.jsonl").exists() || metrics(&copy).is_empty());
+    // A reader that has gone away takes nothing from the run.
+    fs::remove_dir(&file).unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut gone = std::process::Command::new(integration::program("trainer"));
+    let output = gone.args(knn).envs(integration::ONE_THREAD).stdout(writer).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(kept(&copy).len(), 3);
+}
+
+fn metrics(run: &Path) -> String {
+    fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default()
+}
+
+#[test]
+fn what_was_found_of_a_run_stays_when_the_run_goes_back_and_is_in_its_report() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let keys = ["checkpoint.every=2", "eval.every=2"];
+    let said = trainer(&borrowed(&tiny_run(data(), &run, &keys)));
+    assert_eq!(said.code, 0, "{}", said.err);
+    let knn = ["eval", "knn", "--run", &text(&run), "--device", "cpu"];
+    assert_eq!(trainer(&knn).code, 0);
+    let (found, own) = (kept(&run), metrics(&run));
+    assert_eq!((found.len(), found[0]["step"].as_u64()), (3, Some(4)));
+    let written = fs::read(run.join(FILE)).unwrap();
+    // Back to step 2: the run's own lines of step 4 are made again, the command's stay as they are.
+    fs::remove_dir_all(run.join("checkpoints/step-00000004")).unwrap();
+    let said = trainer(&["run", "--resume", "--out", &text(&run)]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert_eq!(fs::read(run.join(FILE)).unwrap(), written);
+    assert_eq!(metrics(&run).lines().count(), own.lines().count());
+    assert_eq!(trainer(&["report", "--run", &text(&run)]).code, 0);
+    let page = fs::read_to_string(run.join("report.html")).unwrap();
+    assert!(page.contains("knn_cosine_avepool") && page.contains("linear_probe_bn_crelu"));
+}
+
+#[test]
+fn a_cache_that_fails_changes_no_result() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("cache");
+    let args = |cache: &Path| [small_fid(cache), vec!["--trust-extractor".to_owned()]].concat();
+    let fid = |cache: &Path| evaluate(&["eval", "fid"], &borrowed(&args(cache)));
+    let (said, lines) = fid(&cache);
+    assert_eq!((said.code, said.err.contains("WARN")), (0, false), "{said:?}");
+    let statistics = fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().path());
+    let [statistics] =
+        &statistics.filter(|p| p.extension().unwrap() != "json").collect::<Vec<_>>()[..]
+    else {
+        panic!("one file of statistics")
+    };
+    let sound = fs::read(statistics).unwrap();
+    // A flipped bit in the last number, which is of the right type and shape; and half a file.
+    let mut flipped = sound.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    for damaged in [&flipped, &sound[..sound.len() / 2].to_vec()] {
+        fs::write(statistics, damaged).unwrap();
+        let (said, found) = fid(&cache);
+        assert_eq!((said.code, &found), (0, &lines), "{said:?}");
+        assert!(said.err.contains("are made anew"), "{}", said.err);
+        assert!(fs::read(statistics).unwrap() == sound, "they are not mended");
+    }
+    // A file where the folder is to be.
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    let (said, found) = fid(&file.join("cache"));
+    assert_eq!((said.code, &found), (0, &lines), "{said:?}");
+    assert!(said.err.contains("cannot be kept"), "{}", said.err);
+}
+
+#[test]
+fn a_place_where_nothing_can_be_written_is_refused_before_the_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = text(&folder.path().join("missing/out.png"));
+    for command in [
+        &["sample", "--count", "2"][..],
+        &["reconstruct"],
+        &["filters"],
+        &["embed", "--split", "val"],
+        &["traverse", "--steps", "2"],
+    ] {
+        let (said, _) = evaluate(command, &["--out", &out]);
+        assert_eq!(said.code, 2, "{command:?}: {said:?}");
+        assert!(said.err.contains("missing: No such file"), "{}", said.err);
+    }
+    // A folder whose place is a file's.
+    let file = text(&folder.path().join("file"));
+    fs::write(&file, "").unwrap();
+    for (command, option) in [("sample", "--each"), ("export", "--out")] {
+        let (said, _) = evaluate(&[command], &[option, &file]);
+        assert_eq!(said.code, 2, "{command}: {said:?}");
+        assert!(said.err.contains("cannot use the output folder"), "{}", said.err);
+    }
 }

@@ -53,6 +53,23 @@ fn serves_as_the_run_does(run: &Path, exported: &Path) {
     assert!(live.code == 2 && live.err.contains("averaged"), "{}", live.err);
 }
 
+/// `export.json` names the checkpoint, the program and each file's hash.
+fn says_what_made_it(run: &Path, exported: &Path) {
+    let read = |path: &Path| std::fs::read(path).unwrap();
+    let about: Value = serde_json::from_slice(&read(&exported.join("export.json"))).unwrap();
+    let manifest = checkpoint::newest(&run.join("checkpoints")).unwrap().join("manifest.json");
+    assert_eq!(about["checkpoint"], common::files::sha256(&read(&manifest)));
+    assert_eq!((&about["step"], &about["device"]), (&2.into(), &"cpu".into()));
+    for key in ["version", "commit", "libtorch", "host", "time"] {
+        assert!(about[key].as_str().is_some_and(|word| !word.is_empty()), "{key} in {about}");
+    }
+    let files = about["files"].as_object().unwrap();
+    assert_eq!(files.len(), 4);
+    for (name, hash) in files {
+        assert_eq!(*hash, common::files::sha256(&read(&exported.join(name))), "{name}");
+    }
+}
+
 #[test]
 fn an_exported_model_says_in_other_programs_what_it_says_here() {
     let folder = tempfile::tempdir().unwrap();
@@ -63,7 +80,8 @@ fn an_exported_model_says_in_other_programs_what_it_says_here() {
     let args = ["export", "--run", &text(&out), "--out", &text(&exported), "--device", "cpu"];
     let said = trainer(&args);
     assert_eq!(said.code, 0, "{}", said.err);
-    assert_eq!(said.out.lines().count(), 4, "{}", said.out);
+    assert_eq!(said.out.lines().count(), 5, "{}", said.out);
+    says_what_made_it(&out, &exported);
 
     let config = run::read_config(&out).unwrap();
     let newest = checkpoint::newest(&out.join("checkpoints")).unwrap();

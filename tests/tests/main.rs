@@ -4,10 +4,12 @@
 
 mod bad_input;
 mod determinism;
+mod durability;
 mod evaluation;
 mod export;
 mod fixtures;
 mod hosts;
+mod programs;
 mod ranks;
 mod remote;
 mod repository;

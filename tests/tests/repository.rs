@@ -54,6 +54,7 @@ fn imports_go_one_way() {
     let layers: BTreeMap<&str, &[&str]> = BTreeMap::from([(
         "trainer",
         &[
+            "openmp",
             "error",
             "say",
             "stop",
@@ -66,11 +67,11 @@ fn imports_go_one_way() {
             "nn",
             "model",
             "device",
+            "provenance",
             "loss",
             "optim",
             "config",
             "peak",
-            "provenance",
             "state",
             "step",
             "fit",
@@ -78,6 +79,7 @@ fn imports_go_one_way() {
             "eval",
             "export",
             "health",
+            "evaluations",
             "log",
             "tensorboard",
             "inspect",

@@ -13,13 +13,15 @@
 //! work; the index, which does, is written at the end.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{BufRead, BufReader, Write};
+use std::fs::File;
+use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use common::files::replace_with;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use pipeline::container::Skipped;
 use pipeline::index::{Classes, Format, IndexWriter, Manifest};
@@ -781,17 +783,17 @@ impl Drop for Share<'_> {
 }
 
 /// Writes a JSON line for each; no file when there are none.
-fn write_lines(path: &PathBuf, lines: &[Rejected]) -> Result<(), Error> {
+fn write_lines(path: &Path, lines: &[Rejected]) -> Result<(), Error> {
     if lines.is_empty() {
         return Ok(());
     }
-    let write = || {
-        let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
+    let write = |file: &mut File| {
+        let mut file = BufWriter::new(file);
         for line in lines {
             serde_json::to_writer(&mut file, line)?;
             file.write_all(b"\n")?;
         }
-        file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()
+        file.flush()
     };
-    write().map_err(Error::io(path, "write it"))
+    replace_with(path, write).map_err(Error::io(path, "write it"))
 }

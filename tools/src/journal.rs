@@ -10,6 +10,7 @@ use std::io::{self, BufRead, BufReader, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use common::files;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -194,9 +195,9 @@ impl Workplace {
     /// Gives the folder its name. Everything but the journal must be on disk.
     pub(crate) fn publish(self) -> Result<(), Error> {
         let rename = |from: &Path, to: &Path| {
-            fs::rename(from, to).map_err(Error::io(from, "give it its final name"))
+            files::rename(from, to).map_err(Error::io(from, "give it its final name"))
         };
-        sync_dir(&self.dir)?;
+        files::sync_folder(&self.dir).map_err(Error::io(&self.dir, "sync it"))?;
         let mut old = self.dir.clone().into_os_string();
         old.push("-old");
         let old = PathBuf::from(old);
@@ -213,10 +214,7 @@ impl Workplace {
         if replaces {
             fs::remove_dir_all(&old).map_err(Error::io(&old, "remove what was replaced"))?;
         }
-        match self.output.parent() {
-            Some(parent) if parent != Path::new("") => sync_dir(parent),
-            _ => sync_dir(Path::new(".")),
-        }
+        Ok(())
     }
 
     /// Removes the temporary folder: nothing of the build remains.
@@ -332,8 +330,4 @@ fn append<T: Serialize>(journal: &mut File, line: &T) -> io::Result<()> {
     bytes.push(b'\n');
     journal.write_all(&bytes)?;
     journal.sync_data()
-}
-
-fn sync_dir(dir: &Path) -> Result<(), Error> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io(dir, "sync it"))
 }

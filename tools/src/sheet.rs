@@ -1,8 +1,10 @@
 //! Contact sheets: pictures of a data folder side by side, as PNG.
 
+use std::io::Cursor;
 use std::path::Path;
 use std::sync::Arc;
 
+use common::files::replace_file;
 use pipeline::decode::Decoder;
 use pipeline::index::Index;
 use pipeline::{Crop, Dataset, Heap, LastBatch, Loader, LoaderConfig, Mode, View};
@@ -57,18 +59,16 @@ impl Sheet {
     }
 }
 
-/// Writes RGB pixels, (height, width, 3), as a PNG file.
+/// Writes RGB pixels, (height, width, 3), as a PNG file, whole or not at all.
 ///
 /// # Errors
 /// The file cannot be written.
 pub fn save_png(path: &Path, pixels: &[u8], width: usize, height: usize) -> Result<(), Error> {
     let (width, height) = (width as u32, height as u32);
     let kind = image::ExtendedColorType::Rgb8;
-    image::save_buffer_with_format(path, pixels, width, height, kind, image::ImageFormat::Png)
-        .map_err(|error| match error {
-            image::ImageError::IoError(source) => Error::open(path)(source),
-            error => Error::Png(error),
-        })
+    let (mut png, format) = (Cursor::new(Vec::new()), image::ImageFormat::Png);
+    image::write_buffer_with_format(&mut png, pixels, width, height, kind, format)?;
+    replace_file(path, png.get_ref()).map_err(Error::open(path))
 }
 
 /// The bytes of the image `key` of the data folder `dir`.

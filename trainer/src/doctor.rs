@@ -7,6 +7,7 @@ use pipeline::Dataset;
 use pipeline::index::SplitRecord;
 
 use crate::device;
+use crate::provenance;
 
 /// One finding.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,22 +41,7 @@ pub fn examine(data: Option<&Path>) -> Vec<Finding> {
 
 /// Version of libtorch that tch was built for, and the library in use.
 fn libtorch() -> String {
-    let used = fs::read_to_string("/proc/self/maps")
-        .ok()
-        .and_then(|maps| {
-            let line = maps.lines().find(|line| line.ends_with("/libtorch_cpu.so"))?;
-            line.split_whitespace().last().map(str::to_owned)
-        })
-        .unwrap_or_else(|| "not found in this process".into());
-    let version = Path::new(&used)
-        .parent()
-        .and_then(Path::parent)
-        .and_then(|root| fs::read_to_string(root.join("version.py")).ok())
-        .and_then(|text| {
-            let line = text.lines().find(|line| line.starts_with("__version__"))?;
-            Some(line.split('\'').nth(1)?.to_owned())
-        })
-        .unwrap_or_else(|| "of unknown version".into());
+    let (version, used) = provenance::libtorch();
     format!("{version} ({used}); tch 0.24 expects 2.11.0")
 }
 

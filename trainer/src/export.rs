@@ -4,18 +4,20 @@
 //! reads standing statistics: nothing of training is left in them. Both files of a network hold the
 //! same tensors under the same names, on the CPU, in single precision.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, c_char, c_int, c_void};
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::ptr::null;
 use std::sync::Arc;
 
+use common::files;
 use pipeline::Dataset;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
+use serde::Serialize;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::config::Config;
@@ -24,6 +26,7 @@ use crate::eval::Model;
 use crate::eval::linear::BN_EPS;
 use crate::model::{Code, Encoder};
 use crate::nn::{Params, Statistics};
+use crate::provenance::Provenance;
 use crate::shim::outcome;
 
 /// Keys of what an exported encoder returns, those of the published module.
@@ -35,8 +38,10 @@ use crate::shim::outcome;
 pub const OUTPUTS: [&str; 5] = ["z_sample", "z_mean", "z_stdev", "avepool_feat", "bn_crelu_feat"];
 
 /// Writes `generator.safetensors`, `generator.pt` and, where `model` has an encoder, the same of
-/// `encoder` into `out`, each whole or not at all. `step` is noted in them, `train` is the training
-/// split. Returns what was written.
+/// `encoder` into `out`, then `export.json`, which says what made them, of which checkpoint, and their
+/// SHA-256. Every file is whole before the first appears, and on the disk in the end. `step` is noted in
+/// them, `train` is the training split. Equal weights give equal files, but for `export.json`. Returns
+/// what was written.
 ///
 /// # Shapes
 /// The generator takes z (N, Z) and returns images (N, 3, R_G, R_G) in [-1, 1]. The encoder takes
@@ -45,7 +50,43 @@ pub const OUTPUTS: [&str; 5] = ["z_sample", "z_mean", "z_stdev", "avepool_feat",
 /// # Errors
 /// [`Error::Io`]; [`Error::Data`] if images cannot be read; [`Error::Torch`] if libtorch refuses.
 pub fn export(model: &Model, step: u64, train: &Arc<Dataset>, out: &Path) -> Result<Vec<PathBuf>> {
-    fs::create_dir_all(out).map_err(Error::io("create", out))?;
+    make_folder(out)?;
+    let aside = out.join(format!(".export.{}.tmp", std::process::id()));
+    fs::create_dir_all(&aside).map_err(Error::io("create", &aside))?;
+    let written = write(model, step, train, &aside).and_then(|written| publish(written, out));
+    // Empty by then, or of no use.
+    let removed = fs::remove_dir_all(&aside).map_err(Error::io("remove", &aside));
+    written.and_then(|written| removed.map(|()| written))
+}
+
+/// Makes the folder that is exported to, where it is not there.
+///
+/// # Errors
+/// [`Error::Output`].
+pub fn make_folder(out: &Path) -> Result<()> {
+    if out.is_dir() {
+        return Ok(());
+    }
+    let made = fs::create_dir_all(out).and_then(|()| files::sync_folder_of(out));
+    made.map_err(|e| Error::Output { path: out.to_owned(), reason: format!("{e}: name another") })
+}
+
+/// Gives the files in a folder in `out` their place there.
+fn publish(written: Vec<PathBuf>, out: &Path) -> Result<Vec<PathBuf>> {
+    for path in &written {
+        files::sync_file(path).map_err(Error::io("sync", path))?;
+    }
+    let named = |path: PathBuf| {
+        let to = out.join(path.file_name().unwrap_or_default());
+        fs::rename(&path, &to).map_err(Error::io("write", &to))?;
+        Ok(to)
+    };
+    let named = written.into_iter().map(named).collect::<Result<_>>()?;
+    files::sync_folder(out).map_err(Error::io("sync", out))?;
+    Ok(named)
+}
+
+fn write(model: &Model, step: u64, train: &Arc<Dataset>, out: &Path) -> Result<Vec<PathBuf>> {
     let c = model.config();
     let (g, params) = model.generator();
     let network = Network {
@@ -73,7 +114,41 @@ pub fn export(model: &Model, step: u64, train: &Arc<Dataset>, out: &Path) -> Res
         let x = Tensor::zeros([2, 3, c.e.res, c.e.res], (Kind::Float, model.device()));
         written.extend(network.write(out, &x, &|x| encoded(e, &norm, x))?);
     }
+    written.push(About::of(model, step, &written)?.write(out)?);
     Ok(written)
+}
+
+/// What is exported, and what made it: `export.json`.
+#[derive(Debug, Serialize)]
+struct About<'a> {
+    step: u64,
+    /// SHA-256 of the checkpoint's manifest.
+    checkpoint: Option<&'a str>,
+    /// SHA-256 of each file.
+    files: BTreeMap<String, String>,
+    #[serde(flatten)]
+    provenance: Provenance,
+}
+
+impl<'a> About<'a> {
+    fn of(model: &'a Model, step: u64, written: &[PathBuf]) -> Result<Self> {
+        let checkpoint = model.subject().checkpoint.as_deref();
+        let mut files = BTreeMap::new();
+        for path in written {
+            let hash = File::open(path).and_then(files::sha256_of);
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            files.insert(name, hash.map_err(Error::io("read", path))?.1);
+        }
+        Ok(Self { step, checkpoint, files, provenance: Provenance::here(model.device()) })
+    }
+
+    fn write(&self, out: &Path) -> Result<PathBuf> {
+        let path = out.join("export.json");
+        let mut text = serde_json::to_string_pretty(self).expect("plain values");
+        text.push('\n');
+        fs::write(&path, text).map_err(Error::io("write", &path))?;
+        Ok(path)
+    }
 }
 
 /// Mean and biased variance of a over training images, each (features): what the parameter-free batch
@@ -166,17 +241,11 @@ type Forward<'a> = dyn Fn(&Tensor) -> Vec<Tensor> + 'a;
 impl Network {
     /// Both files. `forward` reads the tensors of `self`; it runs once, on `example`.
     fn write(self, out: &Path, example: &Tensor, forward: &Forward<'_>) -> Result<Vec<PathBuf>> {
-        let whole = |extension: &str, write: &dyn Fn(&Path) -> Result<()>| {
-            let path = out.join(format!("{}.{extension}", self.name));
-            let aside = out.join(format!("{}.{extension}.partial", self.name));
-            write(&aside)?;
-            fs::rename(&aside, &path).map_err(Error::io("write", &path))?;
-            Ok::<_, Error>(path)
-        };
-        Ok(vec![
-            whole("safetensors", &|path| self.write_safetensors(path))?,
-            whole("pt", &|path| no_grad(|| self.write_script(path, example, forward)))?,
-        ])
+        let [tensors, script] =
+            ["safetensors", "pt"].map(|kind| out.join(format!("{}.{kind}", self.name)));
+        self.write_safetensors(&tensors)?;
+        no_grad(|| self.write_script(&script, example, forward))?;
+        Ok(vec![tensors, script])
     }
 
     fn write_safetensors(&self, path: &Path) -> Result<()> {

@@ -12,11 +12,9 @@ use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::evaluations;
 use crate::health::Signals;
 use crate::say::note;
-
-/// The file of a run's folder to which evaluation commands append.
-const EVALUATIONS: &str = "evaluations.jsonl";
 
 /// One line of `stats.jsonl`, written every `log.every` steps; means are over those steps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -158,7 +156,7 @@ impl Lines {
         let Some((metric, key)) = measure.rsplit_once('.') else { return Ok(None) };
         let mut text = self.text()?;
         // Of commands, those of today in a file of their own.
-        let of_commands = self.path.with_file_name(EVALUATIONS);
+        let of_commands = self.path.with_file_name(evaluations::FILE);
         text.push_str(&fs::read_to_string(of_commands).unwrap_or_default());
         let read = |line: &str| {
             let line: serde_json::Value = serde_json::from_str(line).ok()?;

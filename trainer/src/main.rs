@@ -8,12 +8,12 @@ use clap::{Parser, Subcommand};
 use commands::{
     bench_batch, doctor, embed, eval, export, inspect, launch, pictures, report, run, study, walk,
 };
-use trainer::say;
+use trainer::{provenance, say};
 
 /// Trains BigBiGAN: a generator, an encoder and a discriminator, with no labels.
 #[derive(Debug, Parser)]
 #[command(
-    version,
+    version = provenance::version(),
     after_help = "Example: trainer run --preset demo --data demo/data-cifar10 --out runs/first"
 )]
 struct Cli {
@@ -61,6 +61,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    provenance::set_commit(commit::commit!());
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_env_filter(tracing_subscriber::EnvFilter::new("warn"))

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use common::files::replace_file;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::evaluations::{self, lines};
 
 /// Earlier pictures of one kind shown beside the newest.
 const EARLIER: usize = 3;
@@ -67,9 +69,8 @@ const SPEED: [Chart; 3] = [
 /// [`Error::Output`] if it is not the folder of a run; [`Error::Io`].
 pub fn write(run: &Path) -> Result<PathBuf> {
     let page = html(run)?;
-    let (path, aside) = (run.join("report.html"), run.join("report.html.partial"));
-    fs::write(&aside, page).map_err(Error::io("write", &aside))?;
-    fs::rename(&aside, &path).map_err(Error::io("rename", &aside))?;
+    let path = run.join("report.html");
+    replace_file(&path, page.as_bytes()).map_err(Error::io("write", &path))?;
     Ok(path)
 }
 
@@ -98,7 +99,7 @@ pub fn html(run: &Path) -> Result<String> {
         body.push_str(&section(title, &format!("<div class=grid>{charts}</div>")));
     }
     body.push_str(&section("Pictures", &pictures(&run.join("images"))));
-    body.push_str(&section("Metrics", &metrics(&lines(&run.join("metrics.jsonl")))));
+    body.push_str(&section("Metrics", &metrics(&evaluations::of(run))));
     let settings =
         format!("<details><summary>config.toml</summary><pre>{}</pre></details>", escaped(&config));
     body.push_str(&section("Settings", &settings));
@@ -114,12 +115,6 @@ pub(crate) fn page(title: &str, body: &str) -> String {
          <style>{STYLE}</style></head><body>\n{body}</body></html>\n",
         escaped(title)
     )
-}
-
-/// The objects of a file of JSON lines; a line being written, or no file, is none.
-pub(crate) fn lines(path: &Path) -> Vec<Map<String, Value>> {
-    let text = fs::read_to_string(path).unwrap_or_default();
-    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
 fn number(line: &Map<String, Value>, key: &str) -> Option<f64> {
@@ -507,6 +502,7 @@ mod tests {
         let incident = "{\"step\":150,\"incident\":\"samples_alike\",\"text\":\"<script>1 & 2\"}\n";
         put("incidents.jsonl", incident);
         put("metrics.jsonl", "{\"metric\":\"fid\",\"step\":200,\"value\":12.34567}\n");
+        put("evaluations.jsonl", "{\"metric\":\"knn\",\"step\":200,\"value\":65.4321}\n");
         fs::create_dir(folder.path().join("images")).unwrap();
         for name in ["samples", "samples-00000100", "samples-00000050", "reals"] {
             let path = folder.path().join("images").join(format!("{name}.png"));
@@ -546,7 +542,8 @@ mod tests {
         assert_eq!(page.matches("<img ").count(), 4);
         let at = |what: &str| page.find(what).unwrap_or_else(|| panic!("no {what}"));
         assert!(at("alt=\"newest\"") < at("step 100") && at("step 100") < at(">step 50<"));
-        for text in ["step 200 of 400", "a&lt;b&gt;&amp;c", "&lt;script&gt;1 &amp; 2", "12.35"] {
+        let escaped = ["a&lt;b&gt;&amp;c", "&lt;script&gt;1 &amp; 2"];
+        for text in ["step 200 of 400", "12.35", "65.43"].into_iter().chain(escaped) {
             assert!(page.contains(text), "{text}");
         }
         // The incident is marked in every curve.

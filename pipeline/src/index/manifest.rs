@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use common::files::replace_file;
 use serde::{Deserialize, Serialize};
 
 use super::{ShardRecord, SplitRecord};
 use crate::address::RemoteOptions;
 use crate::error::Error;
 use crate::folder::Folder;
-use crate::shard::write_atomically;
 
 /// Name of the manifest in a data folder.
 pub const MANIFEST_FILE: &str = "manifest.json";
@@ -172,5 +172,5 @@ fn save_json<T: Serialize>(path: &Path, value: &T) -> Result<(), Error> {
     let mut bytes = serde_json::to_vec_pretty(value)
         .map_err(|source| Error::Json { path: path.to_path_buf(), source })?;
     bytes.push(b'\n');
-    write_atomically(path, &bytes)
+    replace_file(path, &bytes).map_err(Error::io("write", path))
 }

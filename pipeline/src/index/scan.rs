@@ -12,6 +12,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use common::files::replace_file;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
@@ -22,7 +23,7 @@ use crate::container::{
 };
 use crate::error::Error;
 use crate::folder::Folder;
-use crate::shard::{Entry, Written, write_atomically};
+use crate::shard::{Entry, Written};
 
 /// What to do where shards cannot be read in place.
 const MEND: &str =
@@ -114,7 +115,7 @@ pub(super) fn open(folder: &Folder) -> Result<Index, Error> {
     for (index, changed) in known.iter().zip(&changed) {
         let Changed::Shards(numbers) = changed else { continue };
         if let Some(stamps) = checked(index, numbers)? {
-            return keep(folder, dir, &index.restamped(&stamps));
+            return keep_or_hold(folder, dir, index.restamped(&stamps));
         }
     }
     let choice = known
@@ -128,7 +129,7 @@ pub(super) fn open(folder: &Folder) -> Result<Index, Error> {
             changed.words(index)
         );
     }
-    scan(folder, dir, &shards, &choice)
+    keep_or_hold(folder, dir, scan(dir, &shards, &choice)?)
 }
 
 /// Makes the index of a folder of shards anew, whatever index it has, unless it was built.
@@ -148,7 +149,7 @@ pub(super) fn make(folder: &Folder, choice: &Choice) -> Result<Index, Error> {
         Err(error @ (Error::NoFolder { .. } | Error::Io { .. })) => return Err(error),
         _ => {}
     }
-    scan(folder, dir, &shards_of(dir)?, choice)
+    keep(folder, dir, &scan(dir, &shards_of(dir)?, choice)?)
 }
 
 fn foreign(dir: &Path, problem: impl Into<String>, mend: &str) -> Error {
@@ -180,16 +181,26 @@ fn cache_path(dir: &Path) -> Option<PathBuf> {
 
 /// Writes an index beside the shards, or into the cache where that cannot be done, and reads it.
 fn keep(folder: &Folder, dir: &Path, bytes: &[u8]) -> Result<Index, Error> {
-    let refused = match write_atomically(&dir.join(INDEX_FILE), bytes) {
+    let beside = dir.join(INDEX_FILE);
+    let refused = match replace_file(&beside, bytes) {
         Ok(()) => return Index::read_in(folder),
-        Err(error) => error,
+        Err(error) => Error::io("write", &beside)(error),
     };
     let cached = cache_path(dir).ok_or(refused)?;
     if let Some(parent) = cached.parent() {
         std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
     }
-    write_atomically(&cached, bytes)?;
+    replace_file(&cached, bytes).map_err(Error::io("write", &cached))?;
     Index::read_at(folder, &cached)
+}
+
+/// The same; an index that can be kept nowhere is held in memory, and made again the next time.
+fn keep_or_hold(folder: &Folder, dir: &Path, bytes: Vec<u8>) -> Result<Index, Error> {
+    keep(folder, dir, &bytes).or_else(|error| {
+        let dir = dir.display();
+        tracing::warn!("{dir}: its index cannot be kept, and is made again each time: {error}");
+        Index::parse(folder, folder.path().join(INDEX_FILE), bytes)
+    })
 }
 
 /// How the shards of a folder differ from those its index was made of.
@@ -294,12 +305,7 @@ fn shards_of(dir: &Path) -> Result<Vec<(Split, String)>, Error> {
     Ok(shards)
 }
 
-fn scan(
-    folder: &Folder,
-    dir: &Path,
-    shards: &[(Split, String)],
-    choice: &Choice,
-) -> Result<Index, Error> {
+fn scan(dir: &Path, shards: &[(Split, String)], choice: &Choice) -> Result<Vec<u8>, Error> {
     let mut index = IndexWriter::new();
     let (mut stamps, mut skipped) = (Vec::new(), Skipped::new());
     for of_split in shards.chunk_by(|a, b| a.0 == b.0) {
@@ -336,7 +342,7 @@ fn scan(
         tracing::warn!("{}: passed over {count} {kind}, such as {example}", dir.display());
     }
     let scan = Scan { choice: choice.clone(), skipped };
-    keep(folder, dir, &index.scanned(stamps, scan).to_bytes())
+    Ok(index.scanned(stamps, scan).to_bytes())
 }
 
 /// All samples of a split have labels, or none has.

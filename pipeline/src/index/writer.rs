@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
+use common::files::replace_file;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::manifest::{ManifestSplit, manifest_split};
@@ -12,7 +13,7 @@ use super::{
     VERSION_SCANNED,
 };
 use crate::error::Error;
-use crate::shard::{Entry, Written, write_atomically};
+use crate::shard::{Entry, Written};
 
 /// Gathers an index while shards are written, split after split and shard after shard:
 /// [`begin_split`](Self::begin_split), then for each shard its [`sample`](Self::sample)s and
@@ -110,7 +111,8 @@ impl IndexWriter {
     /// [`Error::DuplicateKey`] when a split holds a key twice, [`Error::Io`] when writing fails.
     pub fn write(&self, dir: &Path) -> Result<(), Error> {
         self.check_keys(dir)?;
-        write_atomically(&dir.join(INDEX_FILE), &self.to_bytes())
+        let path = dir.join(INDEX_FILE);
+        replace_file(&path, &self.to_bytes()).map_err(Error::io("write", &path))
     }
 
     /// Marks the index as made from shards that came without one.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
@@ -26,13 +26,19 @@ use tools::{Error, Existing};
 
 /// Turns image archives into tar shards that decode fast, and checks and shows such shards.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100, disable_help_flag = true, disable_help_subcommand = true)]
+#[command(name = "shard-imagenet", version = version(), max_term_width = 100, disable_help_flag = true, disable_help_subcommand = true)]
 struct Command {
     /// Print help
     #[arg(short, long, global = true, action = clap::ArgAction::HelpShort)]
     help: Option<bool>,
     #[command(subcommand)]
     job: Job,
+}
+
+/// Version and commit.
+fn version() -> &'static str {
+    static VERSION: OnceLock<String> = OnceLock::new();
+    VERSION.get_or_init(|| format!("{} (commit {})", env!("CARGO_PKG_VERSION"), commit::commit!()))
 }
 
 #[derive(Debug, Subcommand)]

@@ -235,7 +235,7 @@ fn a_manifest_says_what_was_trained_by_which_program_and_where() {
     assert_eq!(Config::parse(&manifest.config).unwrap(), config());
     assert_eq!(manifest.config_sha256, common::files::sha256(manifest.config.as_bytes()));
     let provenance = manifest.provenance.unwrap();
-    assert_eq!((provenance.host, provenance.device), (common::host(), "Cpu".to_owned()));
+    assert_eq!((provenance.host, provenance.device), (common::host(), "cpu".to_owned()));
 }
 
 #[test]

@@ -41,6 +41,9 @@ pub(crate) fn embed(args: &EmbedArgs) -> Result<()> {
         return Err(usage("bn_crelu depends on all rows: embed avepool and normalise them"));
     }
     let config = args.on.config()?;
+    let mut rows = args.out.clone().into_os_string();
+    rows.push(".npy");
+    super::pictures::check_place(rows.as_ref())?;
     let files = args.images.as_deref().map(image_files).transpose()?;
     let model = args.on.model(&config, args.on.variant())?;
     let (embedding, unread) = match &files {

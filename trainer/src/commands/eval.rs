@@ -1,5 +1,6 @@
 //! `trainer eval`: numbers of a run, with their protocols.
 
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -7,14 +8,13 @@ use clap::{Subcommand, ValueEnum};
 use comfy_table::Table;
 use pipeline::Dataset;
 use serde::Serialize;
-use trainer::error::Result;
+use trainer::error::{Error, Result};
 use trainer::eval::extractor::Extractor;
 use trainer::eval::features::Feature;
 use trainer::eval::linear::{self, Protocol, Selection};
 use trainer::eval::resize::Resizer;
 use trainer::eval::{Variant, agreement, fid, knn};
-use trainer::log::Lines;
-use trainer::run;
+use trainer::{evaluations, run};
 
 use super::{On, table, usage};
 
@@ -232,6 +232,7 @@ fn linear(args: &LinearArgs) -> Result<()> {
         test: run::open_data(&config, &split)?,
         train,
     };
+    warn_unless_kept(&args.on);
     let mut lines = task.run(&args.on.model(&config, args.on.variant())?)?;
     if !args.no_baselines {
         let initial = args.on.model(&config, Variant::Initial)?;
@@ -239,7 +240,6 @@ fn linear(args: &LinearArgs) -> Result<()> {
         task.features = vec![Feature::Pixels];
         lines.extend(task.run(&initial)?);
     }
-    record(&args.on, &lines)?;
     let mut table = table(["feature", "weights", "width", "top-1", "top-5", "rate", "steps"]);
     for line in &lines {
         let r = &line.result;
@@ -254,7 +254,7 @@ fn linear(args: &LinearArgs) -> Result<()> {
         ]);
     }
     let (line, r) = (&lines[0], &lines[0].result);
-    println!(
+    let head = format!(
         "step {}: {} training images ({}), {} of {split} ({}); rate and length chosen on: {}",
         line.subject.step,
         r.train_images,
@@ -263,8 +263,7 @@ fn linear(args: &LinearArgs) -> Result<()> {
         word(&line.crop),
         line.selected_on
     );
-    show(&table, &lines);
-    Ok(())
+    finish(&args.on, &head, &table, &lines)
 }
 
 fn knn(args: &KnnArgs) -> Result<()> {
@@ -279,20 +278,19 @@ fn knn(args: &KnnArgs) -> Result<()> {
     if args.feature == Feature::BnCrelu {
         return Err(usage("neighbours are found by avepool, mu, a stage or pixels, not bn_crelu"));
     }
+    warn_unless_kept(&args.on);
     let lines = task.run(&args.on.model(&config, args.on.variant())?)?;
-    record(&args.on, &lines)?;
     let mut table = table(["distance", "k = 1", "k = 5", "k = 25", "k = 50"]);
     for line in &lines {
         let accuracies = line.top1.values().map(|top1| format!("{top1:.2} %"));
         table.add_row(std::iter::once(line.distance.to_string()).chain(accuracies));
     }
     let line = &lines[0];
-    println!(
+    let head = format!(
         "step {}: {} of {} images vote on {} of {split}",
         line.subject.step, args.feature, line.train_images, line.test_images
     );
-    show(&table, &lines);
-    Ok(())
+    finish(&args.on, &head, &table, &lines)
 }
 
 fn fid(args: &FidArgs) -> Result<()> {
@@ -311,8 +309,9 @@ fn fid(args: &FidArgs) -> Result<()> {
     };
     let truncations: Vec<_> =
         std::iter::once(None).chain(args.truncation.iter().copied().map(Some)).collect();
+    let width = task.extractor.width()?;
+    warn_unless_kept(&args.on);
     let lines = task.run(&mut args.on.model(&config, args.on.variant())?, &truncations)?;
-    record(&args.on, &lines)?;
     let names: Vec<&String> = lines[0].scores.keys().collect();
     let header = std::iter::once("truncation").chain(names.iter().map(|name| name.as_str()));
     let mut table = table(header);
@@ -322,7 +321,7 @@ fn fid(args: &FidArgs) -> Result<()> {
         table.add_row(std::iter::once(bound).chain(scores));
     }
     let line = &lines[0];
-    println!(
+    let mut head = format!(
         "step {}: {} generated images against {} of {}, by {} ({}), resized by {}",
         line.subject.step,
         line.images,
@@ -332,12 +331,12 @@ fn fid(args: &FidArgs) -> Result<()> {
         task.extractor.name,
         line.resizer
     );
-    let width = task.extractor.width()?;
     if line.images.min(line.reference_images) <= width {
-        println!("note: no more images than features ({width}): the distance is far too large");
+        head += &format!(
+            "\nnote: no more images than features ({width}): the distance is far too large"
+        );
     }
-    show(&table, &lines);
-    Ok(())
+    finish(&args.on, &head, &table, &lines)
 }
 
 fn agreement(args: &AgreementArgs) -> Result<()> {
@@ -353,8 +352,8 @@ fn agreement(args: &AgreementArgs) -> Result<()> {
         test_images: args.images,
         seed: config.train.seed,
     };
+    warn_unless_kept(&args.on);
     let line = task.run(&args.on.model(&config, args.on.variant())?)?;
-    record(&args.on, std::slice::from_ref(&line))?;
     let mut table = table(["", "G(E(x))", "x itself", "chance"]);
     let percent = |share: f64| format!("{share:.1} %");
     table.add_row([
@@ -370,15 +369,14 @@ fn agreement(args: &AgreementArgs) -> Result<()> {
         "0".into(),
         error(line.error_chance),
     ]);
-    println!(
+    let head = format!(
         "step {}: {} images of {split}, judged by {} (classifier trained on {} real images)",
         line.subject.step,
         line.test_images,
         args.by.extractor.display(),
         line.train_images
     );
-    show(&table, &[line]);
-    Ok(())
+    finish(&args.on, &head, &table, &[line])
 }
 
 /// Where reference statistics are kept between runs.
@@ -398,16 +396,31 @@ fn word(value: &impl Serialize) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
-/// Appends lines to the run's metrics: before anything is printed, for a pipe may have closed.
-fn record(on: &On, lines: &[impl Serialize]) -> Result<()> {
-    let mut metrics = Lines::open(&on.networks.run.join("metrics.jsonl"), u64::MAX)?;
-    lines.iter().try_for_each(|line| metrics.write(line))
+/// Says at once, before hours of work, that what is found cannot be kept with the run. It may be somebody
+/// else's, or an exported model: the work is done all the same.
+fn warn_unless_kept(on: &On) {
+    if let Err(error) = evaluations::check(&on.networks.run) {
+        eprintln!("warning: {}; the result will be printed alone", pipeline::report(&error));
+    }
 }
 
-/// Prints the table, then the lines.
-fn show(table: &Table, lines: &[impl Serialize]) {
-    println!("{table}");
-    for line in lines {
-        println!("{}", serde_json::to_string(line).expect("a line of plain values"));
+/// Prints what was found, and then adds its lines to those of the run. A reader that has gone away keeps
+/// none of it from the run.
+fn finish(on: &On, head: &str, table: &Table, lines: &[impl Serialize]) -> Result<()> {
+    let json = |line| serde_json::to_string(line).expect("a line of plain values") + "\n";
+    let text = format!("{head}\n{table}\n{}", lines.iter().map(json).collect::<String>());
+    let mut out = std::io::stdout().lock();
+    let printed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    let path = on.networks.run.join(evaluations::FILE);
+    let kept = lines.iter().try_for_each(|line| evaluations::append(&path, line));
+    if kept.is_err() && printed.is_ok() {
+        eprintln!("the result above could not be kept with the run");
+    }
+    kept?;
+    match printed {
+        Err(source) if source.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::Io { action: "write to", path: "standard output".into(), source })
+        }
+        _ => Ok(()),
     }
 }

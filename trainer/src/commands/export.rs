@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use trainer::error::Result;
 use trainer::eval::{Model, Variant};
-use trainer::export::export;
+use trainer::export::{export, make_folder};
 use trainer::{checkpoint, run};
 
 use super::{Networks, config_of};
@@ -26,6 +26,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let train = run::open_data(&config, "train")?;
     let path = of.checkpoint()?;
     let step = checkpoint::read_manifest(&path)?.step;
+    // Found out now, not after the statistics are collected.
+    make_folder(&args.out)?;
     let model = Model::load(&path, &config, of.device()?, Variant::Average, Some(&train))?;
     for file in export(&model, step, &train, &args.out)? {
         println!("{}", file.display());

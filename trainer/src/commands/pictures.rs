@@ -1,6 +1,7 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use trainer::error::Result;
+use rustix::fs::{Access, access};
+use trainer::error::{Error, Result};
 use trainer::eval::pictures;
 use trainer::run;
 
@@ -47,12 +48,33 @@ pub(crate) struct ReconstructArgs {
     out: PathBuf,
 }
 
+/// Refuses a file that cannot be written where it is to be, before there is work to lose.
+pub(super) fn check_place(file: &Path) -> Result<()> {
+    let folder = file.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    let refuse = |reason| Err(Error::Output { path: folder.to_owned(), reason });
+    if file.is_dir() {
+        let name = file.file_name().unwrap_or_default().display();
+        return refuse(format!("{name} is a folder in it: give the name of a file"));
+    }
+    match access(folder, Access::WRITE_OK | Access::EXEC_OK) {
+        Ok(()) => Ok(()),
+        Err(e) => refuse(format!("{}: make it, or name another", std::io::Error::from(e))),
+    }
+}
+
 pub(crate) fn sample(args: &SampleArgs) -> Result<()> {
     const PASS: i64 = 64;
     if args.each.is_none() && args.count > 4096 {
         return Err(usage("a grid has 4096 images at most; --each DIR writes one by one"));
     }
     let config = config_of(&args.networks.run, None)?;
+    match &args.each {
+        Some(folder) => std::fs::create_dir_all(folder).map_err(|e| Error::Output {
+            path: folder.clone(),
+            reason: format!("{e}: name another"),
+        })?,
+        None => check_place(&args.out)?,
+    }
     let mut model = args.networks.load(&config, variant(args.live), false)?;
     model.truncate(args.truncation)?;
     let Some(folder) = &args.each else {
@@ -75,6 +97,7 @@ pub(crate) fn reconstruct(args: &ReconstructArgs) -> Result<()> {
     let config = args.on.config()?;
     let split = args.split.as_ref().unwrap_or(&config.eval.split);
     let split = run::open_data(&config, split)?;
+    check_place(&args.out)?;
     let model = args.on.model(&config, args.on.variant())?;
     pictures::save(&run::reconstructions(&model, &split, args.sampled)?, &args.out)?;
     println!("{}", args.out.display());

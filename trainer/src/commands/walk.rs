@@ -28,6 +28,7 @@ impl Picture {
     }
 
     fn model(&self) -> Result<Model> {
+        super::pictures::check_place(&self.out)?;
         self.on.model(&self.on.config()?, self.on.variant())
     }
 }

@@ -37,7 +37,7 @@ pub struct Task {
     pub seed: u64,
 }
 
-/// What came out: a line of `metrics.jsonl`. Shares are in percent.
+/// What came out: a line of `evaluations.jsonl`. Shares are in percent.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Line {
     /// `agreement-EXTRACTOR`.

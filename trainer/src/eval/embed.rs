@@ -4,11 +4,11 @@
 //! `NAME.json` the feature, the model and the crop.
 
 use std::fs;
-use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use common::files::replace_file;
 use pipeline::container::Skipped;
 use pipeline::decode::{DecodeOptions, Decoder};
 use pipeline::{Dataset, LoaderConfig};
@@ -176,8 +176,7 @@ impl Embedding {
         }
         for (extension, bytes) in parts {
             let path = beside(name, extension);
-            let write = |path: &Path| fs::File::create(path).and_then(|mut f| f.write_all(&bytes));
-            write(&path).map_err(Error::io("write", &path))?;
+            replace_file(&path, &bytes).map_err(Error::io("write", &path))?;
         }
         Ok(())
     }

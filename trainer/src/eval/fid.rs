@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use common::files;
 use pipeline::{Dataset, Mode};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use super::extractor::Extractor;
@@ -45,11 +46,12 @@ pub struct Task {
     pub splits: i64,
     /// Which latents: of the same number the same images.
     pub draw: u64,
-    /// Folder of reference statistics made before; none to make them anew.
+    /// Folder of reference statistics made before; none to make them anew. One that cannot be read or
+    /// written is warned of, and done without.
     pub cache: Option<PathBuf>,
 }
 
-/// What came out, with all that is needed to find it again: a line of `metrics.jsonl`.
+/// What came out, with all that is needed to find it again: a line of `evaluations.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Line {
     /// `fid` if the extractor is the Inception of 2015, else `fd-EXTRACTOR`.
@@ -118,7 +120,7 @@ impl Task {
     /// Scores the model at each truncation (none: the whole prior).
     ///
     /// # Errors
-    /// [`Error::Data`], [`Error::Torch`] from a script, [`Error::Io`] from the cache;
+    /// [`Error::Data`], [`Error::Torch`] from a script;
     /// [`Error::Config`] for counts that are too small, and truncations a run cannot have.
     pub fn run(&self, model: &mut Model, truncations: &[Option<f64>]) -> Result<Vec<Line>> {
         let reference_images = self.reference_images.min(self.reference.len() as i64);
@@ -208,7 +210,7 @@ impl Task {
 
     fn reference(&self, model: &Model, count: i64, manifold_images: i64) -> Result<Side> {
         let provenance = Provenance {
-            format: 1,
+            format: 2,
             data: self.reference.fingerprint(),
             split: self.reference.split(),
             images: count,
@@ -223,20 +225,40 @@ impl Task {
         let path = self
             .cache
             .as_ref()
-            .map(|dir| dir.join(format!("{}.safetensors", common::files::sha256(text.as_bytes()))));
+            .map(|dir| dir.join(format!("{}.safetensors", files::sha256(text.as_bytes()))));
+        let warn = |doing: &str, path: &Path, error: Error| {
+            let path = path.display();
+            tracing::warn!("{path}: reference statistics cannot be {doing}: {error}");
+        };
         if let Some(path) = path.as_ref().filter(|path| path.exists()) {
-            return self.read(path, manifold_images);
+            match self.read(path, manifold_images) {
+                Ok(side) => return Ok(side),
+                Err(error) => warn("used, and are made anew", path, error),
+            }
         }
         let images =
             model.references(&self.reference, count)?.map(|batch| Ok(to_u8(&batch?.0.small)));
         let side = self.gather(images, manifold_images)?;
-        if let Some(path) = path {
-            write(&path, &side, &text)?;
+        if let Some(path) = path
+            && let Err(error) = write(&path, &side, provenance)
+        {
+            warn("kept for the next time", &path, error);
         }
         Ok(side)
     }
 
     fn read(&self, path: &Path, manifold_images: i64) -> Result<Side> {
+        let about = path.with_extension("json");
+        let about_bytes = std::fs::read(&about).map_err(Error::io("read", &about))?;
+        let damaged = |path: &Path, what: String| {
+            Error::io("use", path)(std::io::Error::new(std::io::ErrorKind::InvalidData, what))
+        };
+        let kept: Kept = serde_json::from_slice(&about_bytes)
+            .map_err(|e| damaged(&about, format!("{e}: it is damaged")))?;
+        let hash = std::fs::File::open(path).and_then(files::sha256_of);
+        if hash.map_err(Error::io("read", path))?.1 != kept.sha256 {
+            return Err(damaged(path, "it is damaged (another SHA-256 than it had)".into()));
+        }
         let width = self.extractor.width()?;
         let empty = |shape: &[i64], kind| Tensor::zeros(shape, (kind, Device::Cpu));
         let mut tensors = vec![
@@ -280,17 +302,33 @@ impl Task {
     }
 }
 
-/// The statistics and, beside them, what they follow from.
-fn write(path: &Path, side: &Side, provenance: &str) -> Result<()> {
+/// What is beside the statistics and says whether they are whole.
+#[derive(Debug, Deserialize)]
+struct Kept {
+    sha256: String,
+}
+
+/// The statistics and, beside them, what they follow from and their hash.
+fn write(path: &Path, side: &Side, provenance: Provenance<'_>) -> Result<()> {
+    #[derive(Serialize)]
+    struct About<'a> {
+        #[serde(flatten)]
+        provenance: Provenance<'a>,
+        sha256: String,
+    }
     let folder = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     let named: Named =
         [("mean", &side.mean), ("covariance", &side.covariance), ("rows", &side.rows)]
             .map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone()))
             .into();
-    let json = path.with_extension("json");
-    std::fs::write(&json, provenance).map_err(Error::io("write", &json))?;
     let aside = path.with_extension(format!("partial.{}", std::process::id()));
-    write_tensors(&aside, &named)?;
-    std::fs::rename(&aside, path).map_err(Error::io("rename", &aside))
+    let attempt = || {
+        let sha256 = write_tensors(&aside, &named)?.sha256;
+        files::rename(&aside, path).map_err(Error::io("rename", &aside))?;
+        let about = serde_json::to_vec(&About { provenance, sha256 }).expect("plain values");
+        let json = path.with_extension("json");
+        files::replace_file(&json, &about).map_err(Error::io("write", &json))
+    };
+    attempt().inspect_err(|_| drop(std::fs::remove_file(&aside)))
 }

@@ -63,7 +63,7 @@ pub struct Task {
     pub test: Arc<Dataset>,
 }
 
-/// What the neighbours said, with all that is needed to ask them again: a line of `metrics.jsonl`.
+/// What the neighbours said, with all that is needed to ask them again: a line of `evaluations.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Line {
     /// `knn_DISTANCE_FEATURE`.

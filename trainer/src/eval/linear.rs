@@ -198,7 +198,7 @@ pub struct Task {
     pub test: Arc<Dataset>,
 }
 
-/// What a probe found, with all that is needed to find it again: a line of `metrics.jsonl`.
+/// What a probe found, with all that is needed to find it again: a line of `metrics.jsonl`, or of `evaluations.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Line {
     /// `linear_probe_FEATURE`.

@@ -28,7 +28,7 @@ pub enum Variant {
     Initial,
 }
 
-/// What was evaluated; part of every line of `metrics.jsonl`.
+/// What was evaluated; part of every line of `metrics.jsonl` and `evaluations.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Subject {
     /// G/E updates done.

@@ -1,9 +1,11 @@
 //! Grids of images as PNG.
 
 use std::collections::BTreeMap;
+use std::io::Cursor;
 use std::path::Path;
 use std::sync::Arc;
 
+use common::files::replace_file;
 use image::{Rgb, RgbImage};
 use pipeline::Dataset;
 use tch::{Kind, Tensor};
@@ -168,11 +170,11 @@ pub fn generate(model: &Model, z: &Tensor) -> Tensor {
 /// # Errors
 /// [`Error::Picture`] or [`Error::Io`].
 pub fn save(picture: &RgbImage, path: &Path) -> Result<()> {
-    let aside = path.with_extension("png.partial");
+    let mut png = Cursor::new(vec![]);
     picture
-        .save_with_format(&aside, image::ImageFormat::Png)
+        .write_to(&mut png, image::ImageFormat::Png)
         .map_err(|source| Error::Picture { path: path.to_owned(), source })?;
-    std::fs::rename(&aside, path).map_err(Error::io("write", path))
+    replace_file(path, png.get_ref()).map_err(Error::io("write", path))
 }
 
 /// Writes images (N, 3, H, W) in [-1, 1] as PNGs of their own, named by their numbers from `first` on:

@@ -169,7 +169,6 @@ fn legacy(images: &Tensor, side: i64) -> Tensor {
 #[cfg(test)]
 mod tests {
     use serde::Deserialize;
-    use sha2::{Digest, Sha256};
 
     use super::*;
 
@@ -189,7 +188,7 @@ mod tests {
 
     fn digest(image: &Tensor) -> String {
         let bytes = Vec::<u8>::try_from(image.reshape([-1])).unwrap();
-        Sha256::digest(bytes).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+        common::files::sha256(&bytes)[..12].to_owned()
     }
 
     #[test]

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::{Job, Study};
 use crate::error::{Error, Result};
+use crate::evaluations;
 use crate::report;
 
 /// What is read from a run's folder.
@@ -25,7 +26,7 @@ struct Measure {
 
 #[derive(Debug)]
 enum From {
-    /// Lines of `metrics.jsonl` of these metrics (by their beginning) and weights, and where in them.
+    /// Lines of [`evaluations::of`] of these metrics (by their beginning) and weights, and where in them.
     Metrics(&'static [&'static str], &'static str, fn(&Map<String, Value>) -> Option<f64>),
     /// A key of the last line of `stats.jsonl`.
     Stats(&'static str),
@@ -137,12 +138,12 @@ fn lines_of(
             && text("weights") == weights
             && metrics.iter().any(|name| text("metric").starts_with(name))
     };
-    report::lines(&run.join("metrics.jsonl")).into_iter().filter(wanted)
+    evaluations::of(run).into_iter().filter(wanted)
 }
 
 fn values(job: &Job, out: &Path) -> Values {
     let run = job.folder(out);
-    let stats = report::lines(&run.join("stats.jsonl"));
+    let stats = evaluations::lines(&run.join("stats.jsonl"));
     let value = |measure: &Measure| match measure.from {
         From::Metrics(names, weights, of) => lines_of(&run, job.config.train.steps, names, weights)
             .filter_map(|l| of(&l))
@@ -340,9 +341,9 @@ fn page(results: &Results<'_>, jobs: &[Job], out: &Path) -> String {
 
 fn curve(run: &Path, metric: Option<&str>, key: &str) -> Vec<(f64, f64)> {
     let Some(metric) = metric else {
-        return report::points(&report::lines(&run.join("stats.jsonl")), key);
+        return report::points(&evaluations::lines(&run.join("stats.jsonl")), key);
     };
-    let mut lines = report::lines(&run.join("metrics.jsonl"));
+    let mut lines = evaluations::of(run);
     let text =
         |line: &Map<String, Value>, key| line.get(key).and_then(Value::as_str).map(str::to_owned);
     lines.retain(|line| {
