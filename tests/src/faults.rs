@@ -105,6 +105,7 @@ pub fn events(log: &Path, root: &Path) -> Vec<Event> {
 ///   library gives its name behind the back of libc counts as well);
 /// - a file that was written under the name that it keeps, unless `grows` says that it is one to which
 ///   lines are added.
+#[must_use]
 pub fn at_risk(events: &[Event], grows: impl Fn(&Path) -> bool) -> Vec<String> {
     // Files with bytes, and folders with names, that are not on the disk; what was synced.
     let (mut bytes, mut names, mut synced) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
@@ -140,19 +141,19 @@ pub fn at_risk(events: &[Event], grows: impl Fn(&Path) -> bool) -> Vec<String> {
                 // Without one that is gone in the end, as are those with another name that was not seen.
                 lost.retain(|path| path == from || moved(path).exists());
                 let kept = files(to).into_iter();
-                let kept = kept.map(|path| from.join(path.strip_prefix(to).expect("it is below")));
+                let kept = kept.map(|path| from.join(path.strip_prefix(to).unwrap_or(&path)));
                 lost.extend(kept.filter(|path| !synced.contains(path)));
                 for path in lost {
                     let (path, to) = (path.display(), to.display());
                     found.push(format!("{path} is not on the disk as {to} gets its name"));
                 }
-                for set in [&mut bytes, &mut names, &mut in_place, &mut synced] {
+                in_place.retain(|path| !path.starts_with(from) && path != to);
+                for set in [&mut bytes, &mut names, &mut synced] {
                     for old in below(set) {
                         set.remove(&old);
                         set.insert(moved(&old));
                     }
                 }
-                in_place.remove(to);
                 named.insert(folder(to));
                 names.insert(folder(to));
             }

@@ -129,21 +129,6 @@ fn what_commands_make_of_a_run_is_on_the_disk_when_they_end() {
     assert_eq!(at_risk(report, run(), &[]), NONE);
 }
 
-#[test]
-fn a_run_is_on_the_disk_as_far_as_it_says_it_has_come() {
-    let folder = tempfile::tempdir().unwrap();
-    let run = folder.path().join("run");
-    let keys = ["checkpoint.every=2", "images.every=2", "eval.every=2"];
-    let training = command("trainer", &borrowed(&tiny_run(data(), &run, &keys)));
-    // Lines are added to these.
-    let grow =
-        ["stats.jsonl", "metrics.jsonl", "incidents.jsonl", "sessions.jsonl", "events.", "lock"];
-    assert_eq!(at_risk(training, folder.path(), &grow), NONE);
-    let going_on =
-        command("trainer", &["run", "--resume", "--out", &text(&run), "--set", "train.steps=6"]);
-    assert_eq!(at_risk(going_on, folder.path(), &grow), NONE);
-}
-
 /// This very test, as a process of its own, is the program.
 #[test]
 fn a_call_fails_by_its_kind_its_path_and_its_number_and_no_other_does() {

@@ -35,6 +35,9 @@ pub fn append(path: &Path, line: &impl Serialize) -> Result<()> {
     let new = !path.exists();
     let mut file = open(path).map_err(Error::io("open", path))?;
     let write = |file: &mut File| {
+        // Another's line that is on its way looks cut off. Where files cannot be locked, the new line then
+        // begins with an empty one.
+        let _ = file.lock();
         let cut_off = if ends_a_line(file)? { "" } else { "\n" };
         let bytes = format!("{cut_off}{line}\n").into_bytes();
         // Where there is room for a part alone, the rest is what fails.
