@@ -8,6 +8,7 @@ mod evaluation;
 mod export;
 mod fixtures;
 mod hosts;
+mod pipes;
 mod ranks;
 mod remote;
 mod repository;

@@ -56,6 +56,8 @@ fn imports_go_one_way() {
         &[
             "error",
             "stop",
+            "say",
+            "supervisor",
             "shim",
             "cuda",
             "graph",

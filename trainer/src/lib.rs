@@ -27,6 +27,7 @@ pub mod peak;
 pub mod random;
 pub mod report;
 pub mod run;
+pub mod say;
 pub mod scale;
 mod shim;
 pub mod state;

@@ -14,7 +14,7 @@ use trainer::eval::linear::{self, Protocol, Selection};
 use trainer::eval::resize::Resizer;
 use trainer::eval::{Variant, agreement, fid, knn};
 use trainer::log::Lines;
-use trainer::run;
+use trainer::{run, say};
 
 use super::{On, table, usage};
 
@@ -254,7 +254,7 @@ fn linear(args: &LinearArgs) -> Result<()> {
         ]);
     }
     let (line, r) = (&lines[0], &lines[0].result);
-    println!(
+    say::print(format_args!(
         "step {}: {} training images ({}), {} of {split} ({}); rate and length chosen on: {}",
         line.subject.step,
         r.train_images,
@@ -262,9 +262,8 @@ fn linear(args: &LinearArgs) -> Result<()> {
         r.test_images,
         word(&line.crop),
         line.selected_on
-    );
-    show(&table, &lines);
-    Ok(())
+    ))?;
+    show(&table, &lines)
 }
 
 fn knn(args: &KnnArgs) -> Result<()> {
@@ -287,12 +286,11 @@ fn knn(args: &KnnArgs) -> Result<()> {
         table.add_row(std::iter::once(line.distance.to_string()).chain(accuracies));
     }
     let line = &lines[0];
-    println!(
+    say::print(format_args!(
         "step {}: {} of {} images vote on {} of {split}",
         line.subject.step, args.feature, line.train_images, line.test_images
-    );
-    show(&table, &lines);
-    Ok(())
+    ))?;
+    show(&table, &lines)
 }
 
 fn fid(args: &FidArgs) -> Result<()> {
@@ -322,7 +320,7 @@ fn fid(args: &FidArgs) -> Result<()> {
         table.add_row(std::iter::once(bound).chain(scores));
     }
     let line = &lines[0];
-    println!(
+    say::print(format_args!(
         "step {}: {} generated images against {} of {}, by {} ({}), resized by {}",
         line.subject.step,
         line.images,
@@ -331,13 +329,14 @@ fn fid(args: &FidArgs) -> Result<()> {
         args.by.extractor.display(),
         task.extractor.name,
         line.resizer
-    );
+    ))?;
     let width = task.extractor.width()?;
     if line.images.min(line.reference_images) <= width {
-        println!("note: no more images than features ({width}): the distance is far too large");
+        say::print(format_args!(
+            "note: no more images than features ({width}): the distance is far too large"
+        ))?;
     }
-    show(&table, &lines);
-    Ok(())
+    show(&table, &lines)
 }
 
 fn agreement(args: &AgreementArgs) -> Result<()> {
@@ -370,15 +369,14 @@ fn agreement(args: &AgreementArgs) -> Result<()> {
         "0".into(),
         error(line.error_chance),
     ]);
-    println!(
+    say::print(format_args!(
         "step {}: {} images of {split}, judged by {} (classifier trained on {} real images)",
         line.subject.step,
         line.test_images,
         args.by.extractor.display(),
         line.train_images
-    );
-    show(&table, &[line]);
-    Ok(())
+    ))?;
+    show(&table, &[line])
 }
 
 /// Where reference statistics are kept between runs.
@@ -405,9 +403,10 @@ fn record(on: &On, lines: &[impl Serialize]) -> Result<()> {
 }
 
 /// Prints the table, then the lines.
-fn show(table: &Table, lines: &[impl Serialize]) {
-    println!("{table}");
+fn show(table: &Table, lines: &[impl Serialize]) -> Result<()> {
+    say::print(table)?;
     for line in lines {
-        println!("{}", serde_json::to_string(line).expect("a line of plain values"));
+        say::print(serde_json::to_string(line).expect("a line of plain values"))?;
     }
+    Ok(())
 }

@@ -3,9 +3,9 @@ use std::path::PathBuf;
 use trainer::error::Result;
 use trainer::eval::{Model, Variant};
 use trainer::export::export;
-use trainer::{checkpoint, run};
+use trainer::{checkpoint, run, say};
 
-use super::{Networks, config_of};
+use super::{Networks, config_of, stop};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: trainer export --run demo/run --out demo/export")]
@@ -26,9 +26,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let train = run::open_data(&config, "train")?;
     let path = of.checkpoint()?;
     let step = checkpoint::read_manifest(&path)?.step;
-    let model = Model::load(&path, &config, of.device()?, Variant::Average, Some(&train))?;
+    let model =
+        Model::load(&path, &config, of.device()?, Variant::Average, Some(&train), &stop()?)?;
     for file in export(&model, step, &train, &args.out)? {
-        println!("{}", file.display());
+        say::print(file.display())?;
     }
     Ok(())
 }
