@@ -34,6 +34,7 @@ pub mod state;
 pub mod step;
 pub mod stop;
 pub mod study;
+mod supervisor;
 pub mod tensorboard;
 #[cfg(test)]
 mod toy;

@@ -77,7 +77,7 @@ struct Incident<'a> {
 pub fn start(config: Config, out: &Path, place: Place, stop: &Stop) -> Result<Summary> {
     let (device, data) =
         (device::of_rank(&config.train.device, &place)?, open_data(&config, "train")?);
-    let world = meet(&config, place, device, &data)?;
+    let world = meet(&config, place, device, &data, stop)?;
     let begin = || {
         prepare(&config, device)?;
         let occupied = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
@@ -115,7 +115,7 @@ fn create(out: &Path, config: &Config) -> Result<()> {
 pub fn resume(config: Config, out: &Path, place: Place, stop: &Stop) -> Result<Summary> {
     let (device, data) =
         (device::of_rank(&config.train.device, &place)?, open_data(&config, "train")?);
-    let world = meet(&config, place, device, &data)?;
+    let world = meet(&config, place, device, &data, stop)?;
     let go_on = || {
         prepare(&config, device)?;
         let state = load(&config, out, &data, device, &world)?;
