@@ -12,6 +12,7 @@ mod pipes;
 mod ranks;
 mod remote;
 mod repository;
+mod scripts;
 mod seeing;
 mod study;
 mod training;
