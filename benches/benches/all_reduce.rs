@@ -17,6 +17,7 @@ use trainer::config::{Config, Origin};
 use trainer::dist::c10d::{Group, Reduce, Store};
 use trainer::dist::{self, Pending, Place, World};
 use trainer::scale::{Exchange, Sums};
+use trainer::stop::Stop;
 
 const RANKS: usize = 2;
 
@@ -56,7 +57,7 @@ fn main() -> anyhow::Result<()> {
 fn rank(args: &Args, config: &Config, report: &Path) -> anyhow::Result<()> {
     let place = Place::from_env()?;
     let group = bare(&place)?;
-    let world = World::join(place, Device::Cpu, config.limits(), vec![])?;
+    let world = World::join(place, Device::Cpu, config.limits(), vec![], &Stop::default())?;
     // One update after the other, of each the values of every bucket.
     let mut of = vec![];
     for Sums { updates, buckets, .. } in Exchange::of(config).gradients {

@@ -8,6 +8,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use tch::{CModule, Device, Kind, Tensor};
 use trainer::eval::{Model, Variant};
+use trainer::stop::Stop;
 use trainer::{checkpoint, run};
 
 /// Python beside the libtorch that the repository links, unless PYTHON names another.
@@ -86,7 +87,15 @@ fn an_exported_model_says_in_other_programs_what_it_says_here() {
     let config = run::read_config(&out).unwrap();
     let newest = checkpoint::newest(&out.join("checkpoints")).unwrap();
     let train = run::open_data(&config, "train").unwrap();
-    let model = Model::load(&newest, &config, Device::Cpu, Variant::Average, Some(&train)).unwrap();
+    let model = Model::load(
+        &newest,
+        &config,
+        Device::Cpu,
+        Variant::Average,
+        Some(&train),
+        &Stop::default(),
+    )
+    .unwrap();
     let z = model.latents(3, 5);
     let images = model.generate(&z);
     let script = CModule::load(exported.join("generator.pt")).unwrap();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::ranks::{assert_same_losses, lines, moments, phases, said};
+use crate::ranks::{assert_same_losses, lines, moments, phases, said, stopped};
 use integration::{ONE_THREAD, borrowed, data, program, text, tiny_run, trainer};
 
 /// Where rank 0 serves the store; the port is of a host nobody else is on.
@@ -178,7 +178,7 @@ fn hosts_cut_off_from_each_other_say_so_and_go_on_when_the_wire_is_back() {
             running.signal(1, "-TERM");
             for rank in running.ranks {
                 let output = rank.wait_with_output().unwrap();
-                assert!(output.status.success(), "{}", said(&output));
+                assert!(stopped(&output), "{}", said(&output));
             }
         }
     }

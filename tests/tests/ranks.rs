@@ -279,7 +279,7 @@ fn sigterm_to_one_rank_stops_all_on_the_same_step_with_a_checkpoint() {
         Running::signal(running.rank(moment as usize % 2), "-TERM");
         let out = running.out.clone();
         let output = running.launcher.wait_with_output().unwrap();
-        assert!(output.status.success(), "{}", said(&output));
+        assert!(stopped(&output), "{}", said(&output));
         let step = lines(&out).last().unwrap()["step"].as_u64().unwrap();
         // Perhaps between the updates of the step that follows.
         let newest = trainer::checkpoint::newest(&out.join("checkpoints")).unwrap();
@@ -287,6 +287,125 @@ fn sigterm_to_one_rank_stops_all_on_the_same_step_with_a_checkpoint() {
         assert!(name.starts_with(&format!("step-{step:08}")), "{name}");
         assert!(said(&output).contains("stopped by a signal"), "{}", said(&output));
     }
+}
+
+/// A program that a signal stopped says so to whoever queues it again.
+pub(crate) fn stopped(output: &Output) -> bool {
+    // 0 from `trainer run` of before it had the code.
+    matches!(output.status.code(), Some(0 | 75))
+}
+
+/// The newest checkpoint of a run is whole.
+fn assert_saved(out: &Path) {
+    let newest = trainer::checkpoint::newest(&out.join("checkpoints")).unwrap();
+    trainer::checkpoint::verify(&newest).unwrap();
+}
+
+#[test]
+fn signals_to_the_launcher_stop_all_ranks_however_many_come() {
+    for signals in [["-HUP", "-TERM"], ["-USR1", "-TERM"], ["-TERM", "-TERM"], ["-INT", "-INT"]] {
+        let running = Running::launched(&[], 2);
+        let (launcher, out) = (running.launcher.id(), running.out.clone());
+        for signal in signals {
+            Running::signal(launcher, signal);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let output = running.launcher.wait_with_output().unwrap();
+        assert!(stopped(&output), "{signals:?}: {}", said(&output));
+        assert!(said(&output).contains("stopped by a signal"), "{signals:?}: {}", said(&output));
+        assert_saved(&out);
+    }
+}
+
+#[test]
+fn a_second_ctrl_c_a_second_later_ends_ranks_that_have_not_saved() {
+    let running = Running::launched(&["dist.silence=60"], 2);
+    let launcher = running.launcher.id();
+    // Rank 1 waits for a rank 0 that does nothing.
+    Running::signal(running.rank(0), "-STOP");
+    for _ in 0..2 {
+        Running::signal(launcher, "-INT");
+        std::thread::sleep(Duration::from_millis(1300));
+    }
+    let (output, took) = running.wait();
+    assert_eq!(output.status.code(), Some(130), "{}", said(&output));
+    assert!(took < Duration::from_secs(8), "{took:?}: {}", said(&output));
+}
+
+#[test]
+fn ranks_wait_for_one_that_takes_ten_seconds_to_save() {
+    let running = Running::launched(&["dist.silence=60"], 2);
+    let (launcher, out, slow) = (running.launcher.id(), running.out.clone(), running.rank(0));
+    Running::signal(launcher, "-TERM");
+    Running::signal(slow, "-STOP");
+    std::thread::sleep(Duration::from_secs(10));
+    Running::signal(slow, "-CONT");
+    let output = running.launcher.wait_with_output().unwrap();
+    assert!(stopped(&output), "{}", said(&output));
+    assert_saved(&out);
+}
+
+#[test]
+fn a_wish_of_any_rank_ends_the_evaluation_of_rank_0() {
+    let endless = ["eval.every=1", "eval.probe_steps=100000000", "checkpoint.every=1"];
+    let running = Running::launched(&endless, 1);
+    let (out, asked) = (running.out.clone(), running.rank(1));
+    // In the evaluation of step 1, as no second step is done.
+    std::thread::sleep(Duration::from_secs(4));
+    Running::signal(asked, "-TERM");
+    let begun = Instant::now();
+    let output = running.launcher.wait_with_output().unwrap();
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(15), "{took:?}: {}", said(&output));
+    assert!(stopped(&output), "{}", said(&output));
+    assert_eq!(lines(&out).len(), 1);
+    assert_saved(&out);
+}
+
+#[test]
+fn launched_ranks_and_their_store_listen_on_loopback_alone() {
+    let running = Running::launched(&[], 2);
+    let all = [running.launcher.id(), running.rank(0), running.rank(1)];
+    let listening: Vec<_> = all.map(listening).into();
+    assert!(listening.iter().all(|addresses| !addresses.is_empty()), "{listening:?}");
+    // As /proc/net/tcp and tcp6 have 127.0.0.1 and ::1.
+    let loopback =
+        ["0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"];
+    for address in listening.concat() {
+        assert!(loopback.contains(&address.as_str()), "a socket listens at {address}");
+    }
+    Running::signal(running.launcher.id(), "-TERM");
+    assert!(stopped(&running.wait().0));
+}
+
+/// Local addresses of a process's listening sockets, in hexadecimal.
+fn listening(pid: u32) -> Vec<String> {
+    let sockets = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    let sockets: Vec<_> = sockets
+        .filter_map(|entry| Some(fs::read_link(entry.path()).ok()?.to_str()?.to_owned()))
+        .collect();
+    let tables = ["tcp", "tcp6"].map(|name| fs::read_to_string(format!("/proc/{pid}/net/{name}")));
+    let mut found = vec![];
+    for line in tables.iter().flatten().flat_map(|table| table.lines().skip(1)) {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        // 0A is TCP_LISTEN.
+        if fields[3] == "0A" && sockets.contains(&format!("socket:[{}]", fields[9])) {
+            found.push(fields[1].split(':').next().unwrap().to_owned());
+        }
+    }
+    found
+}
+
+#[test]
+fn a_rank_that_is_asked_to_end_while_it_waits_for_the_others_leaves_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let rank = by_hand("0", &free_port(), &tiny_run(data(), &folder.path().join("run"), &[]));
+    std::thread::sleep(Duration::from_secs(5));
+    Running::signal(rank.id(), "-TERM");
+    let begun = Instant::now();
+    let output = rank.wait_with_output().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(5), "{}", said(&output));
+    assert!(stopped(&output), "{}", said(&output));
 }
 
 #[test]
@@ -362,7 +481,7 @@ fn ranks_that_cannot_meet_say_so_in_one_line_and_do_not_hang() {
         let output = by_hand(rank, &free_port(), &args).wait_with_output().unwrap();
         let said = said(&output);
         assert!(begun.elapsed() < Duration::from_secs(8), "{said}");
-        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert_eq!(output.status.code(), Some(1), "{said}");
         assert!(said.contains(words), "{said}");
     }
 }

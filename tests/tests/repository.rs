@@ -58,6 +58,8 @@ fn imports_go_one_way() {
             "error",
             "say",
             "stop",
+            "say",
+            "supervisor",
             "shim",
             "cuda",
             "graph",

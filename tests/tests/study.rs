@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
 
-use integration::{Background, TINY, borrowed, data, repository, text, trainer};
+use integration::{Background, TINY, borrowed, data, repository, text, tiny_run, trainer};
 use serde_json::Value;
 
 /// A study of two rows, whose first row has these changes.
@@ -59,13 +61,13 @@ fn an_interrupted_study_ends_with_the_results_of_one_that_was_not() {
     let mut study = Background::start(&args(&file, &broken));
     study.until(|_| broken.join("runs/base-0/stats.jsonl").exists());
     let (said, _) = study.terminate();
-    assert_eq!(said.code, 0, "{}", said.err);
+    assert_eq!(said.code, 75, "{}", said.err);
     assert!(said.out.contains("stopped by a signal"), "{}", said.out);
     // Once more, in a run whose seed is not the default of any command.
     let mut study = Background::start(&args(&file, &broken));
     study.until(|_| broken.join("runs/base-1/stats.jsonl").exists());
     let (said, _) = study.terminate();
-    assert_eq!(said.code, 0, "{}", said.err);
+    assert_eq!(said.code, 75, "{}", said.err);
     let said = trainer(&borrowed(&args(&file, &broken)));
     assert_eq!(said.code, 0, "{}", said.err);
     assert_eq!(results(&broken), results(&straight));
@@ -102,4 +104,112 @@ fn a_run_that_fails_stops_no_other_and_is_named_with_its_last_words() {
     assert!(said.err.contains("base-0, base-1 failed"), "{}", said.err);
     assert!(said.err.contains("not finite"), "{}", said.err);
     assert!(said.out.contains("2 of 4 runs done"), "{}", said.out);
+}
+
+/// Arguments of a study without the Fréchet distance.
+fn short(file: &Path, out: &Path, more: &[&str]) -> Vec<String> {
+    let (file, out, data) = (text(file), text(out), text(data()));
+    let all = ["study", &file, "--data", &data, "--out", &out];
+    all.into_iter().chain(more.iter().copied()).map(str::to_owned).collect()
+}
+
+#[test]
+fn a_device_that_is_gone_fails_no_run_where_another_is_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, out) = (folder.path().join("study.toml"), folder.path().join("out"));
+    write(&file, "");
+    let gone = "cuda:4096";
+    let said = trainer(&borrowed(&short(&file, &out, &["--devices", &format!("{gone},cpu")])));
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert!(said.out.contains("4 of 4 runs done"), "{}", said.out);
+
+    let out = folder.path().join("none");
+    let said = trainer(&borrowed(&short(&file, &out, &["--devices", gone])));
+    assert_eq!(said.code, 1, "{}", said.err);
+    for words in ["no device is left", "2 runs were not tried", gone] {
+        assert!(said.err.contains(words), "{words} is not in {}", said.err);
+    }
+    assert_eq!(fs::read_dir(out.join("runs")).unwrap().count(), 2, "logs of runs that were tried");
+}
+
+#[test]
+fn results_of_rows_that_are_not_chosen_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, out) = (folder.path().join("study.toml"), folder.path().join("out"));
+    write(&file, "");
+    for row in ["base", "no_e"] {
+        let said = trainer(&borrowed(&short(&file, &out, &["--rows", row, "--devices", "cpu"])));
+        assert_eq!(said.code, 0, "{}", said.err);
+        assert!(said.out.contains("2 of 2 runs done"), "{}", said.out);
+    }
+    let found = fs::read_to_string(out.join("results.json")).unwrap();
+    let found: Value = serde_json::from_str(&found).unwrap();
+    let rows: Vec<_> = found["rows"].as_array().unwrap().iter().collect();
+    assert_eq!(rows.len(), 2, "{found}");
+    for (row, name) in rows.iter().zip(["base", "no_e"]) {
+        assert_eq!(row["name"], name);
+        assert_eq!(row["runs"].as_object().unwrap().len(), 2, "{row}");
+    }
+    let page = fs::read_to_string(out.join("index.html")).unwrap();
+    assert!(page.contains("no encoder") && page.matches("<img ").count() >= 4);
+}
+
+#[test]
+fn a_run_that_fails_while_the_study_stops_is_no_clean_stop() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, out) = (folder.path().join("study.toml"), folder.path().join("out"));
+    write(&file, "\"train.steps=100000\"");
+    let mut study = Background::start(&short(&file, &out, &["--devices", "cpu"]));
+    let run = out.join("runs/base-0");
+    study.until(|_| run.join("stats.jsonl").exists());
+    let pid = process_with(&text(&run));
+    let signal = |signal: &str| {
+        let status = Command::new("kill").args([signal, &pid.to_string()]).status();
+        assert!(status.unwrap().success());
+    };
+    // It has no time to save.
+    signal("-STOP");
+    let killer = std::thread::spawn({
+        let pid = pid.to_string();
+        move || {
+            std::thread::sleep(Duration::from_secs(1));
+            Command::new("kill").args(["-KILL", &pid]).status().unwrap()
+        }
+    });
+    let (said, _) = study.terminate();
+    assert!(killer.join().unwrap().success());
+    assert_eq!(said.code, 1, "{}", said.err);
+    for words in ["base-0 failed", "was killed by signal 9"] {
+        assert!(said.err.contains(words), "{words} is not in {}", said.err);
+    }
+    assert!(said.out.contains("stopped by a signal"), "{}", said.out);
+}
+
+#[test]
+fn an_evaluation_that_is_asked_to_end_says_so_to_whoever_started_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let said = trainer(&borrowed(&tiny_run(data(), &run, &["train.steps=1"])));
+    assert_eq!(said.code, 0, "{}", said.err);
+    let run = text(&run);
+    let args = ["eval", "linear", "--run", &run, "--steps", "100000000"].map(str::to_owned);
+    let evaluation = Background::start(&args);
+    // It has loaded the model by then, or has come to listen at least.
+    std::thread::sleep(Duration::from_secs(5));
+    let (said, took) = evaluation.terminate();
+    assert_eq!(said.code, 75, "{}", said.err);
+    assert!(took < Duration::from_secs(10), "{took:?}");
+}
+
+/// The process that has this word on its command line.
+fn process_with(word: &str) -> u32 {
+    let has = |pid: &u32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).split('\0').any(|other| other == word)
+    };
+    let mut pids = fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse().ok());
+    pids.find(has).unwrap()
 }

@@ -19,16 +19,38 @@ struct bb_pending {
   c10::intrusive_ptr<c10d::Work> work;
 };
 
+namespace {
+
+// Room that the caller frees.
+uint8_t *bytes(size_t length) {
+  auto *room = static_cast<uint8_t *>(std::malloc(std::max<size_t>(length, 1)));
+  if (!room)
+    throw std::bad_alloc();
+  return room;
+}
+
+} // namespace
+
 extern "C" {
 
 // Serves a store on `port` (0 for any), or connects to the one there, waiting at most `timeout` for it.
-// Gives a handle and the port.
-char *bb_store_open(const char *host, uint16_t port, int serve, int64_t timeout, bb_store **out,
-                    uint16_t *bound);
+// One that is served listens at `listener`, a socket bound to `port` that it takes over, or on every
+// interface where that is -1. Gives a handle and the port.
+char *bb_store_open(const char *host, uint16_t port, int serve, int listener, int64_t timeout,
+                    bb_store **out, uint16_t *bound);
 void bb_store_close(bb_store *store);
 char *bb_store_set(bb_store *store, const char *key, const uint8_t *data, size_t length);
-// The value of `key`, to be freed by the caller; null and 0 while there is none.
+// Of a key that has no value yet.
+char *bb_store_set_first(bb_store *store, const char *key, const uint8_t *data, size_t length);
+// The value of `key`, to be freed by the caller; null and 0 while there is none. One message, which does
+// not wait. No value may be the single byte 255.
 char *bb_store_get(bb_store *store, const char *key, uint8_t **data, size_t *length);
+// The values of keys that all have one, in one call: their lengths, then all of them end to end in `data`,
+// to be freed by the caller. Waits for those that have none.
+char *bb_store_get_all(bb_store *store, const char *const *keys, size_t count, size_t *lengths,
+                       uint8_t **data);
+// Waits, at most `timeout`, until `key` has a value. Gives whether it has.
+char *bb_store_wait(bb_store *store, const char *key, int64_t timeout, int *there);
 // Adds to a counter, from 0. Gives the sum.
 char *bb_store_add(bb_store *store, const char *key, int64_t amount, int64_t *sum);
 
@@ -47,13 +69,15 @@ void bb_pending_close(bb_pending *pending);
 char *bb_group_broadcast(bb_group *group, const at::Tensor *tensor, int root);
 }
 
-char *bb_store_open(const char *host, uint16_t port, int serve, int64_t timeout, bb_store **out,
-                    uint16_t *bound) {
+char *bb_store_open(const char *host, uint16_t port, int serve, int listener, int64_t timeout,
+                    bb_store **out, uint16_t *bound) {
   return guarded([&] {
     c10d::TCPStoreOptions options;
     options.port = port;
     options.isServer = serve != 0;
     options.waitWorkers = false;
+    if (listener >= 0)
+      options.masterListenFd = listener;
     options.timeout = milliseconds(timeout);
     auto store = c10::make_intrusive<c10d::TCPStore>(host, options);
     *bound = store->getPort();
@@ -67,18 +91,48 @@ char *bb_store_set(bb_store *store, const char *key, const uint8_t *data, size_t
   return guarded([&] { store->store->set(key, std::vector<uint8_t>(data, data + length)); });
 }
 
+char *bb_store_set_first(bb_store *store, const char *key, const uint8_t *data, size_t length) {
+  return guarded([&] { store->store->compareSet(key, {}, std::vector<uint8_t>(data, data + length)); });
+}
+
 char *bb_store_get(bb_store *store, const char *key, uint8_t **data, size_t *length) {
   return guarded([&] {
     *data = nullptr;
     *length = 0;
-    if (!store->store->check({key}))
+    // A key without a value gives back what was expected of it, and is left without one.
+    const std::vector<uint8_t> none{255};
+    const auto value = store->store->compareSet(key, none, none);
+    if (value == none)
       return;
-    const auto value = store->store->get(key);
-    *data = static_cast<uint8_t *>(std::malloc(std::max<size_t>(value.size(), 1)));
-    if (!*data)
-      throw std::bad_alloc();
+    *data = bytes(value.size());
     std::copy(value.begin(), value.end(), *data);
     *length = value.size();
+  });
+}
+
+char *bb_store_get_all(bb_store *store, const char *const *keys, size_t count, size_t *lengths,
+                       uint8_t **data) {
+  return guarded([&] {
+    const auto values = store->store->multiGet({keys, keys + count});
+    size_t length = 0;
+    for (size_t i = 0; i < count; i++)
+      length += lengths[i] = values.at(i).size();
+    *data = bytes(length);
+    auto *next = *data;
+    for (const auto &value : values)
+      next = std::copy(value.begin(), value.end(), next);
+  });
+}
+
+char *bb_store_wait(bb_store *store, const char *key, int64_t timeout, int *there) {
+  return guarded([&] {
+    try {
+      store->store->wait({key}, milliseconds(timeout));
+      *there = 1;
+    } catch (const c10::DistStoreError &) {
+      // In vain. A lost connection is a DistNetworkError.
+      *there = 0;
+    }
   });
 }
 

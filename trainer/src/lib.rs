@@ -37,6 +37,7 @@ pub mod state;
 pub mod step;
 pub mod stop;
 pub mod study;
+mod supervisor;
 pub mod tensorboard;
 #[cfg(test)]
 mod toy;

@@ -289,6 +289,7 @@ mod tests {
     use crate::inspect::Counts;
     use crate::state::TrainState;
     use crate::step::train_step;
+    use crate::stop::Stop;
 
     fn tiny(overrides: &[&str]) -> Config {
         let small = ["g.ch=4", "f.ch=4", "h.width=16", "j.width=16", "e.depth=8", "e.mlp_width=16"];
@@ -301,7 +302,9 @@ mod tests {
         let ranks = Place::threads(2).into_iter().map(|place| {
             let config = config.clone();
             thread::spawn(move || {
-                let world = World::join(place, Device::Cpu, config.limits(), vec![]).unwrap();
+                let world =
+                    World::join(place, Device::Cpu, config.limits(), vec![], &Stop::default())
+                        .unwrap();
                 let kinds = (Kind::Float, Device::Cpu);
                 let mut state = TrainState::in_world(&config, &world, kinds, true);
                 let rows = config.rows(2).unwrap() as i64;

@@ -1,7 +1,7 @@
 use tch::Device;
 use trainer::config::Config;
 use trainer::error::Result;
-use trainer::{device, fit};
+use trainer::{device, fit, say};
 
 use super::{Source, usage};
 
@@ -36,7 +36,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None => 0.9 * free_bytes().unwrap_or(f64::MAX),
     };
     if device == Device::Cpu {
-        println!("within {:.2} GB", limit / 1e9);
+        say::print(format_args!("within {:.2} GB", limit / 1e9))?;
     }
     let found = fit::largest(&config, device, limit, most, |tried| {
         let peak =
@@ -46,16 +46,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             None => "  not run: it would not fit".to_owned(),
         };
         let fits = if tried.fits { "fits" } else { "too large" };
-        println!("micro-batch {:<5} {fits}{peak}{speed}", tried.micro_batch);
+        // What cannot be written now cannot be at the end.
+        let _ =
+            say::print(format_args!("micro-batch {:<5} {fits}{peak}{speed}", tried.micro_batch));
     })?;
     match found {
-        None => println!("not even 2 images fit: see recompute in base.toml"),
+        None => say::print("not even 2 images fit: see recompute in base.toml")?,
         Some(size) => {
             let batch = config.train.batch;
             let whole = (2..=size).rev().find(|size| batch % size == 0);
-            println!("the largest that fits: {size}");
+            say::print(format_args!("the largest that fits: {size}"))?;
             if let Some(whole) = whole {
-                println!("for train.batch={batch}: --set train.micro_batch={whole}");
+                say::print(format_args!(
+                    "for train.batch={batch}: --set train.micro_batch={whole}"
+                ))?;
             }
         }
     }

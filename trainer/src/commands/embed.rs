@@ -8,9 +8,9 @@ use trainer::eval::embed::{Embedding, UNREAD, image_files};
 use trainer::eval::features::Feature;
 use trainer::eval::knn::{DISTANCES, Distance, nearest};
 use trainer::run::open_data;
-use trainer::{checkpoint, device};
+use trainer::{checkpoint, device, say};
 
-use super::{Networks, On, config_of, table, usage};
+use super::{Networks, On, config_of, stop, table, usage};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: trainer embed --run demo/run --images photos --out photos\n\n\
@@ -56,17 +56,17 @@ pub(crate) fn embed(args: &EmbedArgs) -> Result<()> {
     };
     embedding.write(&args.out, &unread)?;
     let (rows, width) = (embedding.about.images, embedding.about.width);
-    println!("{rows} rows of {width}: {}.npy, .jsonl, .json", args.out.display());
+    say::print(format_args!("{rows} rows of {width}: {}.npy, .jsonl, .json", args.out.display()))?;
     if let Some(first) = unread.first() {
         let (count, all) = (unread.len(), unread.len() + embedding.items.len());
         let list = format!("{}.{UNREAD}", args.out.display());
-        eprintln!(
+        say::note(format_args!(
             "warning: {count} of {all} files cannot be read, all in {list}, such as {} ({})",
             first.path, first.reason
-        );
+        ));
     }
     for (kind, count, example) in files.iter().flat_map(|(_, skipped)| skipped.iter()) {
-        println!("passed over: {count} {kind}, such as {example}");
+        say::print(format_args!("passed over: {count} {kind}, such as {example}"))?;
     }
     Ok(())
 }
@@ -123,7 +123,14 @@ pub(crate) fn search(args: &SearchArgs) -> Result<()> {
         let all = checkpoint::list(&args.run.join("checkpoints"))?.into_iter();
         let path = all.map(|(_, path)| path).find(|path| hash(path) == wanted.checkpoint);
         let train = open_data(&config, "train")?;
-        Model::load(&path.ok_or_else(other)?, &config, device, wanted.weights, Some(&train))?
+        Model::load(
+            &path.ok_or_else(other)?,
+            &config,
+            device,
+            wanted.weights,
+            Some(&train),
+            &stop()?,
+        )?
     };
     if model.subject() != wanted {
         return Err(other());
@@ -137,7 +144,7 @@ pub(crate) fn search(args: &SearchArgs) -> Result<()> {
         let label = if item.label < 0 { "-".into() } else { item.label.to_string() };
         table.add_row([distance, item.key.clone(), label]);
     }
-    println!("{table}");
+    say::print(&table)?;
     Ok(())
 }
 

@@ -1,6 +1,5 @@
 //! `trainer eval`: numbers of a run, with their protocols.
 
-use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -8,13 +7,13 @@ use clap::{Subcommand, ValueEnum};
 use comfy_table::Table;
 use pipeline::Dataset;
 use serde::Serialize;
-use trainer::error::{Error, Result};
+use trainer::error::Result;
 use trainer::eval::extractor::Extractor;
 use trainer::eval::features::Feature;
 use trainer::eval::linear::{self, Protocol, Selection};
 use trainer::eval::resize::Resizer;
 use trainer::eval::{Variant, agreement, fid, knn};
-use trainer::{evaluations, run};
+use trainer::{evaluations, run, say};
 
 use super::{On, table, usage};
 
@@ -400,7 +399,8 @@ fn word(value: &impl Serialize) -> String {
 /// else's, or an exported model: the work is done all the same.
 fn warn_unless_kept(on: &On) {
     if let Err(error) = evaluations::check(&on.networks.run) {
-        eprintln!("warning: {}; the result will be printed alone", pipeline::report(&error));
+        let error = pipeline::report(&error);
+        say::note(format_args!("warning: {error}; the result will be printed alone"));
     }
 }
 
@@ -409,18 +409,11 @@ fn warn_unless_kept(on: &On) {
 fn finish(on: &On, head: &str, table: &Table, lines: &[impl Serialize]) -> Result<()> {
     let json = |line| serde_json::to_string(line).expect("a line of plain values") + "\n";
     let text = format!("{head}\n{table}\n{}", lines.iter().map(json).collect::<String>());
-    let mut out = std::io::stdout().lock();
-    let printed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    let printed = say::print(text.trim_end());
     let path = on.networks.run.join(evaluations::FILE);
     let kept = lines.iter().try_for_each(|line| evaluations::append(&path, line));
     if kept.is_err() && printed.is_ok() {
-        eprintln!("the result above could not be kept with the run");
+        say::note("the result above could not be kept with the run");
     }
-    kept?;
-    match printed {
-        Err(source) if source.kind() != ErrorKind::BrokenPipe => {
-            Err(Error::Io { action: "write to", path: "standard output".into(), source })
-        }
-        _ => Ok(()),
-    }
+    kept.and(printed)
 }

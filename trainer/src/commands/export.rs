@@ -3,9 +3,9 @@ use std::path::PathBuf;
 use trainer::error::Result;
 use trainer::eval::{Model, Variant};
 use trainer::export::{export, make_folder};
-use trainer::{checkpoint, run};
+use trainer::{checkpoint, run, say};
 
-use super::{Networks, config_of};
+use super::{Networks, config_of, stop};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: trainer export --run demo/run --out demo/export")]
@@ -28,9 +28,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let step = checkpoint::read_manifest(&path)?.step;
     // Found out now, not after the statistics are collected.
     make_folder(&args.out)?;
-    let model = Model::load(&path, &config, of.device()?, Variant::Average, Some(&train))?;
+    let model =
+        Model::load(&path, &config, of.device()?, Variant::Average, Some(&train), &stop()?)?;
     for file in export(&model, step, &train, &args.out)? {
-        println!("{}", file.display());
+        say::print(file.display())?;
     }
     Ok(())
 }

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use trainer::config::Config;
 use trainer::error::Result;
 use trainer::inspect::{self, Cost, Counts};
-use trainer::run;
+use trainer::{run, say};
 
 use super::{Source, usage};
 
@@ -29,9 +29,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let counts = Counts::of(&config);
     let cost = Cost::of(&config, &counts);
     if args.json {
-        println!("{}", inspect::json(&counts, &cost));
+        say::print(inspect::json(&counts, &cost))?;
     } else {
-        println!("{}", inspect::table(&counts, &cost));
+        say::print(inspect::table(&counts, &cost))?;
     }
     Ok(())
 }

@@ -1,4 +1,7 @@
-//! The subcommands: what was typed becomes calls of the library, and its results become text.
+//! The subcommands: what was typed becomes calls of the library, and its results become text, by
+//! [`trainer::say`]: `println!` panics where a pipe has closed.
+
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
 pub(crate) mod bench_batch;
 pub(crate) mod doctor;
@@ -9,11 +12,13 @@ pub(crate) mod inspect;
 pub(crate) mod launch;
 pub(crate) mod pictures;
 pub(crate) mod report;
+#[allow(clippy::print_stdout, clippy::print_stderr, reason = "until it says its lines too")]
 pub(crate) mod run;
 pub(crate) mod study;
 pub(crate) mod walk;
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use clap::Args;
 use comfy_table::{Table, presets::UTF8_HORIZONTAL_ONLY};
@@ -43,6 +48,21 @@ impl Source {
         let file = self.config.as_deref().map(Origin::File);
         file.or(self.preset.as_deref().map(Origin::Preset))
     }
+}
+
+/// The wish that this command's work ends, which signals set ([`common::signals`]).
+pub(crate) fn stop() -> Result<Stop> {
+    static STOP: OnceLock<Stop> = OnceLock::new();
+    if let Some(stop) = STOP.get() {
+        return Ok(stop.clone());
+    }
+    let stop = Stop::default();
+    common::signals::set_on_signal(&stop.flag()).map_err(|source| Error::Io {
+        action: "listen for",
+        path: "signals".into(),
+        source,
+    })?;
+    Ok(STOP.get_or_init(|| stop).clone())
 }
 
 pub(crate) fn usage(problem: &str) -> Error {
@@ -76,15 +96,15 @@ impl Networks {
 
     /// Nothing is written to the folder.
     pub(crate) fn load(&self, config: &Config, variant: Variant, with_data: bool) -> Result<Model> {
-        let (out, device) = (&self.run, self.device()?);
+        let (out, device, stop) = (&self.run, self.device()?, stop()?);
         if Model::is_exported(out) {
             if self.step.is_some() {
                 return Err(usage("an exported model is of one step: leave --step out"));
             }
             return match variant {
-                Variant::Average => Model::exported(out, config, device),
+                Variant::Average => Model::exported(out, config, device, &stop),
                 Variant::Initial => {
-                    Model::untrained(config, device, &open_data(config, "train")?, &Stop::default())
+                    Model::untrained(config, device, &open_data(config, "train")?, &stop)
                 }
                 Variant::Live => {
                     Err(usage("an exported model has averaged weights alone, not --live"))
@@ -94,7 +114,7 @@ impl Networks {
         let train = with_data.then(|| open_data(config, "train")).transpose()?;
         loop {
             let path = self.checkpoint()?;
-            match Model::load(&path, config, device, variant, train.as_ref()) {
+            match Model::load(&path, config, device, variant, train.as_ref(), &stop) {
                 // Training went on, and this one is no longer kept.
                 Err(_) if !path.exists() => {}
                 loaded => return loaded,

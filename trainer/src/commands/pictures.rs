@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, access};
 use trainer::error::{Error, Result};
 use trainer::eval::pictures;
-use trainer::run;
+use trainer::{run, say};
 
 use super::{Networks, On, config_of, usage, variant};
 
@@ -81,15 +81,16 @@ pub(crate) fn sample(args: &SampleArgs) -> Result<()> {
         let images = model.generate(&model.latents(args.draw, args.count));
         let columns = (args.count as f64).sqrt().ceil() as u32;
         pictures::save(&pictures::grid(&images, columns), &args.out)?;
-        println!("{}", args.out.display());
+        say::print(args.out.display())?;
         return Ok(());
     };
     for first in (0..args.count).step_by(PASS as usize) {
+        model.stop().check()?;
         let rows = PASS.min(args.count - first);
         let images = model.generate(&model.latents_from(args.draw, first, rows));
         pictures::save_each(&images, first, folder)?;
     }
-    println!("{}", folder.display());
+    say::print(folder.display())?;
     Ok(())
 }
 
@@ -100,6 +101,6 @@ pub(crate) fn reconstruct(args: &ReconstructArgs) -> Result<()> {
     check_place(&args.out)?;
     let model = args.on.model(&config, args.on.variant())?;
     pictures::save(&run::reconstructions(&model, &split, args.sampled)?, &args.out)?;
-    println!("{}", args.out.display());
+    say::print(args.out.display())?;
     Ok(())
 }

@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use trainer::error::Result;
-use trainer::report;
+use trainer::{report, say};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: trainer report --run demo/run")]
@@ -12,6 +12,6 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    println!("{}", report::write(&args.run)?.display());
+    say::print(report::write(&args.run)?.display())?;
     Ok(())
 }

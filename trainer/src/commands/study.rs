@@ -1,6 +1,8 @@
 use std::path::PathBuf;
 
+use common::exit;
 use trainer::error::{Error, Result};
+use trainer::say;
 use trainer::study::{self, Study, Tools};
 
 use super::usage;
@@ -9,12 +11,13 @@ use super::usage;
 #[command(
     after_help = "Example: trainer study studies/ablations-cifar10.toml --data demo/data-cifar10 \
                         --out runs/ablations\n\n\
-    Ended by a signal or a power cut, the same command goes on where it was."
+    Ended by a signal (exit code 75) or a power cut, the same command goes on where it was."
 )]
 pub(crate) struct Args {
     /// The study: preset, seeds and rows, as in studies/
     file: PathBuf,
-    /// Rows to run, by name, rather than all; the first of them is what the others are compared with
+    /// Rows to run, by name, rather than all; results hold them and all others that have some, and compare with the
+    /// study's first among these
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     rows: Vec<String>,
     /// Data folder made by shard-imagenet
@@ -37,7 +40,7 @@ pub(crate) struct Args {
     devices: Vec<String>,
 }
 
-pub(crate) fn run(args: &Args) -> Result<()> {
+pub(crate) fn run(args: &Args) -> Result<u8> {
     let there = |path: &PathBuf| match path.is_file() {
         true => Ok(()),
         false => Err(usage(&format!("{}: no such file", path.display()))),
@@ -53,22 +56,25 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         devices: args.devices.clone(),
     };
     let outcome = study::run(&study, &jobs, &args.out, &tools)?;
-    print!("{}", outcome.table);
-    println!(
-        "\n{} of {} runs done; {}",
-        outcome.done,
-        jobs.len(),
-        args.out.join("index.html").display()
-    );
+    say::print(&outcome.table)?;
+    let (done, of, page) = (outcome.done, outcome.of, args.out.join("index.html"));
+    say::print(format_args!("{done} of {of} runs done; {}", page.display()))?;
     if outcome.stopped {
-        println!("stopped by a signal; the same command goes on");
+        say::print("stopped by a signal; the same command goes on")?;
     }
-    if outcome.failed.is_empty() {
-        return Ok(());
+    let mut problems = vec![];
+    if !outcome.failed.is_empty() {
+        problems.push(format!("{} failed", outcome.failed.join(", ")));
     }
-    let names: Vec<_> = outcome.failed.iter().map(|(name, _)| name.as_str()).collect();
-    Err(Error::Study {
-        path: args.out.clone(),
-        reason: format!("{} failed; the same command tries again", names.join(", ")),
-    })
+    if !outcome.untried.is_empty() {
+        let (count, lost) = (outcome.untried.len(), outcome.lost.join(", "));
+        problems.push(format!(
+            "{count} runs were not tried, as no device is left: runs failed at their start on {lost}"
+        ));
+    }
+    if problems.is_empty() {
+        return Ok(if outcome.stopped { exit::STOPPED } else { exit::DONE });
+    }
+    let reason = format!("{}; the same command tries again", problems.join("; "));
+    Err(Error::Study { path: args.out.clone(), reason })
 }

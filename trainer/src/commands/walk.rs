@@ -7,6 +7,7 @@ use trainer::error::Result;
 use trainer::eval::features::Feature;
 use trainer::eval::{Model, knn, pictures};
 use trainer::run::open_data;
+use trainer::say;
 
 use super::{On, usage};
 
@@ -23,7 +24,7 @@ pub(crate) struct Picture {
 impl Picture {
     fn save(&self, images: &Tensor, columns: i64) -> Result<()> {
         pictures::save(&pictures::grid(images, columns as u32), &self.out)?;
-        println!("{}", self.out.display());
+        say::print(self.out.display())?;
         Ok(())
     }
 

@@ -2,7 +2,10 @@
 //! measured beside it.
 
 use std::ffi::{CString, c_char, c_int, c_void};
+use std::net::{IpAddr, TcpListener};
+use std::os::fd::IntoRawFd;
 use std::ptr::null_mut;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tch::Tensor;
@@ -15,6 +18,7 @@ unsafe extern "C" {
         host: *const c_char,
         port: u16,
         serve: c_int,
+        listener: c_int,
         timeout: i64,
         out: *mut *mut c_void,
         bound: *mut u16,
@@ -26,11 +30,30 @@ unsafe extern "C" {
         data: *const u8,
         length: usize,
     ) -> *mut c_char;
+    fn bb_store_set_first(
+        store: *mut c_void,
+        key: *const c_char,
+        data: *const u8,
+        length: usize,
+    ) -> *mut c_char;
     fn bb_store_get(
         store: *mut c_void,
         key: *const c_char,
         data: *mut *mut u8,
         length: *mut usize,
+    ) -> *mut c_char;
+    fn bb_store_get_all(
+        store: *mut c_void,
+        keys: *const *const c_char,
+        count: usize,
+        lengths: *mut usize,
+        data: *mut *mut u8,
+    ) -> *mut c_char;
+    fn bb_store_wait(
+        store: *mut c_void,
+        key: *const c_char,
+        timeout: i64,
+        there: *mut c_int,
     ) -> *mut c_char;
     fn bb_store_add(
         store: *mut c_void,
@@ -67,6 +90,15 @@ fn outcome(error: *mut c_char) -> Outcome<()> {
     shim::outcome(error).map_err(|text| text.lines().next().unwrap_or_default().to_owned())
 }
 
+/// Whether a host's name or address stands for this machine alone, on every machine.
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+}
+
+fn milliseconds(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}
+
 fn c_text(text: &str) -> Outcome<CString> {
     CString::new(text).map_err(|_| format!("{text:?} has a zero in it"))
 }
@@ -77,6 +109,7 @@ pub struct Store {
     handle: *mut c_void,
     prefix: String,
     port: u16,
+    calls: AtomicU64,
 }
 
 // SAFETY: the handle belongs to the object alone, and TCPStore may be used from any thread.
@@ -86,7 +119,8 @@ unsafe impl Sync for Store {}
 
 impl Store {
     /// Serves a store (port 0: any free one), or connects to the one there, within `timeout`. `prefix` goes before
-    /// every key.
+    /// every key. One served at a loopback address listens there alone, one at any other address on every interface
+    /// of the machine: c10d knows no names of users and no passwords.
     ///
     /// # Errors
     /// c10d's, as in every call here: the port is taken, the host is unknown, nobody answers, the connection is lost.
@@ -97,13 +131,33 @@ impl Store {
         timeout: Duration,
     ) -> Outcome<Self> {
         let (mut handle, mut bound) = (null_mut(), 0);
-        let (host, timeout) = (c_text(host)?, timeout.as_millis() as i64);
-        // SAFETY: `host` is a text that outlives the call; the shim writes a handle that we own.
+        let listener = (serve && is_loopback(host)).then(|| TcpListener::bind((host, port)));
+        let listener = listener.transpose().map_err(|e| e.to_string())?;
+        let port = match &listener {
+            Some(listener) => listener.local_addr().map_err(|e| e.to_string())?.port(),
+            None => port,
+        };
+        let listener = listener.map_or(-1, IntoRawFd::into_raw_fd);
+        let (host, timeout) = (c_text(host)?, milliseconds(timeout));
+        // SAFETY: `host` is a text that outlives the call; the shim takes the socket over and writes a handle
+        // that we own.
         outcome(unsafe {
             let (out, bound) = (&raw mut handle, &raw mut bound);
-            bb_store_open(host.as_ptr(), port, c_int::from(serve), timeout, out, bound)
+            bb_store_open(host.as_ptr(), port, c_int::from(serve), listener, timeout, out, bound)
         })?;
-        Ok(Self { handle, prefix: prefix.to_owned(), port: bound })
+        Ok(Self { handle, prefix: prefix.to_owned(), port: bound, calls: AtomicU64::new(0) })
+    }
+
+    /// Calls so far: each is a message to the store, or two.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    /// The handle, for a call that counts.
+    fn called(&self) -> *mut c_void {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.handle
     }
 
     /// The port it is served at.
@@ -116,14 +170,26 @@ impl Store {
         c_text(&format!("{}{key}", self.prefix))
     }
 
-    /// Sets the value of a key.
+    /// Sets the value of a key: any but the single byte 255, which means that there is none.
     ///
     /// # Errors
     /// See [`Store::open`].
     pub fn set(&self, key: &str, value: &[u8]) -> Outcome<()> {
         let key = self.key(key)?;
         // SAFETY: the handle is open, key and value outlive the call.
-        outcome(unsafe { bb_store_set(self.handle, key.as_ptr(), value.as_ptr(), value.len()) })
+        outcome(unsafe { bb_store_set(self.called(), key.as_ptr(), value.as_ptr(), value.len()) })
+    }
+
+    /// Sets the value of a key that has none yet, and leaves any other alone.
+    ///
+    /// # Errors
+    /// See [`Store::open`].
+    pub fn set_first(&self, key: &str, value: &[u8]) -> Outcome<()> {
+        let key = self.key(key)?;
+        // SAFETY: the handle is open, key and value outlive the call.
+        outcome(unsafe {
+            bb_store_set_first(self.called(), key.as_ptr(), value.as_ptr(), value.len())
+        })
     }
 
     /// The value of a key, if it has one yet. Does not wait.
@@ -134,7 +200,7 @@ impl Store {
         let (key, mut data, mut length) = (self.key(key)?, null_mut(), 0);
         // SAFETY: the handle is open; the shim writes a pointer to bytes that we free.
         outcome(unsafe {
-            bb_store_get(self.handle, key.as_ptr(), &raw mut data, &raw mut length)
+            bb_store_get(self.called(), key.as_ptr(), &raw mut data, &raw mut length)
         })?;
         if data.is_null() {
             return Ok(None);
@@ -146,6 +212,43 @@ impl Store {
         Ok(Some(value))
     }
 
+    /// The values of keys that all have one, in one call. Waits for those that have none.
+    ///
+    /// # Errors
+    /// See [`Store::open`].
+    pub fn get_all(&self, keys: &[String]) -> Outcome<Vec<Vec<u8>>> {
+        let keys = keys.iter().map(|key| self.key(key)).collect::<Outcome<Vec<_>>>()?;
+        let names: Vec<_> = keys.iter().map(|key| key.as_ptr()).collect();
+        let (mut lengths, mut data) = (vec![0; keys.len()], null_mut());
+        // SAFETY: the handle is open, the keys outlive the call; the shim writes a length for each and a pointer
+        // to bytes that we free.
+        outcome(unsafe {
+            let lengths = lengths.as_mut_ptr();
+            bb_store_get_all(self.called(), names.as_ptr(), names.len(), lengths, &raw mut data)
+        })?;
+        // SAFETY: the shim wrote so many bytes there.
+        let mut all = unsafe { std::slice::from_raw_parts(data, lengths.iter().sum()) };
+        let values =
+            lengths.iter().filter_map(|length| all.split_off(..*length)).map(<[u8]>::to_vec);
+        let values = values.collect();
+        // SAFETY: they come from malloc and are ours.
+        unsafe { libc::free(data.cast()) };
+        Ok(values)
+    }
+
+    /// Waits, at most `timeout`, until a key has a value. Returns whether it has. Other calls through this
+    /// connection wait meanwhile.
+    ///
+    /// # Errors
+    /// See [`Store::open`].
+    pub fn wait(&self, key: &str, timeout: Duration) -> Outcome<bool> {
+        let (key, mut there) = (self.key(key)?, 0);
+        let timeout = milliseconds(timeout).max(1);
+        // SAFETY: the handle is open, the key outlives the call.
+        outcome(unsafe { bb_store_wait(self.called(), key.as_ptr(), timeout, &raw mut there) })?;
+        Ok(there != 0)
+    }
+
     /// Adds to a counter that starts at 0. Returns the sum.
     ///
     /// # Errors
@@ -153,7 +256,7 @@ impl Store {
     pub fn add(&self, key: &str, amount: i64) -> Outcome<i64> {
         let (key, mut sum) = (self.key(key)?, 0);
         // SAFETY: the handle is open, the key outlives the call.
-        outcome(unsafe { bb_store_add(self.handle, key.as_ptr(), amount, &raw mut sum) })?;
+        outcome(unsafe { bb_store_add(self.called(), key.as_ptr(), amount, &raw mut sum) })?;
         Ok(sum)
     }
 }
@@ -197,7 +300,7 @@ impl Group {
         timeout: Duration,
     ) -> Outcome<Self> {
         let (prefix, address) = (c_text(&format!("{}gloo/", store.prefix))?, c_text(address)?);
-        let (rank, size, timeout) = (rank as c_int, size as c_int, timeout.as_millis() as i64);
+        let (rank, size, timeout) = (rank as c_int, size as c_int, milliseconds(timeout));
         let mut group = null_mut();
         // SAFETY: the store is open, the texts outlive the call; the shim writes a handle that we own
         // and that keeps the store alive.
@@ -221,7 +324,7 @@ impl Group {
         let open = nccl::open()?;
         let prefix = c_text(&format!("{}nccl/", store.prefix))?;
         let (rank, size, device) = (rank as c_int, size as c_int, device as c_int);
-        let (timeout, mut group) = (timeout.as_millis() as i64, null_mut());
+        let (timeout, mut group) = (milliseconds(timeout), null_mut());
         // SAFETY: as above.
         outcome(unsafe {
             open(store.handle, prefix.as_ptr(), rank, size, device, timeout, &raw mut group)

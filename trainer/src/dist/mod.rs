@@ -9,8 +9,8 @@ mod watch;
 
 use std::net::{ToSocketAddrs, UdpSocket};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,10 +18,11 @@ use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
+use crate::stop::Stop;
 use c10d::{Group, Reduce, Store, Work};
 pub use launch::launch;
 pub use place::Place;
-use watch::{Pulse, VERDICT, Verdict, Watch, leave};
+use watch::{Pulse, Verdict, Watch, leave};
 
 /// How long ranks wait for each other.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -36,8 +37,10 @@ pub struct Limits {
 
 /// Margin that the watcher has to name a rank before a collective gives up by itself.
 const MARGIN: Duration = Duration::from_secs(15);
-/// Pause between looks at a key that another rank will set.
-const POLL: Duration = Duration::from_millis(15);
+/// Longest single wait for rank 0's work; c10d warns of each that was in vain.
+const WAIT: Duration = Duration::from_secs(3600);
+/// Pauses between looks at a key of a rank that may not have come yet, from the first to the longest.
+const PAUSES: [Duration; 2] = [Duration::from_millis(5), Duration::from_secs(1)];
 
 /// The processes of a run and this one's place among them. A process alone is a world of one, in which
 /// collectives do nothing.
@@ -72,8 +75,6 @@ struct Link {
     groups: Option<Groups>,
     /// Times that rank 0 worked for all.
     led: AtomicU64,
-    /// Whether it does now.
-    leading: AtomicBool,
 }
 
 /// The ways between the ranks, by where tensors are.
@@ -125,23 +126,25 @@ impl World {
     }
 
     /// Meets the other ranks, and makes sure that all run the same program on the same `facts` (name and
-    /// value). Tensors on a CUDA `device` will be reduced by NCCL, all others by Gloo.
+    /// value). Tensors on a CUDA `device` will be reduced by NCCL, all others by Gloo. `stop` is looked at while
+    /// this waits, and set on rank 0 where it leads and any rank is asked to end ([`World::lead`]).
     ///
     /// # Errors
     /// [`Error::Join`] if they do not come together within `limits.join`; [`Error::Disagree`] with the
-    /// first fact that differs.
+    /// first fact that differs; one of which [`Error::is_stop`] holds if work is to end.
     pub fn join(
         place: Place,
         device: Device,
         limits: Limits,
         facts: Vec<(String, String)>,
+        stop: &Stop,
     ) -> Result<Self> {
         if place.size == 1 {
             return Ok(Self::alone());
         }
         let facts: Vec<_> = of_the_program(&place)?.into_iter().chain(facts).collect();
-        let mut link = Link::open(&place, limits)?;
-        link.agree(&place, &facts, limits)?;
+        let mut link = Link::open(&place, limits, stop)?;
+        link.agree(&place, &facts, limits, stop)?;
         link.pulse.enter("connect");
         let address = own_address(&place.store)?;
         let whole = limits.timeout + MARGIN;
@@ -178,7 +181,7 @@ impl World {
     /// Number of processes that compute together now: 1 inside [`World::lead`].
     #[must_use]
     pub fn together(&self) -> usize {
-        let leading = |link: &Link| link.leading.load(Ordering::Relaxed);
+        let leading = |link: &Link| link.pulse.is_leading();
         if self.0.link.as_ref().is_some_and(leading) { 1 } else { self.size() }
     }
 
@@ -283,7 +286,8 @@ impl World {
     }
 
     /// Lets rank 0 do `work`, however long it takes, while the others wait; they get `None`. Batch norms see
-    /// rank 0's own batch meanwhile, and collectives must not be called.
+    /// rank 0's own batch meanwhile, and collectives must not be called. A rank that is asked to end while it waits
+    /// has rank 0 asked too.
     ///
     /// # Errors
     /// Rank 0's own, or [`Error::Lost`] on the others if the store fails.
@@ -297,18 +301,23 @@ impl World {
         let key = format!("led/{}", link.led.fetch_add(1, Ordering::Relaxed));
         let lost = |reason| Error::Lost { reason };
         if self.leads() {
-            link.leading.store(true, Ordering::Relaxed);
-            let value = work();
-            link.leading.store(false, Ordering::Relaxed);
-            let value = value?;
+            let value = link.pulse.lead(work)?;
             link.store.set(&key, b"done").map_err(lost)?;
             return Ok(Some(value));
         }
         // No deadline: a rank 0 that dies is the watcher's affair.
-        while link.store.get(&key).map_err(lost)?.is_none() {
-            thread::sleep(POLL);
-        }
-        Ok(None)
+        let done = link.pulse.idle(|| {
+            while !link.store.wait(&key, WAIT)? {}
+            Ok(())
+        });
+        link.watching().hurry();
+        done.map(|()| None).map_err(lost)
+    }
+
+    /// Calls to the store so far, its watcher's too.
+    #[must_use]
+    pub fn store_calls(&self) -> u64 {
+        self.0.link.as_ref().map_or(0, |link| link.store.calls() + link.watching().calls())
     }
 
     /// Makes sure that tensors are bit-equal on all ranks.
@@ -347,9 +356,10 @@ impl World {
             }
             Err(e) => {
                 let name = link.pulse.name();
-                let code = if e.is_input() { 2 } else { 1 };
-                link.post(&format!("{name}: {e}"), code, self.rank());
-                leave(code, &e.to_string())
+                let text =
+                    if e.is_stop() { "stopped by a signal".to_owned() } else { e.to_string() };
+                link.post(&format!("{name}: {text}"), e.exit_code(), self.rank());
+                leave(e.exit_code(), &text)
             }
         }
     }
@@ -383,7 +393,7 @@ impl Drop for Pending {
 
 impl Link {
     /// Comes to the store and starts beating.
-    fn open(place: &Place, limits: Limits) -> Result<Self> {
+    fn open(place: &Place, limits: Limits, stop: &Stop) -> Result<Self> {
         let deadline = Instant::now() + limits.join;
         let (host, port) = (&place.store.0, place.store.1);
         let open = |serve| {
@@ -394,12 +404,21 @@ impl Link {
         };
         let store = open(place.serve)?;
         if place.rank == 0 {
+            Verdict::none_yet(&store).map_err(join)?;
             store.set("server", &[u8::from(place.serve)]).map_err(join)?;
         }
-        let served_by_rank_0 = wait_for(&store, "server", deadline)
-            .map_err(|reason| join(format!("rank 0 did not come: {reason}")))?
+        let tell = |e: &Error| {
+            if e.is_stop() {
+                let text = format!("rank {}: stopped by a signal", place.rank);
+                let _ = Verdict { text, code: e.exit_code(), by: Some(place.rank) }.post(&store);
+            }
+        };
+        let served_by_rank_0 = wait_for(&store, "server", deadline, stop)
+            .inspect_err(tell)?
+            .ok_or_else(|| join("rank 0 did not come: waited in vain (dist.join)".to_owned()))?
             == [1];
-        let pulse = Arc::new(Pulse::new((place.rank, place.size), served_by_rank_0, limits));
+        let pulse = Pulse::new((place.rank, place.size), served_by_rank_0, limits, stop);
+        let pulse = Arc::new(pulse);
         if store.add(&format!("here/{}", place.rank), 1).map_err(join)? > 1 {
             return Err(join(format!("two processes say that they are rank {}", place.rank)));
         }
@@ -407,35 +426,55 @@ impl Link {
         store.set(&watch::beat_key(place.rank), &beat).map_err(join)?;
         let watch = Watch::start(pulse.clone(), open(false)?).map_err(|e| join(e.to_string()))?;
         let (watch, led) = (Mutex::new(watch), AtomicU64::new(0));
-        Ok(Self { store, pulse, watch, groups: None, led, leading: AtomicBool::new(false) })
+        Ok(Self { store, pulse, watch, groups: None, led })
+    }
+
+    fn watching(&self) -> MutexGuard<'_, Watch> {
+        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Compares the facts with rank 0's, and waits until every rank has.
-    fn agree(&self, place: &Place, facts: &[(String, String)], limits: Limits) -> Result<()> {
+    fn agree(
+        &self,
+        place: &Place,
+        facts: &[(String, String)],
+        limits: Limits,
+        stop: &Stop,
+    ) -> Result<()> {
         let deadline = Instant::now() + limits.join;
+        // The others are told: they would wait in vain for a rank that leaves.
+        let wait = |key| {
+            wait_for(&self.store, key, deadline, stop).inspect_err(|e| {
+                if e.is_stop() {
+                    let text = format!("{}: stopped by a signal", self.pulse.name());
+                    self.post(&text, e.exit_code(), place.rank);
+                }
+            })
+        };
+        let missing = || join(self.missing(place.size, limits));
         if place.rank == 0 {
             let text = serde_json::to_vec(facts).map_err(|e| join(e.to_string()))?;
             self.store.set("facts", &text).map_err(join)?;
-            while self.store.add("agreed", 0).map_err(join)? + 1 < place.size as i64 {
-                if Instant::now() > deadline {
-                    return Err(join(self.missing(place.size, limits)));
-                }
-                thread::sleep(POLL);
+        } else {
+            let text = wait("facts")?.ok_or_else(missing)?;
+            let theirs: Vec<(String, String)> =
+                serde_json::from_slice(&text).map_err(|e| join(e.to_string()))?;
+            if let Some((name, ours, theirs)) = first_difference(facts, &theirs) {
+                let rank = place.rank;
+                let error = Error::Disagree { name, rank, ours, theirs };
+                self.post(&error.to_string(), error.exit_code(), rank);
+                return Err(error);
             }
-            return self.store.set("go", b"go").map_err(join);
         }
-        let text = wait_for(&self.store, "facts", deadline).map_err(join)?;
-        let theirs: Vec<(String, String)> =
-            serde_json::from_slice(&text).map_err(|e| join(e.to_string()))?;
-        if let Some((name, ours, theirs)) = first_difference(facts, &theirs) {
-            let rank = place.rank;
-            let error = Error::Disagree { name, rank, ours, theirs };
-            self.post(&error.to_string(), 2, rank);
-            return Err(error);
+        if self.count("agreed", place.size).map_err(join)? {
+            self.store.set("go", b"go").map_err(join)?;
         }
-        self.store.add("agreed", 1).map_err(join)?;
-        let go = wait_for(&self.store, "go", deadline);
-        go.map(|_| ()).map_err(|_| join(self.missing(place.size, limits)))
+        wait("go")?.map(drop).ok_or_else(missing)
+    }
+
+    /// Counts ranks that came somewhere. Whether all have.
+    fn count(&self, key: &str, size: usize) -> std::result::Result<bool, String> {
+        Ok(self.store.add(key, 1)? == size as i64)
     }
 
     fn missing(&self, size: usize, limits: Limits) -> String {
@@ -446,18 +485,18 @@ impl Link {
     }
 
     fn post(&self, text: &str, code: u8, by: usize) {
-        let verdict = Verdict { text: text.to_owned(), code, by: Some(by) };
-        let Ok(verdict) = serde_json::to_vec(&verdict) else { return };
-        let _ = self.store.set(VERDICT, &verdict);
+        let _ = Verdict { text: text.to_owned(), code, by: Some(by) }.post(&self.store);
         self.pulse.linger();
     }
 
+    /// Says that this rank leaves in good order. Where it serves the store, it waits until all have said so.
     fn finish(&self, place: &Place) {
-        self.watch.lock().unwrap_or_else(PoisonError::into_inner).finish();
-        let deadline = Instant::now() + self.pulse.limits().silence;
-        let finished = |rank: usize| self.pulse.has_finished(&self.store, rank);
-        while place.serve && Instant::now() < deadline && !(0..place.size).all(finished) {
-            thread::sleep(POLL);
+        self.watching().finish();
+        if self.count("finished", place.size) == Ok(true) {
+            let _ = self.store.set("all finished", b"all");
+        }
+        if place.serve {
+            let _ = self.store.wait("all finished", self.pulse.limits().silence);
         }
     }
 }
@@ -489,16 +528,18 @@ fn first_difference(
     })
 }
 
-/// Waits for another rank to set a key.
-fn wait_for(store: &Store, key: &str, deadline: Instant) -> std::result::Result<Vec<u8>, String> {
+/// Waits for another rank to set a key; `None` if none does.
+fn wait_for(store: &Store, key: &str, deadline: Instant, stop: &Stop) -> Result<Option<Vec<u8>>> {
+    let [mut pause, longest] = PAUSES;
     loop {
-        if let Some(value) = store.get(key)? {
+        stop.check()?;
+        let value = store.get(key).map_err(join)?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        if value.is_some() || left.is_zero() {
             return Ok(value);
         }
-        if Instant::now() > deadline {
-            return Err("waited in vain (dist.join)".to_owned());
-        }
-        thread::sleep(POLL);
+        thread::sleep(pause.min(left));
+        pause = (pause * 3 / 2).min(longest);
     }
 }
 
@@ -540,18 +581,55 @@ mod tests {
 
     /// Runs two ranks, until both are done.
     fn two(body: impl Fn(&World) + Send + Sync + 'static) {
+        several(2, body);
+    }
+
+    /// Runs ranks, until all are done.
+    fn several(ranks: usize, body: impl Fn(&World) + Send + Sync + 'static) {
         let second = Duration::from_secs(60);
         let limits = Limits { join: second, timeout: second, silence: second };
-        let (body, both) = (Arc::new(body), Arc::new(Barrier::new(2)));
-        let ranks = Place::threads(2).into_iter().map(|place| {
+        let (body, both) = (Arc::new(body), Arc::new(Barrier::new(ranks)));
+        let ranks = Place::threads(ranks).into_iter().map(|place| {
             let (body, both) = (body.clone(), both.clone());
             thread::spawn(move || {
-                let world = World::join(place, Device::Cpu, limits, vec![]).unwrap();
+                let world =
+                    World::join(place, Device::Cpu, limits, vec![], &Stop::default()).unwrap();
                 body(&world);
                 both.wait();
             })
         });
         ranks.collect::<Vec<_>>().into_iter().for_each(|rank| rank.join().unwrap());
+    }
+
+    #[test]
+    fn ranks_that_wait_for_rank_0_hardly_call_the_store_and_end_with_it_at_once() {
+        const WORK: Duration = Duration::from_secs(12);
+        several(8, |world| {
+            let work = || {
+                thread::sleep(WORK);
+                Ok(Instant::now())
+            };
+            // A short one first: it takes no longer than itself.
+            let begun = Instant::now();
+            world.lead("short", || Ok(thread::sleep(Duration::from_millis(5)))).unwrap();
+            assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+            let waiting = world.clone();
+            let count = move || {
+                thread::sleep(Duration::from_secs(1));
+                let before = waiting.store_calls();
+                thread::sleep(Duration::from_secs(10));
+                waiting.store_calls() - before
+            };
+            let counter = (!world.leads()).then(|| thread::spawn(count));
+            let begun = Instant::now();
+            world.lead("long", work).unwrap();
+            let took = begun.elapsed();
+            assert!(took < WORK + Duration::from_millis(500), "{took:?}");
+            if let Some(counter) = counter {
+                let calls = counter.join().unwrap();
+                assert!((2..=10).contains(&calls), "{calls} calls of an idle rank in 10 s");
+            }
+        });
     }
 
     #[test]

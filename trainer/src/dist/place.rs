@@ -19,7 +19,8 @@ pub struct Place {
     pub(super) store: (String, u16),
     /// Whether this process serves it.
     pub(super) serve: bool,
-    /// Goes before every key: a restarted run must not read its predecessor's.
+    /// Goes before every key: a restarted run must not read its predecessor's, nor another one's that is at the
+    /// same port.
     pub(super) prefix: String,
 }
 
@@ -60,7 +61,7 @@ impl Place {
     /// those of `srun`, else alone.
     ///
     /// # Errors
-    /// [`Error::Join`] naming the variable that is missing or wrong.
+    /// [`Error::Config`] naming the variable that is missing or wrong.
     pub fn from_env() -> Result<Self> {
         Self::read(&|name| std::env::var(name).ok())
     }
@@ -102,8 +103,12 @@ impl Place {
         };
         let agent = variable("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|value| value == "True");
         let word = |name| variable(name).unwrap_or_default();
-        let (id, attempt) = (word("TORCHELASTIC_RUN_ID"), word("TORCHELASTIC_RESTART_COUNT"));
-        let prefix = prefix(&id, &attempt);
+        let prefix = if by_slurm {
+            let id = format!("{}.{}", word("SLURM_JOB_ID"), word("SLURM_STEP_ID"));
+            prefix(&id, &word("SLURM_RESTART_COUNT"))
+        } else {
+            prefix(&word("TORCHELASTIC_RUN_ID"), &word("TORCHELASTIC_RESTART_COUNT"))
+        };
         let serve = rank == 0 && !agent;
         Ok(Self { rank, size, local_rank, local_size, cores, store, serve, prefix })
     }
@@ -114,7 +119,7 @@ pub(super) fn prefix(id: &str, attempt: &str) -> String {
 }
 
 fn wrong(problem: &str) -> Error {
-    Error::Join { reason: problem.to_owned() }
+    Error::Config { problems: vec![problem.to_owned()] }
 }
 
 fn missing(name: &str) -> Error {
@@ -216,12 +221,14 @@ mod tests {
             ("SLURM_STEP_TASKS_PER_NODE", "4(x2)"),
             ("SLURM_STEP_NODELIST", "gpu[03-04,7].cluster"),
             ("SLURM_JOB_ID", "4242"),
+            ("SLURM_STEP_ID", "3"),
             ("SLURM_CPUS_PER_TASK", "12"),
         ];
         let place = read(&all).unwrap();
         assert_eq!(place.cores, Some(12));
         assert_eq!((place.rank, place.size, place.local_rank, place.local_size), (5, 8, 1, 4));
         assert_eq!(place.store.0, "gpu03.cluster");
+        assert_eq!(place.prefix, "bigbigan/4242.3//", "no other job's or step's");
         assert!((15_000..25_000).contains(&place.store.1) && !place.serve);
         for (list, first) in
             [("a", "a"), ("a,b", "a"), ("n[1,3]", "n1"), ("n-[008-010],m", "n-008")]

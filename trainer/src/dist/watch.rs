@@ -1,11 +1,12 @@
 //! The thread that shows the others a rank is alive, watches them, and ends this process, with the name
 //! of the rank to blame, when the run cannot go on.
 //!
-//! Every rank writes a beat to the store and reads its successor's: two small messages a tick and rank,
-//! whatever their number. Who finds a rank silent or stuck posts a verdict, which all of them look for.
-//! A rank whose collective failed looks at everyone, since then some rank has just died.
+//! Every rank writes a beat to the store and reads its successor's and the verdict: two small calls a tick and
+//! rank, whatever their number. Who finds a rank silent or stuck posts a verdict, which all of them look for.
+//! A rank whose collective failed looks at everyone, since then some rank has just died. One that only waits
+//! for rank 0's work ticks more slowly, and says so in its beat.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
@@ -13,10 +14,18 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use common::exit;
+
 use super::Limits;
 use super::c10d::Store;
+use crate::say;
+use crate::stop::Stop;
 
 const TICK: Duration = Duration::from_millis(400);
+/// The tick of a rank that waits for rank 0's work, at most: with its two calls less than one a second.
+const IDLE_TICK: Duration = Duration::from_millis(2500);
+/// Ticks in `dist.silence`, at least.
+const TICKS_OF_SILENCE: u32 = 5;
 /// A rank that does not move for this long after a collective failed is dead.
 const DEAD: Duration = Duration::from_millis(2000);
 /// Longest search for a dead rank.
@@ -33,6 +42,8 @@ pub(super) struct Beat {
     /// Whether the last of these calls has not ended.
     waiting: bool,
     finished: bool,
+    /// How much later than after a [`TICK`] the next beat comes.
+    late: Duration,
     host: String,
     pid: u32,
 }
@@ -66,7 +77,29 @@ pub(super) struct Verdict {
     pub(super) by: Option<usize>,
 }
 
-pub(super) const VERDICT: &str = "verdict";
+const VERDICT: &str = "verdict";
+/// Set by a rank that waits for rank 0's work and is asked to end.
+const WISH: &str = "wish";
+
+impl Verdict {
+    /// Gives the key a value that is no verdict, so that it can be read together with others. Of rank 0, before
+    /// any rank watches.
+    pub(super) fn none_yet(store: &Store) -> Result<(), String> {
+        store.set_first(VERDICT, b"null")
+    }
+
+    pub(super) fn post(&self, store: &Store) -> Result<(), String> {
+        store.set(VERDICT, &serde_json::to_vec(self).map_err(|e| e.to_string())?)
+    }
+
+    pub(super) fn posted(store: &Store) -> Result<Option<Self>, String> {
+        store.get(VERDICT)?.map_or(Ok(None), |text| Self::read(&text))
+    }
+
+    fn read(text: &[u8]) -> Result<Option<Self>, String> {
+        serde_json::from_slice(text).map_err(|e| e.to_string())
+    }
+}
 
 pub(super) fn beat_key(rank: usize) -> String {
     format!("beat/{rank}")
@@ -78,6 +111,8 @@ struct Now {
     phase: &'static str,
     calls: u64,
     waiting: Option<Instant>,
+    /// Since when it has waited for rank 0's work.
+    idle: Option<Instant>,
     finished: bool,
     ticked: Instant,
 }
@@ -91,7 +126,13 @@ pub(super) struct Pulse {
     served_by_rank_0: bool,
     host: String,
     limits: Limits,
+    /// The wish that this rank's work ends.
+    stop_wanted: Stop,
     now: Mutex<Now>,
+    /// Whether this rank works for all now.
+    leading: AtomicBool,
+    /// Whether the watcher pauses for longer than a [`TICK`].
+    slow: AtomicBool,
     /// Why a collective failed.
     failure: OnceLock<String>,
     stop: AtomicBool,
@@ -102,18 +143,30 @@ impl Pulse {
         (rank, size): (usize, usize),
         served_by_rank_0: bool,
         limits: Limits,
+        stop_wanted: &Stop,
     ) -> Self {
-        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let now = Now {
             step: 0,
             phase: "join",
             calls: 0,
             waiting: None,
+            idle: None,
             finished: false,
             ticked: Instant::now(),
         };
-        let (failure, stop) = (OnceLock::new(), AtomicBool::new(false));
-        Self { rank, size, served_by_rank_0, host, limits, now: now.into(), failure, stop }
+        Self {
+            rank,
+            size,
+            served_by_rank_0,
+            host: common::host(),
+            limits,
+            stop_wanted: stop_wanted.clone(),
+            now: now.into(),
+            leading: AtomicBool::new(false),
+            slow: AtomicBool::new(false),
+            failure: OnceLock::new(),
+            stop: AtomicBool::new(false),
+        }
     }
 
     fn now(&self) -> MutexGuard<'_, Now> {
@@ -132,6 +185,34 @@ impl Pulse {
         self.now().phase = phase;
     }
 
+    /// Whether this rank works for all now.
+    pub(super) fn is_leading(&self) -> bool {
+        self.leading.load(Ordering::Relaxed)
+    }
+
+    /// Does work for all.
+    pub(super) fn lead<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.leading.store(true, Ordering::Relaxed);
+        let value = work();
+        self.leading.store(false, Ordering::Relaxed);
+        value
+    }
+
+    /// Waits for rank 0's work.
+    pub(super) fn idle<T>(&self, wait: impl FnOnce() -> T) -> T {
+        self.now().idle = Some(Instant::now());
+        let value = wait();
+        self.now().idle = None;
+        value
+    }
+
+    /// Pause between two ticks. Short waits for rank 0, which come at every step, are none.
+    fn pause(&self) -> Duration {
+        let idle = self.now().idle.is_some_and(|since| since.elapsed() > TICK);
+        let most = self.limits.silence / TICKS_OF_SILENCE;
+        if idle { IDLE_TICK.min(most).max(TICK) } else { TICK }
+    }
+
     /// Rank, host and process.
     pub(super) fn name(&self) -> String {
         self.beat(0).name(self.rank)
@@ -140,13 +221,8 @@ impl Pulse {
     /// If this rank serves the store, gives the others time to read it before it goes.
     pub(super) fn linger(&self) {
         if self.rank == 0 && self.served_by_rank_0 {
-            thread::sleep(3 * TICK);
+            thread::sleep(IDLE_TICK + TICK);
         }
-    }
-
-    pub(super) fn has_finished(&self, store: &Store, rank: usize) -> bool {
-        let text = store.get(&beat_key(rank)).ok().flatten().unwrap_or_default();
-        serde_json::from_slice::<Beat>(&text).is_ok_and(|beat| beat.finished)
     }
 
     /// Runs a collective, begins one, or waits for one's end.
@@ -184,6 +260,7 @@ impl Pulse {
             calls: now.calls,
             waiting: now.waiting.is_some(),
             finished: now.finished,
+            late: Duration::ZERO,
             host: self.host.clone(),
             pid: std::process::id(),
         }
@@ -194,6 +271,7 @@ impl Pulse {
 #[derive(Debug)]
 pub(super) struct Watch {
     pulse: Arc<Pulse>,
+    store: Arc<Store>,
     watcher: Option<thread::JoinHandle<()>>,
 }
 
@@ -201,11 +279,28 @@ impl Watch {
     /// Starts beating, through a connection of its own: a call that waits must not hold the beat up.
     pub(super) fn start(pulse: Arc<Pulse>, store: Store) -> Result<Self, std::io::Error> {
         let named = |name: &str| thread::Builder::new().name(name.to_owned());
-        let shared = pulse.clone();
-        let watcher = named("watch").spawn(move || Watcher::new(shared, store).run())?;
+        let (shared, store) = (pulse.clone(), Arc::new(store));
+        let watcher = Watcher::new(shared, store.clone());
+        let watcher = named("watch").spawn(move || watcher.run())?;
         let shared = pulse.clone();
         named("guard").spawn(move || guard(&shared))?;
-        Ok(Self { pulse, watcher: Some(watcher) })
+        Ok(Self { pulse, store, watcher: Some(watcher) })
+    }
+
+    /// If the watcher has begun to tick slowly, has it tick now, as this rank no longer waits.
+    pub(super) fn hurry(&self) {
+        if self.pulse.slow.swap(false, Ordering::Relaxed) {
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        self.watcher.iter().for_each(|watcher| watcher.thread().unpark());
+    }
+
+    /// Its calls to the store so far.
+    pub(super) fn calls(&self) -> u64 {
+        self.store.calls()
     }
 
     /// Shows the others that this rank leaves in good order, and stops watching.
@@ -217,8 +312,8 @@ impl Watch {
     /// Stops watching.
     pub(super) fn stop(&mut self) {
         self.pulse.stop.store(true, Ordering::Relaxed);
+        self.wake();
         if let Some(watcher) = self.watcher.take() {
-            watcher.thread().unpark();
             let _ = watcher.join();
         }
     }
@@ -238,7 +333,7 @@ fn guard(pulse: &Pulse) {
                 me.name(pulse.rank),
                 me.whereabouts()
             );
-            leave(1, &text);
+            leave(exit::FAILED, &text);
         }
     }
 }
@@ -254,53 +349,58 @@ struct Seen {
 #[derive(Debug)]
 struct Watcher {
     pulse: Arc<Pulse>,
-    store: Store,
+    store: Arc<Store>,
     beats: u64,
     seen: BTreeMap<usize, Seen>,
     searching: Option<Instant>,
+    wished: bool,
 }
 
 impl Watcher {
-    fn new(pulse: Arc<Pulse>, store: Store) -> Self {
-        Self { pulse, store, beats: 0, seen: BTreeMap::new(), searching: None }
+    fn new(pulse: Arc<Pulse>, store: Arc<Store>) -> Self {
+        Self { pulse, store, beats: 0, seen: BTreeMap::new(), searching: None, wished: false }
     }
 
     fn run(mut self) {
         loop {
             let stop = self.pulse.stop.load(Ordering::Relaxed);
-            match self.tick() {
+            let pause = self.pulse.pause();
+            match self.tick(pause) {
                 Ok(None) => {}
                 Ok(Some(verdict)) => {
                     self.pulse.linger();
                     leave(verdict.code, &verdict.text)
                 }
                 Err(_) if stop => return,
-                Err(reason) => leave(1, &self.store_gone(&reason)),
+                Err(reason) => leave(exit::FAILED, &self.store_gone(&reason)),
             }
             if stop {
                 return;
             }
-            thread::park_timeout(TICK);
+            self.pulse.slow.store(pause > TICK, Ordering::Relaxed);
+            thread::park_timeout(pause);
         }
     }
 
-    fn tick(&mut self) -> Result<Option<Verdict>, String> {
+    /// Shows itself, says when it will again, and looks at others.
+    fn tick(&mut self, pause: Duration) -> Result<Option<Verdict>, String> {
         self.beats += 1;
-        let mine = self.pulse.beat(self.beats);
+        let mut mine = self.pulse.beat(self.beats);
+        mine.late = pause.saturating_sub(TICK);
         let text = serde_json::to_vec(&mine).map_err(|e| e.to_string())?;
         self.store.set(&beat_key(self.pulse.rank), &text)?;
-        let verdict = self.posted()?;
+        self.carry_wish()?;
         let waiting = self.pulse.now().waiting.map_or(Duration::ZERO, |since| since.elapsed());
         let stuck = waiting > self.pulse.limits.timeout;
-        if self.pulse.failure().is_some() || stuck {
+        let all = 0..self.pulse.size;
+        let ranks: BTreeSet<_> = if self.pulse.failure().is_some() || stuck {
             self.searching.get_or_insert_with(Instant::now);
-            (0..self.pulse.size).try_for_each(|rank| self.look_at(rank))?;
+            all.collect()
         } else {
-            self.look_at((self.pulse.rank + 1) % self.pulse.size)?;
-            if self.pulse.served_by_rank_0 {
-                self.look_at(0)?;
-            }
-        }
+            let server = self.pulse.served_by_rank_0.then_some(0);
+            [(self.pulse.rank + 1) % self.pulse.size].into_iter().chain(server).collect()
+        };
+        let verdict = self.look_at(&ranks)?;
         self.pulse.now().ticked = Instant::now();
         if verdict.is_some() || mine.finished {
             return Ok(verdict);
@@ -310,21 +410,46 @@ impl Watcher {
             .or_else(|| self.failed())
             .or_else(|| stuck.then(|| self.laggard(&mine, waiting)));
         let Some(text) = found else { return Ok(None) };
-        let verdict = Verdict { text, code: 1, by: Some(self.pulse.rank) };
-        self.store.set(VERDICT, &serde_json::to_vec(&verdict).map_err(|e| e.to_string())?)?;
+        let verdict = Verdict { text, code: exit::FAILED, by: Some(self.pulse.rank) };
+        verdict.post(&self.store)?;
         Ok(Some(verdict))
     }
 
-    /// A verdict of somebody else's.
-    fn posted(&self) -> Result<Option<Verdict>, String> {
-        let Some(text) = self.store.get(VERDICT)? else { return Ok(None) };
-        let verdict: Verdict = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
-        Ok((verdict.by != Some(self.pulse.rank)).then_some(verdict))
+    /// While rank 0 works for all, a wish that another rank ends is one that rank 0 does.
+    fn carry_wish(&mut self) -> Result<(), String> {
+        let wanted = &self.pulse.stop_wanted;
+        if self.pulse.is_leading() && !wanted.wanted() && self.store.get(WISH)?.is_some() {
+            wanted.flag().store(true, Ordering::Relaxed);
+        }
+        let idle = self.pulse.now().idle.is_some();
+        if idle && !self.wished && wanted.wanted() {
+            self.store.set(WISH, b"end")?;
+            self.wished = true;
+        }
+        Ok(())
     }
 
-    fn look_at(&mut self, rank: usize) -> Result<(), String> {
-        let Some(text) = self.store.get(&beat_key(rank))? else { return Ok(()) };
-        let beat: Beat = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
+    /// Reads the beats of ranks, and a verdict of somebody else's.
+    fn look_at(&mut self, ranks: &BTreeSet<usize>) -> Result<Option<Verdict>, String> {
+        let keys: Vec<_> = ranks.iter().map(|rank| beat_key(*rank)).collect();
+        let (verdict, beats) = if ranks.iter().all(|rank| self.seen.contains_key(rank)) {
+            let keys: Vec<_> = [VERDICT.to_owned()].into_iter().chain(keys).collect();
+            let mut values = self.store.get_all(&keys)?.into_iter().map(Some);
+            (values.next().flatten(), values.collect::<Vec<_>>())
+        } else {
+            // Some may not have come yet.
+            let beats = keys.iter().map(|key| self.store.get(key));
+            (self.store.get(VERDICT)?, beats.collect::<Result<_, _>>()?)
+        };
+        for (rank, text) in ranks.iter().zip(beats) {
+            text.map_or(Ok(()), |text| self.see(*rank, &text))?;
+        }
+        let verdict = verdict.map_or(Ok(None), |text| Verdict::read(&text))?;
+        Ok(verdict.filter(|verdict| verdict.by != Some(self.pulse.rank)))
+    }
+
+    fn see(&mut self, rank: usize, text: &[u8]) -> Result<(), String> {
+        let beat: Beat = serde_json::from_slice(text).map_err(|e| e.to_string())?;
         let now = Instant::now();
         let seen = self.seen.entry(rank).or_insert_with(|| Seen { beat: beat.clone(), moved: now });
         if seen.beat.beat != beat.beat {
@@ -336,8 +461,9 @@ impl Watcher {
 
     fn silent(&self) -> Option<String> {
         let longest = if self.searching.is_some() { DEAD } else { self.pulse.limits.silence };
-        let silent =
-            |(_, seen): &(&usize, &Seen)| !seen.beat.finished && seen.moved.elapsed() > longest;
+        let silent = |(_, seen): &(&usize, &Seen)| {
+            !seen.beat.finished && seen.moved.elapsed() > longest + seen.beat.late
+        };
         let (rank, seen) = self.seen.iter().find(silent)?;
         Some(format!(
             "{} died, stopped or was cut off: silent for {:.0} s; last seen in {}",
@@ -351,7 +477,8 @@ impl Watcher {
     fn failed(&self) -> Option<String> {
         let (since, reason) = (self.searching?, self.pulse.failure()?);
         let me = self.pulse.beat(0);
-        (since.elapsed() > SEARCH).then(|| {
+        let late = self.seen.values().map(|seen| seen.beat.late).max().unwrap_or_default();
+        (since.elapsed() > SEARCH + late).then(|| {
             format!(
                 "ranks can no longer talk to each other: in {} of {}: {reason}",
                 me.whereabouts(),
@@ -395,13 +522,14 @@ impl Watcher {
     }
 }
 
-/// Says why, on standard error and in the file that torchrun reads, and ends the process at once: other
-/// threads may be stuck in a collective. Whoever comes first speaks.
+/// Says why, on standard error and, of a failure, in the file that torchrun reads, and ends the process at once:
+/// other threads may be stuck in a collective. Whoever comes first speaks.
 pub(super) fn leave(code: u8, text: &str) -> ! {
     static LEAVING: Mutex<()> = Mutex::new(());
     let _first = LEAVING.lock().unwrap_or_else(PoisonError::into_inner);
-    eprintln!("error: {text}");
-    if let Some(path) = std::env::var_os("TORCHELASTIC_ERROR_FILE") {
+    let failed = code != exit::STOPPED;
+    say::note(format_args!("{}{text}", if failed { "error: " } else { "" }));
+    if let Some(path) = std::env::var_os("TORCHELASTIC_ERROR_FILE").filter(|_| failed) {
         let time = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
         let extra = serde_json::json!({"py_callstack": "", "timestamp": time.to_string()});
         let note = serde_json::json!({"message": {"message": text, "extraInfo": extra}});

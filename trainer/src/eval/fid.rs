@@ -201,6 +201,7 @@ impl Task {
 
     fn generated(&self, model: &Model, manifold_images: i64) -> Result<Side> {
         let batches = (0..self.images).step_by(BATCH as usize).map(|first| {
+            model.stop().check()?;
             let rows = BATCH.min(self.images - first);
             let z = model.latents_from(DRAW + self.draw, first, rows);
             Ok(to_u8(&model.generate(&z)))

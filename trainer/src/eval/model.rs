@@ -92,7 +92,7 @@ impl Model {
         Ok(model)
     }
 
-    /// From a checkpoint folder.
+    /// From a checkpoint folder. `stop` ends this, and later work on the model.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] or [`Error::Data`].
@@ -102,13 +102,15 @@ impl Model {
         device: Device,
         variant: Variant,
         train: Option<&Arc<Dataset>>,
+        stop: &Stop,
     ) -> Result<Self> {
         let manifest = checkpoint::verify(path)?;
         if variant == Variant::Initial {
             let state = TrainState::new(config, device, true);
-            return Self::of_state(config, &state, variant, train, &Stop::default());
+            return Self::of_state(config, &state, variant, train, stop);
         }
         let mut model = Self::unset(config, device, manifest.step, variant);
+        model.stop = stop.clone();
         let read = match variant {
             Variant::Live => checkpoint::load_live,
             _ => checkpoint::load_average,
@@ -137,17 +139,18 @@ impl Model {
     }
 
     /// Networks that `trainer export` wrote: averages with spectral norms folded in and standing
-    /// statistics, which are used as they are.
+    /// statistics, which are used as they are. `stop` ends later work on the model.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] where a name, shape or type differs from what `config` builds.
-    pub fn exported(folder: &Path, config: &Config, device: Device) -> Result<Self> {
+    pub fn exported(folder: &Path, config: &Config, device: Device, stop: &Stop) -> Result<Self> {
         let path = folder.join(EXPORTED);
         let step = entry(&path, "step")?;
         let wrong = || format!("its step is {step:?}, not a number");
         let step =
             step.parse().map_err(|_| Error::Checkpoint { path: path.clone(), reason: wrong() })?;
         let mut model = Self::unset(config, device, step, Variant::Average);
+        model.stop = stop.clone();
         let tensors = |params: &Params| {
             let folded = params.folded().map(|(name, t)| (name.to_owned(), t.shallow_clone()));
             folded.chain(params.buffers()).collect::<checkpoint::Named>()

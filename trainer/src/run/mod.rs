@@ -99,7 +99,7 @@ struct Incident<'a> {
 pub fn run(mut session: Session, config: Config, place: Place, stop: &Stop) -> Result<Summary> {
     let (device, data) =
         (device::of_rank(&config.train.device, &place)?, open_data(&config, "train")?);
-    let world = meet(&config, place, device, &data)?;
+    let world = meet(&config, place, device, &data, stop)?;
     let work = || {
         prepare(&config, device)?;
         session.check_converges(&config)?;

@@ -8,15 +8,22 @@ use crate::config::Config;
 use crate::dist::{Place, World};
 use crate::error::Result;
 use crate::state::{OfD, TrainState, Update};
+use crate::stop::Stop;
 
 /// Joins the other ranks, if there are any, and makes sure that they run the same.
-pub(super) fn meet(config: &Config, place: Place, device: Device, data: &Dataset) -> Result<World> {
+pub(super) fn meet(
+    config: &Config,
+    place: Place,
+    device: Device,
+    data: &Dataset,
+    stop: &Stop,
+) -> Result<World> {
     config.rows(place.size)?;
     // The data folder may have another name on another machine.
     let mut facts = config.flat();
     facts.retain(|(key, _)| key != "data.dir");
     facts.push(("the data index's fingerprint".to_owned(), format!("{:016x}", data.fingerprint())));
-    World::join(place, device, config.limits(), facts)
+    World::join(place, device, config.limits(), facts, stop)
 }
 
 /// Gives every rank what rank 0 has, bit by bit.

@@ -118,7 +118,8 @@ fn on_two_ranks<T: Send + 'static>(
     let ranks = Place::threads(2).into_iter().map(|place| {
         let (config, folder) = (config.clone(), folder.to_owned());
         std::thread::spawn(move || {
-            let world = World::join(place, Device::Cpu, config.limits(), vec![]).unwrap();
+            let world =
+                World::join(place, Device::Cpu, config.limits(), vec![], &Stop::default()).unwrap();
             let told = story(begin(config, &folder, &world), &world);
             (told, world)
         })

@@ -8,6 +8,7 @@ use crate::measure::Work;
 use crate::model::Scores;
 use crate::nn::SpectralNorm;
 use crate::optim::Adam;
+use crate::stop::Stop;
 
 fn tiny(overrides: &[&str]) -> Config {
     let small = [
@@ -457,7 +458,9 @@ fn ranks_compute_in_double_precision_what_one_process_does() {
         let ranks = Place::threads(size).into_iter().map(|place| {
             let config = config.clone();
             std::thread::spawn(move || {
-                let world = World::join(place, Device::Cpu, config.limits(), vec![]).unwrap();
+                let world =
+                    World::join(place, Device::Cpu, config.limits(), vec![], &Stop::default())
+                        .unwrap();
                 let done = ten_steps(&config, &world);
                 world.conclude(Ok(done)).unwrap()
             })

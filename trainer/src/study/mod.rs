@@ -6,6 +6,7 @@
 //! extractor they are measured. Everything it knows it reads from there, so it can be ended at any moment and
 //! goes on.
 
+mod queue;
 mod results;
 mod work;
 
@@ -64,10 +65,12 @@ pub struct Job {
     pub set: Vec<String>,
     /// All keys, without a data folder.
     pub config: Config,
+    /// Whether it is to be done; of the others only results are shown.
+    pub chosen: bool,
 }
 
 impl Study {
-    /// Reads a study file and resolves its configurations: those of the rows named in `only`, or all.
+    /// Reads a study file and resolves its configurations. To be done are those of the rows named in `only`, or all.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Config`] with every problem of every row, or a name that no row has.
@@ -76,14 +79,16 @@ impl Study {
         let wrong = |problem: String| Error::Config {
             problems: vec![format!("{}: {problem}", path.display())],
         };
-        let mut study: Self = toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+        let study: Self = toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
         if let Some(name) = only.iter().find(|name| study.rows.iter().all(|row| row.name != **name))
         {
             let names: Vec<_> = study.rows.iter().map(|row| row.name.as_str()).collect();
             return Err(wrong(format!("no row {name:?}; there are {}", names.join(", "))));
         }
-        study.rows.retain(|row| only.is_empty() || only.contains(&row.name));
-        let jobs = study.jobs().map_err(|problems| wrong(problems.join("; ")))?;
+        let mut jobs = study.jobs().map_err(|problems| wrong(problems.join("; ")))?;
+        for job in &mut jobs {
+            job.chosen = only.is_empty() || only.contains(&study.rows[job.row].name);
+        }
         Ok((study, jobs))
     }
 
@@ -118,7 +123,8 @@ impl Study {
                         config.train.max_minutes
                     )),
                     Ok(config) => {
-                        jobs.push(Job { row, name: format!("{name}-{seed}"), set, config });
+                        let name = format!("{name}-{seed}");
+                        jobs.push(Job { row, name, set, config, chosen: true });
                     }
                     Err(Error::Config { problems: found }) => {
                         problems.extend(found.iter().map(|p| format!("row {name:?}: {p}")));
@@ -138,6 +144,20 @@ impl Job {
     pub fn folder(&self, out: &Path) -> PathBuf {
         out.join("runs").join(&self.name)
     }
+}
+
+/// So many jobs that are never done.
+#[cfg(test)]
+fn jobs_of_tests(count: usize) -> Vec<Job> {
+    let config = Config::resolve(&Origin::Preset("demo"), &[]).unwrap();
+    let job = |i| Job {
+        row: 0,
+        name: format!("job-{i}"),
+        set: vec![],
+        config: config.clone(),
+        chosen: true,
+    };
+    (0..count).map(job).collect()
 }
 
 #[cfg(test)]
@@ -184,9 +204,11 @@ mod tests {
     fn some_rows_of_a_study_can_be_chosen() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../studies/ablations-cifar10.toml");
         let (study, jobs) = Study::read(&path, &["hi_e".into(), "base".into()]).unwrap();
-        let names: Vec<_> = study.rows.iter().map(|row| row.name.as_str()).collect();
-        assert_eq!(names, ["base", "hi_e"]);
-        assert_eq!(jobs.len(), 2 * study.seeds.len());
+        assert_eq!(jobs.len(), study.rows.len() * study.seeds.len());
+        let chosen =
+            jobs.iter().filter(|job| job.chosen).map(|job| study.rows[job.row].name.as_str());
+        let chosen: Vec<_> = chosen.collect();
+        assert_eq!(chosen, ["base", "hi_e"].repeat(study.seeds.len()));
         let error = Study::read(&path, &["hie".into()]).unwrap_err().to_string();
         assert!(error.contains("no row \"hie\"; there are base, det_e, "), "{error}");
     }

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::fs;
 use std::path::Path;
 
+use common::files;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -99,6 +99,9 @@ type Values = BTreeMap<&'static str, f64>;
 /// What came out of the runs of a row.
 #[derive(Debug, Serialize)]
 struct RowResults<'a> {
+    /// Its place in the study.
+    #[serde(skip)]
+    row: usize,
     name: &'a str,
     note: &'a str,
     set: &'a [String],
@@ -178,11 +181,14 @@ fn summary(runs: &BTreeMap<u64, Values>) -> (Values, Values) {
     (means, deviations)
 }
 
-fn results<'a>(study: &'a Study, runs: &[BTreeMap<u64, Values>]) -> Results<'a> {
-    let rows = study.rows.iter().zip(runs).map(|(row, own)| {
+/// Of the rows of a study that are `shown`, with their finished runs.
+fn results<'a>(study: &'a Study, shown: &[bool], runs: &[BTreeMap<u64, Values>]) -> Results<'a> {
+    let shown = || (0..study.rows.len()).filter(|row| shown[*row]);
+    let rows = shown().map(|index| {
+        let (row, own) = (&study.rows[index], &runs[index]);
         let (mean, deviation) = summary(own);
         let apart = |(seed, values): (&u64, &Values)| {
-            let first = runs[0].get(seed)?;
+            let first = runs[shown().next()?].get(seed)?;
             let difference = |(key, value): (&&'static str, &f64)| {
                 first.get(*key).map(|first| (*key, value - first))
             };
@@ -191,6 +197,7 @@ fn results<'a>(study: &'a Study, runs: &[BTreeMap<u64, Values>]) -> Results<'a> 
         let differences: BTreeMap<u64, Values> = own.iter().filter_map(apart).collect();
         let (difference, difference_deviation) = summary(&differences);
         RowResults {
+            row: index,
             name: &row.name,
             note: &row.note,
             set: &row.set,
@@ -204,16 +211,22 @@ fn results<'a>(study: &'a Study, runs: &[BTreeMap<u64, Values>]) -> Results<'a> 
     Results { title: &study.title, preset: &study.preset, set: &study.set, rows: rows.collect() }
 }
 
-/// Writes the results of all finished runs into the study's folder; returns those of `results.md`.
+/// Writes the results of all finished runs into the study's folder: of rows with chosen jobs and of all others that
+/// have some. Returns those of `results.md`.
 ///
 /// # Errors
 /// [`Error::Io`].
 pub fn write(study: &Study, jobs: &[Job], out: &Path) -> Result<String> {
     let mut runs = vec![BTreeMap::new(); study.rows.len()];
-    for job in jobs.iter().filter(|job| super::work::trained(job, out)) {
-        runs[job.row].insert(job.config.train.seed, values(job, out));
+    let mut shown = vec![false; study.rows.len()];
+    for job in jobs {
+        let trained = super::work::trained(job, out);
+        if trained {
+            runs[job.row].insert(job.config.train.seed, values(job, out));
+        }
+        shown[job.row] |= job.chosen || trained;
     }
-    let results = results(study, &runs);
+    let results = results(study, &shown, &runs);
     let json = serde_json::to_string_pretty(&results)
         .map_err(|e| Error::io("write", out.join("results.json"))(std::io::Error::other(e)))?;
     let text = markdown(&results);
@@ -222,9 +235,8 @@ pub fn write(study: &Study, jobs: &[Job], out: &Path) -> Result<String> {
         ("results.md", &text),
         ("index.html", &page(&results, jobs, out)),
     ] {
-        let (path, aside) = (out.join(name), out.join(format!("{name}.partial")));
-        fs::write(&aside, text).map_err(Error::io("write", &aside))?;
-        fs::rename(&aside, &path).map_err(Error::io("rename", &aside))?;
+        let path = out.join(name);
+        files::replace_file(&path, text.as_bytes()).map_err(Error::io("write", &path))?;
     }
     Ok(text)
 }
@@ -308,10 +320,10 @@ fn page(results: &Results<'_>, jobs: &[Job], out: &Path) -> String {
     }
     let _ = write!(all, "<p class=muted>{HOW}</p>");
     body.push_str(&report::section("Results", &all));
-    for (index, row) in results.rows.iter().enumerate() {
+    for row in &results.rows {
         let runs: Vec<_> = jobs
             .iter()
-            .filter(|job| job.row == index)
+            .filter(|job| job.row == row.row)
             .map(|job| (format!("seed {}", job.config.train.seed), job.folder(out)))
             .collect();
         let mut content = format!(
@@ -375,7 +387,7 @@ mod tests {
             let row = usize::from(*name == "det_e");
             found[row].insert(*seed, Values::from([("probe_bn_crelu", *value)]));
         }
-        let results = results(&study, &found);
+        let results = results(&study, &[true; 2], &found);
         let html = page(&results, &[], Path::new("/nowhere"));
         assert!(html.contains("A &lt; B") && !html.contains("A < B"));
         markdown(&results)

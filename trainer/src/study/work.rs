@@ -1,32 +1,31 @@
 //! Doing a study's runs: each stage is a command of this program, in a process of its own.
 
-use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::{exit, files};
 use pipeline::Dataset;
-use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 
+use super::queue::{self, Ended};
 use super::results::{self, measured};
 use super::{Job, Study};
 use crate::checkpoint;
+use crate::device;
 use crate::error::{Error, Result};
 use crate::run::{evaluated, lock, read_config};
+use crate::say;
+use crate::supervisor::{Child, End, Lines, Signals};
 
 const POLL: Duration = Duration::from_millis(50);
-/// Last lines of a failed command's log that are shown.
-const LAST_LINES: usize = 8;
+/// A command that fails sooner may have failed for its device.
+const START: Duration = Duration::from_secs(60);
 
 /// What the runs of a study work with.
 #[derive(Debug, Clone)]
@@ -48,9 +47,15 @@ pub struct Tools {
 pub struct Outcome {
     /// Runs that are trained and measured.
     pub done: usize,
-    /// Runs that failed, with the reason.
-    pub failed: Vec<(String, String)>,
-    /// A signal ended it.
+    /// Runs that were to be.
+    pub of: usize,
+    /// Names of runs that failed; why was said as they did.
+    pub failed: Vec<String>,
+    /// Names of runs that no device was left for.
+    pub untried: Vec<String>,
+    /// Devices that were given no more runs, as several in a row failed at their start on them.
+    pub lost: Vec<String>,
+    /// A signal ended it before all was done.
     pub stopped: bool,
     /// The results so far, as `results.md` has them.
     pub table: String,
@@ -63,9 +68,9 @@ struct Stage {
     args: Vec<OsString>,
 }
 
-/// Does what is left of a study in the folder `out`, and writes the results after every run. SIGTERM,
-/// SIGINT and SIGHUP end the runs in progress, which save; the same call then goes on. A run that fails
-/// does not stop the others.
+/// Does what is left of the chosen jobs of a study in the folder `out`, and writes the results after every run.
+/// Signals ([`common::signals`]) are passed on to the runs in progress, which save; the same call then goes on. A run
+/// that fails does not stop the others, and a device on which runs fail at their start gets no more.
 ///
 /// # Errors
 /// [`Error::Output`] if another study is at work in `out`, or what is there was made with other settings;
@@ -74,103 +79,82 @@ pub fn run(study: &Study, jobs: &[Job], out: &Path, tools: &Tools) -> Result<Out
     let runs = out.join("runs");
     fs::create_dir_all(&runs).map_err(Error::io("create", &runs))?;
     let _lock = lock(out)?;
+    let mut shown = vec![];
     for job in jobs {
-        same(job, out)?;
+        match same(job, out) {
+            Ok(()) => shown.push(job.clone()),
+            Err(e) if job.chosen => return Err(e),
+            Err(e) => say::note(format_args!("{}: left out of the results: {e}", job.name)),
+        }
     }
     Terms::of(tools)?.hold(out)?;
-    let mut signals =
-        Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(Error::io("listen for", "signals"))?;
-    results::write(study, jobs, out)?;
-    let work = Work {
-        study,
-        jobs,
-        out,
-        tools,
-        left: Mutex::new(jobs.iter().collect()),
-        outcome: Mutex::default(),
-        signals: AtomicUsize::new(0),
-        ended: AtomicUsize::new(0),
-    };
-    thread::scope(|scope| {
-        for device in &tools.devices {
-            scope.spawn(|| {
-                work.of(device);
-                work.ended.fetch_add(1, Ordering::Relaxed);
-            });
-        }
-        while work.ended.load(Ordering::Relaxed) < tools.devices.len() {
-            work.signals.fetch_add(signals.pending().count(), Ordering::Relaxed);
-            thread::sleep(POLL);
-        }
-    });
-    let mut outcome = work.outcome.into_inner().unwrap_or_else(PoisonError::into_inner);
-    outcome.stopped = work.signals.load(Ordering::Relaxed) > 0;
-    outcome.table = results::write(study, jobs, out)?;
-    Ok(outcome)
+    results::write(study, &shown, out)?;
+    let signals = Signals::open()?;
+    let work = Work { study, jobs: &shown, out, tools, signals, writing: Mutex::new(()) };
+    let chosen = || jobs.iter().filter(|job| job.chosen);
+    let found =
+        queue::drain(chosen(), &tools.devices, || work.signals.any(), |job, on| work.of(job, on));
+    let (done, of) = (found.done, chosen().count());
+    let stopped = found.stopped || work.signals.any() && done < of;
+    // After a signal the rest was not to be tried.
+    let untried = if stopped { vec![] } else { found.untried };
+    let (failed, lost) = (found.failed, found.lost);
+    let table = results::write(study, &shown, out)?;
+    Ok(Outcome { done, of, failed, untried, lost, stopped, table })
 }
 
 /// What the workers share.
 #[derive(Debug)]
 struct Work<'a> {
     study: &'a Study,
+    /// Those whose results are shown.
     jobs: &'a [Job],
     out: &'a Path,
     tools: &'a Tools,
-    left: Mutex<VecDeque<&'a Job>>,
-    outcome: Mutex<Outcome>,
-    /// Signals received so far.
-    signals: AtomicUsize,
-    ended: AtomicUsize,
+    signals: Signals,
+    /// Held while results are written: workers write the same files.
+    writing: Mutex<()>,
 }
 
 impl Work<'_> {
-    /// Does jobs on a device until none is left.
-    fn of(&self, device: &str) {
-        let next = || self.left.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        while let Some(job) = (!self.stopping()).then(next).flatten() {
-            let begun = Instant::now();
-            let done = self.job(job, device, begun);
-            let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
-            // Under the lock: workers write the same files.
-            let written = results::write(self.study, self.jobs, self.out);
-            match done.and_then(|done| written.map(|_| done)) {
-                Ok(true) => outcome.done += 1,
-                Ok(false) => {}
-                Err(e) => {
-                    eprintln!("{}: {e}", job.name);
-                    outcome.failed.push((job.name.clone(), e.to_string()));
-                }
+    /// Does a job on a device.
+    fn of(&self, job: &Job, device: &str) -> Ended {
+        let ended = self.job(job, device);
+        let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        match (ended, results::write(self.study, self.jobs, self.out)) {
+            (Ok(Ended::Done), Err(e)) | (Err(e), _) => {
+                Ended::Failed { reason: e.to_string(), at_start: false }
             }
+            (Ok(ended), _) => ended,
         }
     }
 
-    fn stopping(&self) -> bool {
-        self.signals.load(Ordering::Relaxed) > 0
-    }
-
-    /// Every stage of a job that is left; false if a signal came first.
-    fn job(&self, job: &Job, device: &str, begun: Instant) -> Result<bool> {
+    /// Every stage of a job that is left.
+    fn job(&self, job: &Job, device: &str) -> Result<Ended> {
+        let begun = Instant::now();
         let mut before = None;
         while let Some(stage) = next_stage(job, self.out, self.tools, self.study, device)? {
-            if self.stopping() {
-                return Ok(false);
+            if self.signals.any() {
+                return Ok(Ended::Stopped);
             }
             if before.as_ref() == Some(&stage) {
                 let reason = format!("{} ended well but left nothing behind", stage.what);
                 return Err(Error::Study { path: job.folder(self.out), reason });
             }
-            eprintln!("{}: {} on {device}", job.name, stage.what);
-            self.execute(job, &stage)?;
-            before = Some(stage);
+            say::note(format_args!("{}: {} on {device}", job.name, stage.what));
+            match self.execute(job, &stage, device)? {
+                Ended::Done => before = Some(stage),
+                ended => return Ok(ended),
+            }
         }
         if before.is_some() {
             let minutes = begun.elapsed().as_secs_f64() / 60.0;
-            eprintln!("{}: done in {minutes:.1} min", job.name);
+            say::note(format_args!("{}: done in {minutes:.1} min", job.name));
         }
-        Ok(true)
+        Ok(Ended::Done)
     }
 
-    fn execute(&self, job: &Job, stage: &Stage) -> Result<()> {
+    fn execute(&self, job: &Job, stage: &Stage, device: &str) -> Result<Ended> {
         let path = job.folder(self.out).with_extension("log");
         let io = |action| Error::io(action, &path);
         let mut log = File::options().create(true).append(true).open(&path).map_err(io("open"))?;
@@ -178,42 +162,28 @@ impl Work<'_> {
         writeln!(log, "$ trainer {}", words.join(" ")).map_err(io("write"))?;
         let program = std::env::current_exe().map_err(Error::io("find", "this program"))?;
         let mut command = Command::new(&program);
-        if std::env::var_os("OMP_NUM_THREADS").is_none() {
-            let cores = thread::available_parallelism().map_or(1, usize::from);
-            let threads = (cores / self.tools.devices.len()).max(1);
-            command.env("OMP_NUM_THREADS", threads.to_string());
-        }
-        // A group of its own: Ctrl-C reaches it once, from here.
-        let mut child = command
-            .args(&stage.args)
-            .process_group(0)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().map_err(io("open"))?)
-            .stderr(log)
-            .spawn()
-            .map_err(Error::io("start", &program))?;
-        let mut sent = 0;
-        let status = loop {
-            if let Some(status) = child.try_wait().map_err(Error::io("wait for", &program))? {
-                break status;
+        command.args(&stage.args);
+        let beside = self.tools.devices.len();
+        let begun = Instant::now();
+        let mut child = Child::start(command, Lines::Log(path), beside, &self.signals)?;
+        let code = loop {
+            match child.look(&self.signals)? {
+                None => thread::sleep(POLL),
+                Some(End::Done) => return Ok(Ended::Done),
+                Some(End::Stopped) => return Ok(Ended::Stopped),
+                Some(End::Failed(code)) => break code,
             }
-            if sent < self.signals.load(Ordering::Relaxed) {
-                sent += 1;
-                if let Some(pid) = Pid::from_raw(child.id() as i32) {
-                    // It may just have ended.
-                    let _ = kill_process(pid, Signal::TERM);
-                }
-            }
-            thread::sleep(POLL);
         };
-        if status.success() || sent > 0 {
-            return Ok(());
-        }
-        let text = fs::read_to_string(&path).unwrap_or_default();
-        let lines: Vec<_> = text.lines().collect();
-        let last = lines[lines.len().saturating_sub(LAST_LINES)..].join("\n    ");
-        let reason = format!("{} failed ({status}); its last lines:\n    {last}", stage.what);
-        Err(Error::Study { path: job.folder(self.out), reason })
+        let blame = match code {
+            Some(exit::DIVERGED) => false,
+            // What was given to read is wrong; or the device is not there.
+            Some(exit::USAGE) => device::parse(device).is_err(),
+            _ => true,
+        };
+        let at_start = blame && begun.elapsed() < START && !self.signals.any();
+        let last = child.last_lines().join("\n    ");
+        let reason = format!("{} {}; its last lines:\n    {last}", stage.what, child.how());
+        Ok(Ended::Failed { reason, at_start })
     }
 }
 
@@ -258,8 +228,8 @@ impl Terms {
                 _ => {}
             }
         }
-        let text = serde_json::to_string(self).map_err(wrong)?;
-        fs::write(&path, text + "\n").map_err(Error::io("write", &path))
+        let text = serde_json::to_string(self).map_err(wrong)? + "\n";
+        files::replace_file(&path, text.as_bytes()).map_err(Error::io("write", &path))
     }
 }
 
@@ -357,7 +327,8 @@ mod tests {
         let (title, preset) = (String::new(), "demo".to_owned());
         let study = Study { title, preset, set: vec![], seeds: vec![0], rows: vec![row] };
         let config = Config::resolve(&Origin::Preset("demo"), &[]).unwrap();
-        let job = Job { row: 0, name: "base-0".into(), set: vec!["train.seed=0".into()], config };
+        let (name, set) = ("base-0".into(), vec!["train.seed=0".into()]);
+        let job = Job { row: 0, name, set, config, chosen: true };
         let tools = Tools {
             data: "data".into(),
             extractor: None,

@@ -1,0 +1,75 @@
+//! The scripts take a stop for what it is. Programs are stood in for by shell scripts that write down how they were
+//! called.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use integration::repository;
+use tempfile::TempDir;
+
+/// A folder with copies of the scripts, a `cargo` that does nothing, and a `trainer`.
+fn stage() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    for name in ["scripts", "bin", "target/release", "demo/data-cifar10", "evidence"] {
+        fs::create_dir_all(at(name)).unwrap();
+    }
+    for name in ["demo", "evidence", "cifar10"] {
+        fs::copy(repository().join("scripts").join(name), at("scripts").join(name)).unwrap();
+    }
+    for name in ["demo/data-cifar10/manifest.json", "evidence/efflite0.safetensors"] {
+        fs::write(at(name), "").unwrap();
+    }
+    program(&at("bin/cargo"), "exit 0");
+    // Every run has saved something.
+    let trainer = "echo \"$@\" >>called\nmkdir -p demo/run/checkpoints/step-1\nexit $CODE";
+    program(&at("target/release/trainer"), trainer);
+    folder
+}
+
+fn program(path: &Path, body: &str) {
+    fs::write(path, format!("#!/bin/sh\n{body}\n")).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// Runs a script whose `trainer` ends with this code.
+fn script(stage: &TempDir, name: &str, code: u8) -> Output {
+    let path = std::env::var("PATH").unwrap();
+    let bin = stage.path().join("bin");
+    Command::new(stage.path().join("scripts").join(name))
+        .env("PATH", format!("{}:{path}", bin.display()))
+        .env("CARGO_TARGET_DIR", stage.path().join("target"))
+        .env("CODE", code.to_string())
+        .output()
+        .unwrap()
+}
+
+fn called(stage: &TempDir) -> Vec<String> {
+    let text = fs::read_to_string(stage.path().join("called")).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_stopped_demo_goes_on_and_one_that_is_done_begins_anew() {
+    let stage = stage();
+    for (code, how) in [(75, "--preset"), (75, "--resume"), (0, "--resume"), (1, "--preset")] {
+        let output = script(&stage, "demo", code);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code.into()), "{said}");
+        assert_eq!(said.contains("the same command goes on"), code == 75, "{said}");
+        let last = called(&stage).pop().unwrap();
+        assert!(last.contains(how), "{how}: {last}");
+    }
+}
+
+#[test]
+fn evidence_ends_with_the_first_command_that_is_stopped() {
+    let stage = stage();
+    let output = script(&stage, "evidence", 75);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(75), "{said}");
+    assert!(said.contains("the same command goes on"), "{said}");
+    assert_eq!(called(&stage).len(), 1);
+}
