@@ -15,7 +15,7 @@ evidence: setup ## repeat the figures of docs/results.md (evidence/; hours, inte
 
 test: export OMP_NUM_THREADS ?= 1 # tests run side by side
 test: setup ## run every test
-	cargo build --workspace --bins
+	cargo build --workspace --bins --tests
 	cargo test --workspace
 
 test-long: setup ## the same tests at full counts; interrupted, it goes on where it was

@@ -187,8 +187,8 @@ pub fn program(name: &str) -> PathBuf {
         let test = std::env::current_exe().expect("a test knows its path");
         let folder = test.parent().and_then(Path::parent).expect("target/PROFILE/deps").to_owned();
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
-        // As `make test` builds them: another choice of packages is another choice of features.
-        cargo.args(["build", "--quiet", "--workspace", "--bins"]);
+        // As `make test` builds them: another choice of packages or targets is another choice of features.
+        cargo.args(["build", "--quiet", "--workspace", "--bins", "--tests"]);
         if folder.file_name().is_some_and(|name| name == "release") {
             cargo.arg("--release");
         }
