@@ -103,7 +103,8 @@ fn a_call_that_fails_costs_no_more_than_an_interval() {
                 let code = output.status.code();
                 assert!(matches!(code, Some(0 | 1)), "{fault:?} {call:?} {at}: {code:?} {said}");
                 assert!(!said.contains("panicked"), "{fault:?} {call:?} {at}: {said}");
-                if code == Some(1) || onwards {
+                // The last calls may come in another order, and not at all.
+                if code == Some(1) {
                     let cause = if fault == Fault::Eio { "os error 5" } else { "os error 28" };
                     assert!(said.contains(cause), "{fault:?} {call:?} {at}: {said}");
                 }

@@ -132,7 +132,9 @@ impl Session {
                 return refuse("it holds a run; go on with it by --resume, or name a new folder");
             }
             (Begin::New | Begin::Auto, Found::Other) => {
-                return refuse("it is not empty, nor the folder of a run; name a new folder");
+                return refuse(
+                    "it is not empty, nor the folder of a run; name a new folder, or one of a run with --resume",
+                );
             }
             (Begin::Continue, _) => {
                 read_config(out)?;
