@@ -235,3 +235,18 @@ fn a_build_that_is_killed_before_any_of_its_syncs_and_renames_goes_on_to_the_sam
     }
     assert!(killed > 15, "{killed} kills");
 }
+
+#[test]
+fn a_run_is_on_the_disk_as_far_as_it_says_it_has_come() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let keys = ["checkpoint.every=2", "images.every=2", "eval.every=2"];
+    let training = command("trainer", &borrowed(&tiny_run(data(), &run, &keys)));
+    // Lines are added to these.
+    let grow =
+        ["stats.jsonl", "metrics.jsonl", "incidents.jsonl", "sessions.jsonl", "events.", "lock"];
+    assert_eq!(at_risk(training, folder.path(), &grow), NONE);
+    let going_on =
+        command("trainer", &["run", "--resume", "--out", &text(&run), "--set", "train.steps=6"]);
+    assert_eq!(at_risk(going_on, folder.path(), &grow), NONE);
+}

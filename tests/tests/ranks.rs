@@ -291,8 +291,7 @@ fn sigterm_to_one_rank_stops_all_on_the_same_step_with_a_checkpoint() {
 
 /// A program that a signal stopped says so to whoever queues it again.
 pub(crate) fn stopped(output: &Output) -> bool {
-    // 0 from `trainer run` of before it had the code.
-    matches!(output.status.code(), Some(0 | 75))
+    output.status.code() == Some(75)
 }
 
 /// The newest checkpoint of a run is whole.

@@ -69,7 +69,9 @@ fn main() -> ExitCode {
         .with_target(false)
         .log_internal_errors(false) // a reader that went away ends nothing
         .init();
-    let outcome = match Cli::parse().command {
+    let command = Cli::parse().command;
+    let is_run = matches!(command, Command::Run(_)); // which says how it ended
+    let outcome = match command {
         Command::Run(args) => run::run(&args),
         Command::Launch(args) => match launch::run(&args) {
             Ok(code) => return ExitCode::from(code),
@@ -97,8 +99,10 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            if !e.is_stop() {
-                say::note(format_args!("error: {}", pipeline::report(&e)));
+            match e.is_stop() {
+                false => say::note(format_args!("error: {}", pipeline::report(&e))),
+                true if is_run => {}
+                true => say::note("stopped by a signal"),
             }
             ExitCode::from(e.exit_code())
         }

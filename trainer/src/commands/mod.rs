@@ -12,7 +12,6 @@ pub(crate) mod inspect;
 pub(crate) mod launch;
 pub(crate) mod pictures;
 pub(crate) mod report;
-#[allow(clippy::print_stdout, clippy::print_stderr, reason = "until it says its lines too")]
 pub(crate) mod run;
 pub(crate) mod study;
 pub(crate) mod walk;

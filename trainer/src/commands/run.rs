@@ -11,9 +11,8 @@ use trainer::optim::Decay;
 use trainer::run::{self, Begin, Ended, Session, Summary};
 use trainer::say;
 use trainer::scale::{self, Exchange, Speeds};
-use trainer::stop::Stop;
 
-use super::{Source, usage};
+use super::{Source, stop, usage};
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -178,10 +177,10 @@ fn dry_run(args: &Args, config: &Config) -> Result<()> {
     ranks.iter().try_for_each(|ranks| config.rows(*ranks).map(drop))?;
     let data =
         (!config.data.dir.is_empty()).then(|| run::open_data(config, "train")).transpose()?;
-    println!("{}", config.shown());
+    say::print(format_args!("{}", config.shown()))?;
     let counts = Counts::of(config);
     let cost = Cost::of(config, &counts);
-    println!("{}", inspect::table(&counts, &cost));
+    say::print(format_args!("{}", inspect::table(&counts, &cost)))?;
     let (images, of) = match &data {
         None => (IMAGENET, " of ImageNet, as no --data is given"),
         Some(data) => (data.len(), ""),
@@ -189,15 +188,17 @@ fn dry_run(args: &Args, config: &Config) -> Result<()> {
     let steps = config.train.steps as f64;
     let seen = steps * config.train.batch as f64;
     let epochs = seen / images as f64;
-    println!("{images} training images{of}; {steps} steps are {epochs:.1} epochs for G and E");
+    say::print(format_args!(
+        "{images} training images{of}; {steps} steps are {epochs:.1} epochs for G and E"
+    ))?;
     if let Some(speed) = args.gflops {
         let step = config.train.batch as f64 * cost.step_flop / (1e9 * speed);
-        println!(
+        say::print(format_args!(
             "at {speed} GFLOP/s a step takes {step:.3} s ({:.1} images/s) and the run {:.2} days, \
              pictures and evaluations not counted",
             config.train.batch as f64 / step,
             step * steps / 86_400.0
-        );
+        ))?;
     }
     if !ranks.is_empty() {
         fake_world(args, config, &cost, data.as_deref(), &ranks)?;
@@ -214,33 +215,22 @@ fn fake_world(
 ) -> Result<()> {
     let exchange = Exchange::of(config);
     for &ranks in ranks {
-        println!("\n{}", scale::describe(config, ranks)?);
+        say::print(format_args!("\n{}", scale::describe(config, ranks)?))?;
         if let Some(data) = data {
             let batches = scale::check_split(config, data, ranks)?;
-            println!(
+            say::print(format_args!(
                 "in the first {batches} batches the ranks together read what one process reads"
-            );
+            ))?;
         }
     }
-    println!("\n{}", exchange.describe());
+    say::print(format_args!("\n{}", exchange.describe()))?;
     let speeds = args.gflops.zip(args.bandwidth).map(|(gflops, bandwidth)| Speeds {
         flop: 1e9 * gflops,
         bandwidth: 1e9 * bandwidth,
         latency: 1e-6 * args.latency,
     });
-    println!("\n{}", scale::table(config, cost, &exchange, ranks, speeds));
+    say::print(format_args!("\n{}", scale::table(config, cost, &exchange, ranks, speeds)))?;
     Ok(())
-}
-
-/// A wish that signals set ([`common::signals`]).
-fn stop() -> Result<Stop> {
-    let stop = Stop::default();
-    common::signals::set_on_signal(&stop.flag()).map_err(|source| Error::Io {
-        action: "listen for",
-        path: "signals".into(),
-        source,
-    })?;
-    Ok(stop)
 }
 
 /// A run's last words: where its results are, and one table. A run that was stopped, or of which something

@@ -419,6 +419,10 @@ impl Run {
             Ok(())
         };
         world.lead("evaluate", last_words)?;
+        // A signal in the last evaluation is known to rank 0.
+        if world.shared([i64::from(ended == Ended::Signal)]) == [1] {
+            ended = Ended::Signal;
+        }
         let (out, steps) = (self.out, self.state.step);
         Ok(Summary { out, steps, stats, ended, bottleneck, probe, troubles, incomplete })
     }
