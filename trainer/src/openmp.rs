@@ -7,7 +7,7 @@ use std::ffi::{CStr, c_char, c_int};
 use std::ptr::null;
 
 /// How often a waiting thread looks before it sleeps; libgomp's own number is 300,000. Ours, measured.
-const SPINS: &CStr = c"GOMP_SPINCOUNT=10000";
+const SPINS: &CStr = c"GOMP_SPINCOUNT=1000";
 /// Where one of these begins a variable, the user has said what is wanted, or there is one thread.
 const SETTLED: [&[u8]; 3] = [b"GOMP_SPINCOUNT=", b"OMP_WAIT_POLICY=", b"OMP_NUM_THREADS=1\0"];
 /// Variables that there is room for; with more of them all stays as it is.
