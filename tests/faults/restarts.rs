@@ -106,7 +106,7 @@ fn a_second_trainer_and_a_second_resume_change_nothing_of_a_live_run() {
     ];
     for command in &commands {
         let said = trainer(&borrowed(command));
-        assert_eq!(said.code, 2, "{said:?}");
+        assert_eq!(said.code, 1, "{said:?}");
         for word in ["another trainer (process ", "since 20"] {
             assert!(said.err.contains(word), "{word} is not in {}", said.err);
         }
@@ -116,7 +116,7 @@ fn a_second_trainer_and_a_second_resume_change_nothing_of_a_live_run() {
     let (said, _) = child.terminate();
     assert_eq!(said.code, 75, "{}", said.err);
     let what = "a second trainer on the folder of a live run";
-    tell(what, commands.len(), "refused, exit code 2, naming the first", "nothing");
+    tell(what, commands.len(), "refused, exit code 1, naming the first", "nothing");
 }
 
 #[test]

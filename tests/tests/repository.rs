@@ -10,10 +10,10 @@ fn files(under: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(under).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        let made = ["target", "demo", "evidence", "runs", "data", ".git"].contains(&name.as_str());
+        let made = ["demo", "evidence", "runs", "data", ".git"].contains(&name.as_str());
         if path.is_symlink()
             || made && under == repository()
-            || ["Cargo.lock", "corpus"].contains(&name.as_str())
+            || ["target", "Cargo.lock", "corpus", "artifacts"].contains(&name.as_str())
         {
             continue;
         }

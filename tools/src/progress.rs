@@ -1,6 +1,6 @@
 //! What a long job shows: a bar on a terminal, a plain line now and then anywhere else.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -72,7 +72,11 @@ impl Progress {
                 None => Default::default(),
             };
             let (doing, bytes) = (self.doing, HumanBytes(*bytes));
-            eprintln!("{doing} {images}{of}  {rate:.0} images/s  {bytes}{left}  {message}");
+            // A reader that went away stops no work.
+            let _ = writeln!(
+                std::io::stderr(),
+                "{doing} {images}{of}  {rate:.0} images/s  {bytes}{left}  {message}"
+            );
         }
     }
 

@@ -32,6 +32,14 @@ pub enum Error {
         /// Why, and what to do.
         reason: String,
     },
+    /// Another process is at work in a folder.
+    #[error("cannot use the folder {}: {reason}", path.display())]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+        /// Who has it, and what to do.
+        reason: String,
+    },
     /// The images cannot be read.
     #[error(transparent)]
     Data(#[from] pipeline::Error),

@@ -115,10 +115,12 @@ impl Lines {
         self.waiting.retain(|line| keep(line));
         let path = &self.path;
         if path.exists() {
-            let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+            // A line that is not text is none of ours, and is dropped.
+            let bytes = fs::read(path).map_err(Error::io("read", path))?;
+            let text = String::from_utf8_lossy(&bytes);
             let kept: String =
                 text.lines().filter(|line| keep(line)).map(|l| format!("{l}\n")).collect();
-            if kept != text {
+            if kept.as_bytes() != bytes {
                 self.file = None; // of the old content
                 replace_file(path, kept.as_bytes()).map_err(Error::io("write", path))?;
             }
@@ -137,10 +139,11 @@ impl Lines {
 
     /// All lines there are, those that wait too.
     fn text(&self) -> Result<String> {
-        let mut text = match fs::read_to_string(&self.path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
-            text => text.map_err(Error::io("read", &self.path))?,
+        let bytes = match fs::read(&self.path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => vec![],
+            bytes => bytes.map_err(Error::io("read", &self.path))?,
         };
+        let mut text = String::from_utf8_lossy(&bytes).into_owned();
         self.waiting.iter().for_each(|line| text.push_str(line));
         Ok(text)
     }
@@ -393,7 +396,7 @@ mod tests {
     fn a_resumed_log_drops_what_came_after_the_checkpoint() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("stats.jsonl");
-        fs::write(&path, "{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n{\"ste").unwrap();
+        fs::write(&path, b"{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n\xff\n{\"ste\xc3").unwrap();
         let mut lines = Lines::open(&path, 2).unwrap();
         lines.write(&serde_json::json!({"step": 3, "again": 1})).unwrap();
         let text = fs::read_to_string(&path).unwrap();

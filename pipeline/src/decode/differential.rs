@@ -458,3 +458,20 @@ fn only_what_is_all_there_may_lack_its_end_marker() {
         }
     }
 }
+
+#[test]
+fn what_the_fuzzer_found_decodes_as_libjpeg_does() {
+    use base64::Engine;
+    // 56 bits or more at hand before a marker, after the last code: libjpeg-turbo drops them.
+    let found = [
+        "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAH0DAgID4gAAAAAAAAADBAUIBQUEBAUKBwcGCAwKDAwLCgsLDQ4SEA0OEQ4\
+         LCxAWEBETFBUVFQwPFxgWFBgSFRUU/8AACwgAAQARAQERAP8BAgMABBEFEiE1QQAB/f8BAf/aAAgBAQAAAy9tSMlw3Vaq\
+         b0vzrW6BDmkl55fvV+Uf/9Sm5PLu+y4DrYs1EOBrP2uAACY=",
+    ];
+    let (mut judge, mut decoder) = court();
+    for text in found {
+        let bytes = base64::engine::general_purpose::STANDARD.decode(text).unwrap();
+        judge.hold(&mut decoder, &bytes).unwrap();
+        decoder.decode(&bytes).unwrap();
+    }
+}

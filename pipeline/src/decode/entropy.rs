@@ -663,10 +663,10 @@ impl Scan<'_> {
         }
     }
 
-    /// Whether the data up to a marker are read. libjpeg-turbo can have 55 bits of them at hand and
-    /// drop them without a word; of more it always warns.
+    /// Whether the data up to a marker are read. libjpeg-turbo fills a word of 64 bits, of which the last
+    /// code took one or more; the others it can drop without a word. Of more it always warns.
     fn is_used_up(&self) -> bool {
-        self.ended && self.left() < 56
+        self.ended && self.left() < 64
     }
 
     /// Bits ready and not read; negative where more were read than there are.

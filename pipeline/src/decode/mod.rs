@@ -27,7 +27,7 @@
 //!   the block's end), coefficients beyond the end of a block, a DC level beyond 16 bits (it wraps),
 //!   more than 200 scans; a file is a JPEG only where a marker follows the start marker at once.
 //! - Laxer, where it warns: junk between the header's segments and behind the picture, and all that
-//!   stands behind the first marker after it; up to 55 bits left over before a restart marker, of
+//!   stands behind the first marker after it; up to 63 bits left over before a restart marker, of
 //!   which it may warn or not; a JFIF version or an Adobe transform that does not exist and
 //!   odd numbers in a sequential scan's header, which it warns of and reads alike.
 //! - Where a fill byte stands before a stuffed zero in the data, which no encoder writes, it decodes

@@ -264,6 +264,7 @@ fn main() -> ExitCode {
         .with_env_filter(tracing_subscriber::EnvFilter::new("warn"))
         .without_time()
         .with_target(false)
+        .log_internal_errors(false)
         .init();
     let result = match Command::parse().job {
         Job::Build(args) => run_build(args),
@@ -275,8 +276,13 @@ fn main() -> ExitCode {
     };
     let Err(error) = result else { return ExitCode::SUCCESS };
     // One line, whatever a cause says.
-    eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
+    note(&format!("error: {}", format!("{error:#}").replace('\n', " ")));
     ExitCode::from(error.downcast_ref().map_or(exit::FAILED, Error::exit_code))
+}
+
+/// Says a line on standard error; a reader that went away ends nothing.
+fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 fn run_build(args: BuildArgs) -> anyhow::Result<()> {
@@ -465,7 +471,7 @@ fn run_verify(args: VerifyArgs) -> anyhow::Result<()> {
     let depth = if deep { Depth::Pixels } else { Depth::Bytes };
     let verdict = verify(&dir, depth, cores(threads))?;
     for problem in verdict.problems.iter().take(20) {
-        eprintln!("problem: {problem}");
+        note(&format!("problem: {problem}"));
     }
     for (copy, original) in verdict.duplicates.iter().take(20) {
         print(format!("duplicate: {copy} is {original}\n").as_bytes())?;

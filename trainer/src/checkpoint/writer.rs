@@ -130,6 +130,11 @@ impl Writer {
         self.spawn(write)
     }
 
+    /// The state went back: what is saved next is another state, though its step may be that of the last.
+    pub fn go_back(&mut self) {
+        self.newest = None;
+    }
+
     /// Gets the memory for copies of `state` ready in the background, so that the first checkpoint holds
     /// training up no longer than the others.
     ///

@@ -615,6 +615,9 @@ impl Run {
         self.state.cursor = self.feed.cursor;
         self.unread = None;
         let step_now = self.state.step;
+        if let Some(writer) = &mut self.checkpoints {
+            writer.go_back();
+        }
         if let Some(recorder) = &mut self.recorder {
             recorder.go_back(step_now);
             recorder

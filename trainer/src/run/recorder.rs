@@ -33,7 +33,7 @@ pub(super) struct Recorder {
     sessions: Lines,
     monitor: Monitor,
     progress: Progress,
-    troubles: BTreeMap<&'static str, Trouble>,
+    troubles: BTreeMap<String, Trouble>,
     /// Floating-point operations of a step for each image of `train.batch`.
     pub(super) step_flop: f64,
     /// Those that all ranks' devices do a second at most, where that is known.
@@ -86,7 +86,7 @@ impl Recorder {
             peak,
         };
         let saved = recorder.monitor.reals();
-        recorder.tried("pictures", saved);
+        recorder.tried("picture reals", saved);
         Ok(recorder)
     }
 
@@ -106,7 +106,7 @@ impl Recorder {
     }
 
     /// What came of writing `what`; a failure is said the first time, and counted.
-    pub(super) fn tried<T>(&mut self, what: &'static str, done: Result<T>) -> Option<T> {
+    pub(super) fn tried<T>(&mut self, what: &str, done: Result<T>) -> Option<T> {
         match done {
             Ok(value) => {
                 if let Some(trouble) = self.troubles.get_mut(what)
@@ -118,7 +118,7 @@ impl Recorder {
                 Some(value)
             }
             Err(e) => {
-                let trouble = self.troubles.entry(what).or_default();
+                let trouble = self.troubles.entry(what.to_owned()).or_default();
                 trouble.times += 1;
                 trouble.last = e.to_string();
                 if !trouble.now {
@@ -138,14 +138,9 @@ impl Recorder {
     }
 
     /// What could not be written, for the last words: what, how often, why, and whether it is still missing.
-    pub(super) fn troubles(&mut self) -> Vec<String> {
-        let missing = [
-            ("statistics", self.stats.missing()),
-            ("metrics", self.metrics.missing()),
-            ("incidents", self.incidents.missing()),
-            ("event files", self.monitor.missing()),
-        ];
-        let told = |(what, trouble): (&&'static str, &Trouble)| {
+    pub(super) fn troubles(&self) -> Vec<String> {
+        let missing = self.missing();
+        let told = |(what, trouble): (&String, &Trouble)| {
             let lines = missing.iter().find(|(name, _)| name == what).map_or(0, |(_, n)| *n);
             let state = match (lines, trouble.now) {
                 (0, false) => "written in the end".to_owned(),
@@ -159,9 +154,20 @@ impl Recorder {
         self.troubles.iter().map(told).collect()
     }
 
+    /// Lines and records that are not on the disk.
+    fn missing(&self) -> [(&'static str, u64); 4] {
+        [
+            ("statistics", self.stats.missing()),
+            ("metrics", self.metrics.missing()),
+            ("incidents", self.incidents.missing()),
+            ("event files", self.monitor.missing()),
+        ]
+    }
+
     /// Whether something is still not written.
     pub(super) fn incomplete(&self) -> bool {
-        self.troubles.values().any(|trouble| trouble.now)
+        let missing = self.missing().into_iter().any(|(_, lines)| lines > 0);
+        missing || self.troubles.values().any(|trouble| trouble.now)
     }
 
     /// Takes a line of statistics down, shows it, and says what is alarming in it.
@@ -240,13 +246,14 @@ impl Recorder {
 
     pub(super) fn picture(&mut self, step: u64, name: &str, suffix: &str, picture: &RgbImage) {
         let saved = self.monitor.picture(step, name, suffix, picture);
-        self.tried("pictures", saved);
+        // Each by itself: another that is written does not stand for it.
+        self.tried(&format!("picture {name}{suffix}"), saved);
     }
 
     /// What the live networks look like, and the report of all.
     pub(super) fn live(&mut self, state: &TrainState, suffix: &str) {
         let written = self.monitor.live(state, suffix);
-        self.tried("pictures", written);
+        self.tried(&format!("picture live{suffix}"), written);
         self.report();
     }
 

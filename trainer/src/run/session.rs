@@ -15,9 +15,12 @@ use crate::error::{Error, Result};
 use crate::say;
 
 /// What a run leaves in its folder beside `checkpoints`.
-const OURS: [&str; 11] = [
+const OURS: [&str; 14] = [
     "config.toml",
     "lock",
+    "stats.jsonl.before",
+    "metrics.jsonl.before",
+    "incidents.jsonl.before",
     "stats.jsonl",
     "metrics.jsonl",
     "incidents.jsonl",
@@ -62,32 +65,52 @@ impl Found {
             Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => return Ok(Self::Other),
             Err(e) => return Err(Error::io("read", out)(e)),
         };
-        let mut found = Self::Nothing;
+        let (mut any, mut foreign) = (false, false);
         for entry in entries {
             let name = entry.map_err(Error::io("read", out))?.file_name();
             let name = name.to_string_lossy();
-            found = match &*name {
-                "lock" | "lost+found" => found,
-                "checkpoints" => match fs::read_dir(out.join("checkpoints")) {
-                    // Half-written ones have a dot before their names.
-                    Ok(mut all) => {
-                        let saved = all.any(|entry| {
-                            entry.is_ok_and(|e| !e.file_name().to_string_lossy().starts_with('.'))
-                        });
-                        if saved { return Ok(Self::Run) } else { Self::Unsaved.max(found) }
-                    }
-                    Err(e) => return Err(Error::io("read", out.join("checkpoints"))(e)),
-                },
-                name if OURS.contains(&name) || is_aside(name) => Self::Unsaved.max(found),
-                _ => Self::Other,
-            };
+            let nobody_s = ["lock", "lost+found"].contains(&&*name) || is_aside(&name);
+            any |= !nobody_s;
+            foreign |= !nobody_s && name != "checkpoints" && !OURS.contains(&&*name);
         }
-        Ok(found)
+        if !any {
+            return Ok(Self::Nothing);
+        }
+        // Of the names above many are common: what makes a folder a run's is its configuration.
+        let config = out.join("config.toml");
+        let ours = match fs::read_to_string(&config) {
+            Ok(text) => Config::parse(&text).is_ok(),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
+            Err(e) if e.kind() == std::io::ErrorKind::InvalidData => false,
+            Err(e) => return Err(Error::io("read", &config)(e)),
+        };
+        let checkpoints = out.join("checkpoints");
+        let saved = match fs::read_dir(&checkpoints) {
+            // Half-written ones have a dot before their names.
+            Ok(mut all) => all.any(|entry| {
+                entry.is_ok_and(|e| !e.file_name().to_string_lossy().starts_with('.'))
+            }),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
+            Err(e) => return Err(Error::io("read", &checkpoints)(e)),
+        };
+        Ok(match (ours, saved, foreign) {
+            (true, true, _) => Self::Run,
+            (true, false, false) => Self::Unsaved,
+            _ => Self::Other,
+        })
     }
+}
 
-    fn max(self, other: Self) -> Self {
-        if other == Self::Other { other } else { self }
+/// Whether the run in a folder has once saved a later state than its first, by what it wrote down.
+fn has_saved(out: &Path) -> bool {
+    #[derive(Deserialize)]
+    struct Of {
+        step: u64,
     }
+    let sessions = fs::read(out.join(SESSIONS)).unwrap_or_default();
+    let sessions = String::from_utf8_lossy(&sessions);
+    let later = |line| serde_json::from_str::<Of>(line).is_ok_and(|of| of.step > 0);
+    super::evaluated(out).is_some() || sessions.lines().any(later)
 }
 
 /// Whether a file was being written aside ([`common::files`]) when its writer was killed.
@@ -101,7 +124,7 @@ impl Session {
     /// only read.
     ///
     /// # Errors
-    /// [`Error::Output`] where `begin` does not fit what is there, or another trainer is at work in it;
+    /// [`Error::Output`] where `begin` does not fit what is there; [`Error::InUse`] where another trainer is at work;
     /// [`Error::Checkpoint`] where there is nothing to go on from; [`Error::Config`].
     pub fn open(out: &Path, begin: Begin, place: &Place) -> Result<Self> {
         let refuse =
@@ -117,14 +140,22 @@ impl Session {
             session.before = reads.then(|| read_config(out)).transpose()?;
             return Ok(session);
         }
-        if Found::look(out)? != Found::Nothing && out.join("config.toml").exists() {
+        if [Found::Unsaved, Found::Run].contains(&Found::look(out)?) {
             session.lock = Some(lock(out)?);
         }
         // What is there now stays so, if it is ours.
         let found = Found::look(out)?;
         match (begin, found) {
             (Begin::New | Begin::Auto, Found::Nothing) => {}
-            (Begin::New | Begin::Auto, Found::Unsaved) => session.anew = true,
+            (Begin::New | Begin::Auto, Found::Unsaved) => {
+                if has_saved(out) {
+                    return refuse(
+                        "its checkpoints are missing, and it has saved some: bring them back, or name a \
+                         new folder",
+                    );
+                }
+                session.anew = true;
+            }
             (Begin::Continue | Begin::Auto, Found::Run) => {
                 session.before = Some(read_config(out)?);
             }
@@ -160,7 +191,8 @@ impl Session {
         if self.begin != Begin::Auto || self.before.is_none() {
             return Ok(());
         }
-        let text = fs::read_to_string(self.out.join(SESSIONS)).unwrap_or_default();
+        let text = fs::read(self.out.join(SESSIONS)).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
         let last = text.lines().rev().find_map(|line| serde_json::from_str::<End>(line).ok());
         match last {
             Some(End { ended: Ending::Diverged, step, config_sha256, .. })
@@ -197,8 +229,9 @@ impl Session {
                 "{}: a run that saved nothing; it is begun anew",
                 out.display()
             ));
-            for name in ["stats.jsonl", "metrics.jsonl", "incidents.jsonl", super::EVALUATED] {
-                match fs::remove_file(out.join(name)) {
+            for name in ["stats.jsonl", "metrics.jsonl", "incidents.jsonl"] {
+                let (from, to) = (out.join(name), out.join(format!("{name}.before")));
+                match fs::rename(&from, to) {
                     Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(writable(e)),
                     _ => {}
                 }
@@ -277,7 +310,7 @@ struct Holder {
 /// Takes the right to write to `out`.
 ///
 /// # Errors
-/// [`Error::Output`] naming who has it; [`Error::Io`].
+/// [`Error::InUse`] naming who has it; [`Error::Io`].
 pub(crate) fn lock(out: &Path) -> Result<Lock> {
     let path = out.join("lock");
     // Not emptied: while it is locked it says by whom.
@@ -293,7 +326,7 @@ pub(crate) fn lock(out: &Path) -> Result<Lock> {
                 format!(" (process {pid} on {host}, since {since})")
             });
             let reason = format!("another trainer{who} is writing to it; wait for it or stop it");
-            return Err(Error::Output { path: out.to_owned(), reason });
+            return Err(Error::InUse { path: out.to_owned(), reason });
         }
         Err(fs::TryLockError::Error(e)) => return Err(Error::io("lock", &path)(e)),
     }
@@ -347,7 +380,13 @@ mod tests {
             &["config.toml", "checkpoints/step-00000000/manifest.json"],
             &["config.toml", "checkpoints/step-00000007.damaged/manifest.json"],
         ];
-        let others: [&[&str]; 2] = [&["thesis.tex"], &["config.toml", "thesis.tex"]];
+        let others: [&[&str]; 5] = [
+            &["thesis.tex"],
+            &["config.toml", "thesis.tex"],
+            &["images/samples.png", "report.html"],
+            &["metrics.jsonl"],
+            &["checkpoints/step-00000001/manifest.json"],
+        ];
         for names in nothing.iter().chain(&unsaved) {
             let folder = make(names);
             for begin in [Begin::New, Begin::Auto] {

@@ -227,7 +227,10 @@ fn no_sink_ends_training_and_what_failed_is_told() {
     let summary = run.run().unwrap();
     assert_eq!((summary.steps, summary.incomplete), (6, true));
     let told = summary.troubles.join("\n");
-    assert!(told.contains("pictures: failed") && told.contains("the report: failed"), "{told}");
+    assert!(
+        told.contains("picture samples: failed") && told.contains("the report: failed"),
+        "{told}"
+    );
     // The state is saved, and the last evaluation is owed.
     let newest = checkpoint::newest(&out.join("checkpoints")).unwrap();
     assert_eq!(checkpoint::read_manifest(&newest).unwrap().step, 6);

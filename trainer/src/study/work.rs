@@ -275,17 +275,9 @@ fn next_stage(
     let what;
     if !trained(job, out) {
         what = "training";
-        add(&["run", "--device", device, "--out"]);
+        // The run looks at what its folder holds, and touches nothing of anybody else's.
+        add(&["run", "--resume=auto", "--preset", &study.preset, "--device", device, "--out"]);
         args.push((&folder).into());
-        // Damaged ones count: resuming says what is wrong with them.
-        let saved = checkpoint::list(&folder.join("checkpoints")).is_ok_and(|all| !all.is_empty());
-        let origin = if saved { ["--resume", ""] } else { ["--preset", &study.preset] };
-        if !saved && folder.exists() {
-            // It ended before its first checkpoint: unless its process outlived the one that started it.
-            let _over = lock(&folder)?;
-            fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))?;
-        }
-        args.extend(origin.iter().filter(|word| !word.is_empty()).map(OsString::from));
         for change in &job.set {
             args.extend(["--set".into(), change.into()]);
         }
@@ -321,7 +313,7 @@ mod tests {
     use crate::config::{Config, Origin};
 
     #[test]
-    fn a_run_is_begun_again_only_where_it_saved_nothing() {
+    fn a_run_s_folder_is_left_to_the_run_whatever_it_holds() {
         let out = tempfile::tempdir().unwrap();
         let row = Row { name: "base".into(), note: String::new(), set: vec![] };
         let (title, preset) = (String::new(), "demo".to_owned());
@@ -342,13 +334,12 @@ mod tests {
             assert_eq!(stage.what, "training");
             stage.args.into_iter().map(|word| word.into_string().unwrap()).collect::<Vec<_>>()
         };
-        fs::create_dir_all(folder.join("checkpoints")).unwrap();
+        fs::create_dir_all(folder.join("checkpoints/step-00000007.damaged")).unwrap();
+        fs::write(folder.join("thesis.tex"), "").unwrap();
         let args = next();
-        assert!(args.contains(&"--preset".into()) && !folder.exists(), "{args:?}");
-        // A checkpoint, if a damaged one: resuming is what can say so.
-        fs::create_dir_all(folder.join("checkpoints/step-00000007")).unwrap();
-        let args = next();
-        assert!(args.contains(&"--resume".into()) && folder.exists(), "{args:?}");
+        assert!(args.contains(&"--resume=auto".into()) && args.contains(&"--preset".into()));
         assert!(args.ends_with(&["--data".into(), "data".into()]), "{args:?}");
+        assert!(folder.join("checkpoints/step-00000007.damaged").exists());
+        assert!(folder.join("thesis.tex").exists());
     }
 }
