@@ -101,15 +101,21 @@ impl Found {
     }
 }
 
-/// Whether the run in a folder has once saved a later state than its first, by what it wrote down.
+/// Whether the run in a folder has once saved a later state than its first, by what it wrote down: a session
+/// that began with one, or one that ended as only a saved one does.
 fn has_saved(out: &Path) -> bool {
     #[derive(Deserialize)]
     struct Of {
         step: u64,
+        ended: Option<Ending>,
     }
     let sessions = fs::read(out.join(SESSIONS)).unwrap_or_default();
     let sessions = String::from_utf8_lossy(&sessions);
-    let later = |line| serde_json::from_str::<Of>(line).is_ok_and(|of| of.step > 0);
+    let later = |line| {
+        serde_json::from_str::<Of>(line).is_ok_and(|of| {
+            of.step > 0 && !matches!(of.ended, Some(Ending::Failed | Ending::Diverged))
+        })
+    };
     super::evaluated(out).is_some() || sessions.lines().any(later)
 }
 
@@ -405,6 +411,26 @@ mod tests {
             let folder = make(names);
             for begin in [Begin::New, Begin::Continue, Begin::Auto] {
                 assert!(open(folder.path(), begin).is_err(), "{names:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_run_whose_checkpoints_are_missing_is_not_begun_anew_unless_it_never_saved_any() {
+        let config = Config::resolve(&Origin::Preset("demo"), &[]).unwrap();
+        for (line, begins) in [
+            (r#"{"event":"begin","step":0}"#, true),
+            (r#"{"event":"begin","step":7}"#, false),
+            (r#"{"event":"end","step":7,"ended":"signal"}"#, false),
+            (r#"{"event":"end","step":7,"ended":"failed"}"#, true),
+            ("no line", true),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            fs::create_dir(folder.path().join("checkpoints")).unwrap();
+            fs::write(folder.path().join("config.toml"), config.to_toml()).unwrap();
+            fs::write(folder.path().join(SESSIONS), line).unwrap();
+            for begin in [Begin::New, Begin::Auto] {
+                assert_eq!(open(folder.path(), begin).is_ok(), begins, "{line}");
             }
         }
     }
