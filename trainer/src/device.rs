@@ -7,9 +7,10 @@ use std::sync::Arc;
 use pipeline::{Batch, Heap, HostBlock, HostMemory};
 use tch::{Device, Kind, Tensor};
 
+use crate::cuda::devices;
 use crate::dist::Place;
 use crate::error::{Error, Result};
-use crate::shim::{Callback, load_cuda, outcome, pinned, through};
+use crate::shim::{Callback, outcome, pinned, through};
 
 /// One batch on the device, the same views at two sides.
 #[derive(Debug)]
@@ -316,9 +317,9 @@ pub fn parse(name: &str) -> Result<Device> {
 /// As [`parse`]; [`Error::Device`] too if the machine has fewer devices than ranks.
 pub fn of_rank(name: &str, place: &Place) -> Result<Device> {
     let device = parse(name)?;
-    let count = tch::Cuda::device_count() as usize;
+    let count = if device.is_cuda() { cuda().unwrap_or(1) } else { 1 };
     // A launcher may have left one device visible to each rank.
-    if !device.is_cuda() || name.contains(':') || count == 1 {
+    if name.contains(':') || count == 1 {
         return Ok(device);
     }
     if place.local_rank < count {
@@ -335,9 +336,5 @@ pub fn of_rank(name: &str, place: &Place) -> Result<Device> {
 /// # Errors
 /// The reason, in words.
 pub fn cuda() -> std::result::Result<usize, String> {
-    load_cuda()?;
-    match (tch::Cuda::is_available(), tch::Cuda::device_count()) {
-        (true, count) if count > 0 => Ok(count as usize),
-        _ => Err("libtorch has CUDA, but the driver shows no device".into()),
-    }
+    devices()
 }
