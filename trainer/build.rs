@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+#[path = "../scripts/cuda_headers.rs"]
+mod cuda_headers;
 #[path = "../scripts/rpath.rs"]
 mod rpath;
 
@@ -36,19 +38,13 @@ fn compiler(folders: &[PathBuf]) -> cc::Build {
 /// beside libtorch, as Python's packages put them.
 fn cuda(library: &Path, folders: &[PathBuf]) {
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it")).join("cuda.so");
-    let packages = library.join("../../nvidia");
-    let headers = ["nccl/include", "cu13/include", "cu13/include/cccl"].map(|f| packages.join(f));
-    let needed = [headers[0].join("nccl.h"), headers[1].join("crt/host_config.h")];
-    for file in &needed {
-        println!("cargo:rerun-if-changed={}", file.display());
-    }
-    if !headers[2].is_dir() || !needed.iter().all(|file| file.exists()) {
+    let Some(headers) = cuda_headers::beside(library) else {
         println!(
             "cargo:warning=no headers of CUDA and NCCL: ranks cannot meet on CUDA devices, no CUDA graphs"
         );
         std::fs::write(&out, "").expect("OUT_DIR is ours");
         return;
-    }
+    };
     let mut build = compiler(folders);
     build.define("USE_C10D_NCCL", None).includes(headers).pic(true);
     let mut command: Command = build.get_compiler().to_command();

@@ -1,5 +1,6 @@
 //! Parts that the stories under `tests/` share: the built programs and small data folders.
 
+pub mod fake_cuda;
 pub mod faults;
 
 use std::fs::{self, File};
@@ -67,11 +68,20 @@ impl Background {
     /// If it cannot be started.
     #[must_use]
     pub fn start(args: &[String]) -> Self {
+        let mut command = Command::new(program("trainer"));
+        command.args(args).envs(ONE_THREAD);
+        Self::of(command)
+    }
+
+    /// Starts this command.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    #[must_use]
+    pub fn of(mut command: Command) -> Self {
         let words = tempfile::tempdir().expect("a temporary folder");
         let file = |name: &str| File::create(words.path().join(name)).expect("a file");
-        let (out, err) = (file("out"), file("err"));
-        let mut command = Command::new(program("trainer"));
-        let child = command.args(args).envs(ONE_THREAD).stdout(out).stderr(err).spawn();
+        let child = command.stdout(file("out")).stderr(file("err")).spawn();
         Self { child: child.expect("the program starts"), words }
     }
 
@@ -193,31 +203,57 @@ pub fn missing(what: &str) {
 pub fn program(name: &str) -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     let folder = FOLDER.get_or_init(|| {
-        let test = std::env::current_exe().expect("a test knows its path");
-        let folder = test.parent().and_then(Path::parent).expect("target/PROFILE/deps").to_owned();
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
         // As `make test` builds them: another choice of packages or targets is another choice of features.
-        cargo.args(["build", "--quiet", "--workspace", "--bins", "--tests"]);
-        if folder.file_name().is_some_and(|name| name == "release") {
-            cargo.arg("--release");
-        }
-        // What cargo told this test of its own package would make it build some crates anew, now and then
-        // again without.
-        let of_package = |name: &str| {
-            ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_BIN_", "CARGO_PRIMARY_"]
-                .iter()
-                .any(|prefix| name.starts_with(prefix))
-        };
-        for (name, _) in std::env::vars_os() {
-            if name.to_str().is_some_and(of_package) {
-                cargo.env_remove(name);
-            }
-        }
-        let built = cargo.current_dir(repository()).status().expect("cargo starts");
-        assert!(built.success(), "cargo build failed");
-        folder
+        let mut cargo = cargo(&["build", "--quiet", "--workspace", "--bins", "--tests"]);
+        assert!(cargo.status().expect("cargo starts").success(), "cargo build failed");
+        built()
     });
     folder.join(name)
+}
+
+/// The folder of the profile of the running test.
+fn built() -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows its path");
+    test.parent().and_then(Path::parent).expect("target/PROFILE/deps").to_owned()
+}
+
+/// Cargo, for the workspace and in the profile of the running test.
+fn cargo(args: &[&str]) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+    cargo.args(args).current_dir(repository());
+    if built().file_name().is_some_and(|name| name == "release") {
+        cargo.arg("--release");
+    }
+    // What cargo told this test of its own package would make it build some crates anew, now and then
+    // again without.
+    let of_package = |name: &str| {
+        ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_BIN_", "CARGO_PRIMARY_"]
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
+    };
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(of_package) {
+            cargo.env_remove(name);
+        }
+    }
+    cargo
+}
+
+/// Path of the unit tests of a library of this workspace.
+///
+/// # Panics
+/// If cargo cannot build them.
+#[must_use]
+pub fn unit_tests(library: &str) -> PathBuf {
+    let args = ["test", "--quiet", "--workspace", "--lib", "--no-run", "--message-format=json"];
+    let said = cargo(&args).output().expect("cargo starts");
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    let made = |line: &str| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let ours = message["target"]["name"] == library && message["profile"]["test"] == true;
+        ours.then(|| message["executable"].as_str().map(PathBuf::from))?
+    };
+    String::from_utf8_lossy(&said.stdout).lines().find_map(made).expect("a library of ours")
 }
 
 /// The repository's root.

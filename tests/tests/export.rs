@@ -12,7 +12,7 @@ use trainer::stop::Stop;
 use trainer::{checkpoint, run};
 
 /// Python beside the libtorch that the repository links, unless PYTHON names another.
-fn python() -> String {
+pub(crate) fn python() -> String {
     let beside = repository().join(".libtorch/../../../../bin/python");
     std::env::var("PYTHON").unwrap_or_else(|_| text(&beside))
 }

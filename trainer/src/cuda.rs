@@ -1,5 +1,5 @@
-//! The shim's parts that name libtorch's CUDA half: a shared object of its own, since a run on the CPU does
-//! not load that half. It is part of the program's file and is loaded from there, when first asked for.
+//! libtorch's CUDA half, which a run on the CPU does not load, and the shim's parts that name it: a shared object
+//! of its own, which is part of the program's file and is loaded from there. Both when first asked for.
 
 use std::ffi::{CStr, CString, c_void};
 use std::fs::File;
@@ -10,10 +10,31 @@ use std::sync::OnceLock;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 
-use crate::shim::{load_cuda, load_library};
+use crate::shim::load_library;
 
 /// What the build script made; empty where it found no headers.
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/cuda.so"));
+
+/// Number of CUDA devices, at least one. Nothing else asks libtorch for them: asked before its CUDA half is
+/// loaded, it says 0 for as long as the process lives.
+///
+/// # Errors
+/// Why there are none, in words.
+pub(crate) fn devices() -> Result<usize, String> {
+    load_half()?;
+    #[expect(clippy::disallowed_methods, reason = "its CUDA half is loaded")]
+    let count = tch::Cuda::device_count();
+    match usize::try_from(count) {
+        Ok(count) if count > 0 => Ok(count),
+        _ => Err("libtorch has CUDA, but the driver shows no device".into()),
+    }
+}
+
+fn load_half() -> Result<(), String> {
+    load_library(c"libtorch_cuda.so")
+        .map(|_| ())
+        .map_err(|reason| format!("libtorch's CUDA half does not load ({reason})"))
+}
 
 /// The address of a function of the object, which is never unloaded.
 ///
@@ -33,7 +54,7 @@ fn load() -> Result<NonNull<c_void>, String> {
         let mend = "run `make setup`, which installs them beside libtorch, and build again";
         return Err(format!("this program was built without the headers of CUDA and NCCL; {mend}"));
     }
-    load_cuda()?;
+    load_half()?;
     let memory = || -> std::io::Result<File> {
         let mut file = File::from(memfd_create("cuda", MemfdFlags::CLOEXEC)?);
         file.write_all(OBJECT)?;
@@ -42,4 +63,18 @@ fn load() -> Result<NonNull<c_void>, String> {
     let file = memory().map_err(|e| format!("no memory file for the parts over CUDA: {e}"))?;
     let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).expect("no zero in it");
     load_library(&path).map_err(|reason| format!("the parts over CUDA do not load ({reason})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::device::of_rank;
+    use crate::dist::Place;
+
+    #[test]
+    fn a_rank_on_the_cpu_hides_no_device_from_what_comes_after_it() {
+        of_rank("cpu", &Place::alone()).unwrap();
+        if let Err(reason) = super::devices() {
+            assert!(reason.contains("CUDA"), "{reason}");
+        }
+    }
 }

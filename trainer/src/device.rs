@@ -7,9 +7,10 @@ use std::sync::Arc;
 use pipeline::{Batch, Heap, HostBlock, HostMemory};
 use tch::{Device, Kind, Tensor};
 
+use crate::cuda::devices;
 use crate::dist::Place;
 use crate::error::{Error, Result};
-use crate::shim::{Callback, load_cuda, outcome, pinned, through};
+use crate::shim::{Callback, outcome, pinned, through};
 
 /// One batch on the device, the same views at two sides.
 #[derive(Debug)]
@@ -367,11 +368,7 @@ fn own_device(
 /// # Errors
 /// The reason, in words.
 pub fn cuda() -> std::result::Result<usize, String> {
-    load_cuda()?;
-    match (tch::Cuda::is_available(), tch::Cuda::device_count()) {
-        (true, count) if count > 0 => Ok(count as usize),
-        _ => Err("libtorch has CUDA, but the driver shows no device".into()),
-    }
+    devices()
 }
 
 #[cfg(test)]

@@ -78,15 +78,14 @@ impl Drop for Graph {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Cuda, Device, Kind, Tensor};
+    use tch::{Device, Kind, Tensor};
 
     use super::Graph;
 
     /// On a machine without a GPU too the functions are there and what they name is found.
     #[test]
     fn work_is_recorded_and_started_again_where_there_is_a_gpu_else_cuda_says_that_there_is_none() {
-        // Asked before it is loaded, libtorch says 0 for good.
-        if crate::shim::load_cuda().is_err() || Cuda::device_count() == 0 {
+        if crate::cuda::devices().is_err() {
             let reason =
                 Graph::record(0, None, || unreachable!("nothing to record on")).unwrap_err();
             assert!(reason.contains("CUDA") || reason.contains("NVIDIA"), "{reason}");

@@ -178,13 +178,6 @@ pub(crate) fn outcome(error: *mut c_char) -> Result<(), String> {
     }
 }
 
-/// Loads libtorch's CUDA half.
-pub(crate) fn load_cuda() -> std::result::Result<(), String> {
-    load_library(c"libtorch_cuda.so")
-        .map(|_| ())
-        .map_err(|reason| format!("libtorch's CUDA half does not load ({reason})"))
-}
-
 /// Loads a shared object for good; all that is loaded later sees its symbols.
 pub(crate) fn load_library(name: &CStr) -> std::result::Result<NonNull<c_void>, String> {
     // SAFETY: initialisers of libtorch's and the shim's objects only register things.
