@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    bench_batch, doctor, embed, eval, export, inspect, launch, pictures, report, run, study, walk,
+    bench_batch, check_device, doctor, embed, eval, export, inspect, launch, pictures, report, run,
+    study, walk,
 };
 use trainer::{provenance, say};
 
@@ -56,6 +57,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Find the largest micro-batch that fits this machine
     BenchBatch(bench_batch::Args),
+    /// Compare a device with the CPU, and time steps on it
+    CheckDevice(check_device::Args),
     /// Say what this machine offers, and whether a data folder is sound
     Doctor(doctor::Args),
 }
@@ -94,6 +97,10 @@ fn main() -> ExitCode {
         Command::Export(args) => export::run(&args),
         Command::BenchBatch(args) => bench_batch::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::CheckDevice(args) => match check_device::run(&args) {
+            Ok(code) => return ExitCode::from(code),
+            Err(e) => Err(e),
+        },
         Command::Doctor(args) => return doctor::run(&args),
     };
     match outcome {
