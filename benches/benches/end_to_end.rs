@@ -18,15 +18,14 @@ use clap::Parser;
 use pipeline::{Cursor, Dataset};
 use serde::Serialize;
 use serde_json::{Value, json};
-use tch::{Device, Kind, Tensor};
+use tch::Device;
 use trainer::config::Config;
-use trainer::device::{self, Coming};
+use trainer::device;
 use trainer::dist::World;
 use trainer::feed::Feed;
 use trainer::run::open_data;
-use trainer::state::TrainState;
-use trainer::step::{prepare, train_step};
 use trainer::stop::Stop;
+use trainer::timing::{OnFeed, on_feed};
 
 /// Loading is the limit where a trainer loses more than this share of its time to it.
 const TOLERATED: f64 = 0.01;
@@ -91,69 +90,17 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The real step: as the run does it, without the run's chores.
-#[derive(Debug, Serialize)]
-struct Real {
-    /// From the start of the program to the end of the first step.
-    first_step_s: f64,
-    step_s: f64,
-    /// A step's wait: for the loader, and for what of the upload the training thread does.
-    wait_s: f64,
-    wait_share: f64,
-    /// Of the time, what went by waiting for the loader alone.
-    loading_share: f64,
-    images_read_per_s: f64,
-}
-
+/// The real step.
 fn train(
     config: &Config,
     data: &Arc<Dataset>,
     device: Device,
     steps: u64,
     begun: Instant,
-) -> Result<Real> {
-    prepare(config, device)?;
-    let stop = Stop::default();
-    let mut feed = Feed::start(config, data, Cursor::default(), device, &World::alone())?;
-    feed.prime(&stop)?;
-    let mut state = TrainState::new(config, device, true);
-    let mut unread: Option<Coming> = None;
-    let mut step = |feed: &mut Feed| -> Result<()> {
-        let losses = train_step(config, &mut state, || feed.next(&stop))?;
-        // Read one step late, as the run does.
-        let faults = unread.replace(Coming::of(&losses.faults)?).map(Coming::read);
-        let sum = |faults: Tensor| faults.sum(None::<Kind>).double_value(&[]);
-        ensure!(faults.map_or(0.0, sum) == 0.0, "a loss, gradient or weight is not finite");
-        Ok(())
-    };
-    step(&mut feed)?;
-    if let Device::Cuda(index) = device {
-        tch::Cuda::synchronize(index as i64);
-    }
-    let first_step_s = begun.elapsed().as_secs_f64();
-    for _ in 0..steps.div_ceil(10) {
-        step(&mut feed)?;
-    }
-    let (from, waited, loading) = (Instant::now(), feed.waited, feed.loading);
-    for _ in 0..steps {
-        step(&mut feed)?;
-    }
-    if let Device::Cuda(index) = device {
-        tch::Cuda::synchronize(index as i64);
-    }
-    let seconds = from.elapsed().as_secs_f64();
-    let waited = (feed.waited - waited).as_secs_f64();
-    let (step_s, reads) = (seconds / steps as f64, f64::from(config.train.d_steps + 1));
-    let real = Real {
-        first_step_s,
-        step_s,
-        wait_s: waited / steps as f64,
-        wait_share: waited / seconds,
-        loading_share: (feed.loading - loading).as_secs_f64() / seconds,
-        images_read_per_s: reads * config.train.batch as f64 / step_s,
-    };
-    println!("start to first step   {first_step_s:>9.2} s");
-    println!("step                  {step_s:>9.4} s, mean of {steps}");
+) -> Result<OnFeed> {
+    let real = on_feed(config, data, device, (steps, begun), &Stop::default())?;
+    println!("start to first step   {:>9.2} s", real.first_step_s);
+    println!("step                  {:>9.4} s, mean of {steps}", real.step_s);
     println!(
         "waited for data       {:>9.4} s a step, {:.2} % of the time (for the loader {:.2} %)",
         real.wait_s,

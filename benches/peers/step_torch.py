@@ -1,13 +1,14 @@
 """Seconds of a training step in plain, eager PyTorch: the peer of `cargo bench -p benches --bench step`.
 
-    step_torch.py [--preset demo|cifar10|base] [--batch N] [--threads N] [--steps N] [--precision f32|bf16]
-                  [--compile]
+    step_torch.py [--preset demo|cifar10|base|hi_e] [--batch N] [--threads N] [--steps N] [--compile]
+                  [--precision f32|tf32|bf16] [--device cpu|cuda] [--channels-last]
 
 Layers, sizes, losses and update order are the trainer's: sizes come from `trainer/presets`, and the number
 of parameters of every part must be the one the trainer's tests hold, or this ends with an error. All is
 written the usual way: spectral norm in every forward pass, a 1x1 shortcut where the reference codes have it,
 one Adam a network over its tensors. `--compile` is the upper mark: torch.compile and the fused Adam.
-Random images, a fresh batch for every update of a step. `base` wants `--batch 2` on a CPU.
+`--channels-last` lays images and weights of convolutions out so, as the trainer does; `--device cuda` was not
+run on a GPU. Random images, a fresh batch for every update of a step. `base` and `hi_e` want `--batch 2` on a CPU.
 Run it with the Python of an environment that has the trainer's version of PyTorch; the last line is one JSON
 object.
 """
@@ -187,7 +188,8 @@ class Encoder(nn.Module):
         else:  # Bottlenecks, as ResNet-50-v2 has them.
             assert (e["family"], e["depth"]) == ("resnet_v2", 50)
             cin, counts, halved = 64 * e["width"], [3, 4, 6, 3], 1
-            root = [nn.Conv2d(3, cin, 7, 2, 3, bias=False), nn.MaxPool2d(3, 2, 1)]
+            assert e["root_pad"] == "zero"
+            root = [nn.Conv2d(3, cin, 7, 2, 3, bias=False), nn.ZeroPad2d(1), nn.MaxPool2d(3, 2)]
             layers = lambda width, stride: [(width, 1, 1), (width, 3, stride), (4 * width, 1, 1)]
         first, blocks = cin, []
         for stage, count in enumerate(counts):
@@ -224,11 +226,13 @@ def check_counts(name, g, e, d):
 
 def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    args.add_argument("--preset", choices=("demo", "cifar10", "base"), default="demo")
+    args.add_argument("--preset", choices=("demo", "cifar10", "base", "hi_e"), default="demo")
     args.add_argument("--batch", type=int, help="images an update [default: the preset's]")
     args.add_argument("--threads", type=int, help="[default: PyTorch's]")
     args.add_argument("--steps", type=int, default=30, help="to time, after a tenth of it to warm up")
-    args.add_argument("--precision", choices=("f32", "bf16"), help="[default: the preset's]")
+    args.add_argument("--precision", choices=("f32", "tf32", "bf16"), help="[default: the preset's]")
+    args.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    args.add_argument("--channels-last", action="store_true", help="memory of images and convolutions' weights")
     args.add_argument("--compile", action="store_true", help="torch.compile, fused Adam: the upper mark")
     args = args.parse_args()
     if args.threads:
@@ -236,22 +240,27 @@ def main():
     c = preset(args.preset)
     opt, dim, d_steps = c["opt"], c["latent"]["dim"], c["train"]["d_steps"]
     batch, precision = args.batch or c["train"]["batch"], args.precision or c["train"]["precision"]
-    bf16 = lambda: torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+    bf16 = lambda: torch.autocast(args.device, torch.bfloat16, enabled=precision == "bf16")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     g, e, d = Generator(c), Encoder(c), Discriminator(c)
     check_counts(args.preset, g, e, d)
+    layout = torch.channels_last if args.channels_last else torch.contiguous_format
+    for net in (g, e, d):
+        net.to(args.device, memory_format=layout)
     adam = lambda net, lr: torch.optim.Adam(
         net.parameters(), lr=lr, betas=(opt["beta1"], opt["beta2"]), eps=opt["eps"], fused=args.compile
     )
     og, oe, od = adam(g, opt["lr_g"]), adam(e, opt["lr_g"] * opt["e_lr_mult"]), adam(d, opt["lr_d"])
     ema = [[p.detach().clone() for p in net.parameters()] for net in (g, e)]
-    draw = lambda side: torch.rand(batch, 3, side, side) * 2 - 1
+    noise = lambda: torch.randn(batch, dim, device=args.device)
+    draw = lambda side: (torch.rand(batch, 3, side, side, device=args.device) * 2 - 1).contiguous(memory_format=layout)
     images = [(draw(c["g"]["res"]), draw(c["e"]["res"])) for _ in range(d_steps + 1)]
     if args.compile:
         g, e, d = torch.compile(g), torch.compile(e), torch.compile(d)
 
     def step():
         for small, large in images[:-1]:
-            z = torch.randn(batch, dim)
+            z = noise()
             with bf16():
                 with torch.no_grad():
                     pairs = torch.cat([small, g(z)]), torch.cat([e(large), z])
@@ -261,7 +270,7 @@ def main():
             od.zero_grad(set_to_none=True)
             loss.backward()
             od.step()
-        (small, large), z = images[-1], torch.randn(batch, dim)
+        (small, large), z = images[-1], noise()
         d.requires_grad_(False)
         with bf16():
             real, fake = d(small, e(large)), d(g(z), z)
@@ -274,7 +283,7 @@ def main():
         oe.step()
         for average, net in zip(ema, (g, e)):
             torch._foreach_lerp_(average, [p.detach() for p in net.parameters()], 1 - opt["ema"])
-        return loss.item()
+        return loss.item()  # waits for the device
 
     seconds = []
     for _ in range(args.steps + max(args.steps // 10, 1)):
@@ -285,7 +294,10 @@ def main():
     name = "torch compile" if args.compile else "torch eager"
     print(json.dumps({
         "bench": "step", "peer": name, "preset": args.preset, "batch": batch, "precision": precision,
-        "threads": torch.get_num_threads(), "step_seconds": median, "images_per_s": batch / median,
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
+        "channels_last": args.channels_last, "torch": torch.__version__, "threads": torch.get_num_threads(),
+        "step_seconds": median, "images_per_s": batch / median,
+        "peak_bytes": torch.cuda.max_memory_allocated() if args.device == "cuda" else None,
     }))
 
 

@@ -34,12 +34,7 @@ impl Subject {
     }
 }
 
-/// The middle value (the upper one of two), `None` of none.
-#[must_use]
-pub fn median(mut values: Vec<f64>) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied()
-}
+pub use trainer::timing::median;
 
 /// The most memory this process ever had, from /proc.
 #[must_use]
@@ -56,16 +51,5 @@ pub fn from_callers_folder(dir: &Path) -> PathBuf {
     match shell {
         Some(shell) if dir.is_relative() && shell.join(dir).exists() => shell.join(dir),
         _ => dir.to_path_buf(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_median_ignores_order_and_outliers() {
-        assert_eq!(median(vec![9e9, 1.0, 2.0]), Some(2.0));
-        assert_eq!(median(vec![]), None);
     }
 }

@@ -64,6 +64,7 @@ fn imports_go_one_way() {
             "cuda",
             "graph",
             "measure",
+            "profile",
             "dist",
             "random",
             "nn",
@@ -88,10 +89,12 @@ fn imports_go_one_way() {
             "report",
             "monitor",
             "feed",
+            "timing",
             "scale",
             "run",
             "study",
             "doctor",
+            "check",
         ][..],
     )]);
     for (member, order) in layers {

@@ -64,6 +64,66 @@ fn a_stopped_demo_goes_on_and_one_that_is_done_begins_anew() {
     }
 }
 
+/// What `scripts/gpu-check` packs, with a `trainer` that takes down how it was called.
+fn pack(stage: &TempDir) -> std::path::PathBuf {
+    let at = |name: &str| stage.path().join(name);
+    for name in ["benches/peers", "trainer/src/snapshots", "trainer/presets"] {
+        fs::create_dir_all(at(name)).unwrap();
+    }
+    let counts = "trainer/src/snapshots/x__the_parameters_of_every_preset_are_as_they_were.snap";
+    for name in ["benches/peers/step_torch.py", "trainer/presets/base.toml", counts] {
+        fs::write(at(name), "").unwrap();
+    }
+    program(&at("bin/strip"), "cp \"$3\" \"$2\"");
+    let trainer =
+        "echo \"$LD_LIBRARY_PATH $@\" >>\"$CALLED\"\necho all agree\necho '{}'\nexit $CODE";
+    program(&at("target/release/trainer"), trainer);
+    program(&at("target/release/shard-imagenet"), "mkdir -p \"$3\"\necho tar >\"$3/train-0.tar\"");
+    fs::copy(repository().join("scripts/gpu-check"), at("scripts/gpu-check")).unwrap();
+    let output = script(stage, "gpu-check", 0);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    at("target/gpu-check")
+}
+
+#[test]
+fn what_gpu_check_packs_checks_twice_with_python_s_torch_and_no_other_version() {
+    let stage = stage();
+    let packed = pack(&stage);
+    assert!(packed.join("shards/train-0.tar").exists());
+    let run = |version: &str, code: u8| {
+        let python = stage.path().join("bin/python");
+        program(&python, &format!("echo {version} /torch/lib"));
+        let called = stage.path().join("called-there");
+        let _ = fs::remove_file(&called);
+        let output = Command::new(packed.join("run"))
+            .arg("--quick")
+            .env("PYTHON", &python)
+            .env("CALLED", &called)
+            .env("CODE", code.to_string())
+            .env_remove("LD_LIBRARY_PATH")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code().unwrap(), fs::read_to_string(&called).unwrap_or_default(), said)
+    };
+    let (code, called, said) = run("2.11.0+cu130", 0);
+    assert_eq!((code, called.lines().count()), (0, 2), "{called}{said}");
+    let first = called.lines().next().unwrap();
+    assert!(first.starts_with("/torch/lib check-device --device cuda"), "{first}");
+    assert!(
+        first.ends_with("results-1.json --quick") && first.contains("step_torch.py"),
+        "{first}"
+    );
+    let page = fs::read_to_string(packed.join("results/page-2.txt")).unwrap();
+    assert_eq!(page, "all agree\n");
+    assert_eq!(run("2.11.0+cu130", 1).0, 1);
+    let (code, called, _) = run("2.11.0+cu130", 75);
+    assert_eq!((code, called.lines().count()), (75, 1));
+    let (code, called, said) = run("2.10.0", 0);
+    assert_eq!((code, called.as_str()), (2, ""));
+    assert!(said.contains("2.11"), "{said}");
+}
+
 #[test]
 fn evidence_ends_with_the_first_command_that_is_stopped() {
     let stage = stage();

@@ -110,7 +110,7 @@ fn attempt(config: &Config, device: Device, limit: f64, size: i64) -> Result<Tri
     let peak_bytes = (device == Device::Cpu).then_some(peak);
     let seconds = match outcome {
         Ok(seconds) => Some(seconds?),
-        Err(panic) if full(&panic) => None,
+        Err(panic) if full(&*panic) => None,
         Err(panic) => resume_unwind(panic),
     };
     let fits = seconds.is_some() && peak_bytes.is_none_or(|bytes| bytes <= limit);
@@ -118,8 +118,8 @@ fn attempt(config: &Config, device: Device, limit: f64, size: i64) -> Result<Tri
 }
 
 /// Whether libtorch ran out of memory: its errors come as panics of operators.
-fn full(panic: &Box<dyn std::any::Any + Send>) -> bool {
-    let text = words_of(&**panic);
+pub(crate) fn full(panic: &(dyn std::any::Any + Send)) -> bool {
+    let text = words_of(panic);
     text.contains("out of memory") || text.contains("can't allocate memory")
 }
 

@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::eval::loader_config;
 use crate::model::Scores;
 use crate::nn::{Params, Statistics};
+use crate::optim::norm;
 use crate::random::{Key, Prior, Purpose};
 use crate::state::TrainState;
 
@@ -87,10 +88,12 @@ impl Probe {
             let problem = "the training split is empty: build it from at least two images";
             Error::Config { problems: vec![problem.into()] }
         })??;
-        Ok(Self::of(config, Images::upload(&batch, large, small, device), device))
+        Ok(Self::over(config, Images::upload(&batch, large, small, device), device))
     }
 
-    fn of(config: &Config, images: Images, device: Device) -> Self {
+    /// Over images that are there, and as many latents.
+    #[must_use]
+    pub fn over(config: &Config, images: Images, device: Device) -> Self {
         let (rows, latent) = (images.len(), config.latent);
         let key = |purpose| Key { seed: config.train.seed, purpose, step: 0, update: 0 };
         let z = key(Purpose::Sample).latents(latent.prior, 0..rows, latent.dim, device);
@@ -133,12 +136,12 @@ impl Probe {
             values.push(nearest(&fake) / nearest(real));
             values.push(roughness(&fake) / roughness(real));
             values.extend([largest(&state.g.live.params), largest(&state.d.params)]);
-            values.extend([state.g.live.adam.m.norm(), state.d.adam.m.norm()]);
+            values.extend([norm(&state.g.live.adam.m), norm(&state.d.adam.m)]);
             if let (Some(e), Some((_, mean))) = (&state.e, &codes) {
                 let again = state.g.live.net.forward(mean, Statistics::Repeat);
                 values.push(spread(mean) / self.prior.deviation());
                 values.push((again - real).abs().mean(Kind::Float));
-                values.push(e.live.adam.m.norm());
+                values.push(norm(&e.live.adam.m));
             }
             (Tensor::stack(&values, 0), codes.is_some())
         });
@@ -462,7 +465,7 @@ mod tests {
             let config = config(seed);
             let mut state = TrainState::new(&config, Device::Cpu, true);
             let images = pictures(1000 + seed, 16);
-            let probe = Probe::of(&config, images, Device::Cpu);
+            let probe = Probe::over(&config, images, Device::Cpu);
             let (mut judge, mut batch) = (Judge::default(), 0);
             for step in 1..=steps {
                 let _ = train_step(&config, &mut state, || {
@@ -488,7 +491,7 @@ mod tests {
             nets.iter().flat_map(|p| p.state()).map(|(_, t)| t.copy()).collect()
         };
         let before = all(&state);
-        let probe = Probe::of(&config, pictures(2, 16), Device::Cpu);
+        let probe = Probe::over(&config, pictures(2, 16), Device::Cpu);
         let signals = probe.measure(&state).unwrap();
         assert_eq!(signals, probe.measure(&state).unwrap());
         assert_eq!(before, all(&state));

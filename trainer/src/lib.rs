@@ -1,5 +1,6 @@
 //! BigBiGAN: networks, losses, step, run.
 
+pub mod check;
 pub mod checkpoint;
 pub mod config;
 mod cuda;
@@ -26,6 +27,7 @@ pub mod nn;
 mod openmp;
 pub mod optim;
 pub mod peak;
+pub mod profile;
 pub mod provenance;
 pub mod random;
 pub mod report;
@@ -39,5 +41,6 @@ pub mod stop;
 pub mod study;
 mod supervisor;
 pub mod tensorboard;
+pub mod timing;
 #[cfg(test)]
 mod toy;

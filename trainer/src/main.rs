@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    bench_batch, doctor, embed, eval, export, inspect, launch, pictures, report, run, study, walk,
+    bench_batch, check_device, doctor, embed, eval, export, inspect, launch, pictures, report, run,
+    study, walk,
 };
 use common::exit;
 use trainer::error::{Error, Result};
@@ -58,6 +59,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Find the largest micro-batch that fits this machine
     BenchBatch(bench_batch::Args),
+    /// Compare a device with the CPU, and time steps on it
+    CheckDevice(check_device::Args),
     /// Say what this machine offers, and whether a data folder is sound
     Doctor(doctor::Args),
 }
@@ -91,6 +94,7 @@ fn dispatch(command: Command) -> Result<u8> {
     match command {
         Command::Launch(args) => return launch::run(&args),
         Command::Study(args) => return study::run(&args),
+        Command::CheckDevice(args) => return check_device::run(&args),
         Command::Doctor(args) => return doctor::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Eval(command) => eval::run(&command),

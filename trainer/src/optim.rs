@@ -24,6 +24,19 @@ unsafe extern "C" {
     ) -> *mut c_char;
 }
 
+/// ‖x‖₂ of a flat tensor, a scalar of its kind. A sum of millions of squares in single precision stands still
+/// where the terms become small against it, so blocks are summed in it, and their squares in double.
+pub fn norm(x: &Tensor) -> Tensor {
+    const BLOCKS: i64 = 4096;
+    let (count, double) = (x.numel() as i64, Kind::Double);
+    let width = count / BLOCKS;
+    let even = x.narrow(0, 0, BLOCKS * width).view([BLOCKS, width]);
+    let rest = x.narrow(0, BLOCKS * width, count - BLOCKS * width);
+    let blocks = even.norm_scalaropt_dim(2.0, [1i64].as_slice(), false);
+    let all = Tensor::cat(&[blocks, rest.shallow_clone()], 0).to_kind(double);
+    all.square().sum(double).sqrt().to_kind(x.kind())
+}
+
 /// Settings of Adam.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamConfig {
@@ -223,6 +236,18 @@ mod tests {
             assert!((before - now - moved).abs() < 1e-8, "{} is not {moved}", before - now);
             before = now;
         }
+    }
+
+    #[test]
+    fn a_norm_is_as_in_double_precision_whatever_the_length() {
+        for count in [0, 1, 4095, 4097, 30_000_001] {
+            let x = Tensor::full([count], 0.01, (Kind::Float, Device::Cpu));
+            let (got, expected) =
+                (norm(&x).double_value(&[]), f64::from(0.01f32) * (count as f64).sqrt());
+            assert!((got - expected).abs() <= 2e-6 * expected, "{count}: {got}, not {expected}");
+        }
+        let x = Tensor::randn([100_000], (Kind::Double, Device::Cpu));
+        assert!((norm(&x) - x.norm()).abs().double_value(&[]) < 1e-10);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::dist::World;
 use crate::graph::Graph;
 use crate::model::{Discriminator, Encoder, Generator};
 use crate::nn::{Fill, Kinds, Params, Scope};
-use crate::optim::Adam;
+use crate::optim::{Adam, norm};
 
 /// A network, its tensors and its optimiser.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ impl<N> Player<N> {
         factor: &Tensor,
         skip: bool,
     ) -> Update {
-        let norm = gradient.norm();
+        let norm = norm(gradient);
         let refused = not_finite(&(&norm + loss));
         let fault = skip.then_some(&refused);
         self.adam.step_unless(fault, self.params.flat(), gradient, factor);

@@ -147,6 +147,11 @@ impl Child {
         Pid::from_raw(self.child.id() as i32).filter(|_| self.status.is_none())
     }
 
+    /// Asks it to end.
+    pub(crate) fn ask_to_end(&self) {
+        let _ = self.pid().map(|pid| kill_process(pid, Signal::TERM));
+    }
+
     /// Ends it and all that it started at once.
     pub(crate) fn kill(&self) {
         // It may just have ended.

@@ -4,6 +4,7 @@
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 pub(crate) mod bench_batch;
+pub(crate) mod check_device;
 pub(crate) mod doctor;
 pub(crate) mod embed;
 pub(crate) mod eval;

@@ -76,6 +76,9 @@ const FREE: [&str; 13] = [
     "dist.",
 ];
 
+/// What was computed before a key said it.
+const BEFORE: [&str; 1] = ["e.root_pad=lowest"];
+
 impl Change {
     /// Whether what the run computes stays the same.
     #[must_use]
@@ -390,13 +393,15 @@ impl Config {
     }
 
     /// Reads a resolved configuration (a run's `config.toml`). Keys that it lacks, because they came
-    /// into use after it was written, have `base`'s values.
+    /// into use after it was written, have `base`'s values, or, where those compute something else, what was
+    /// computed then.
     ///
     /// # Errors
     /// [`Error::Config`] where it is not one.
     pub fn parse(text: &str) -> Result<Self> {
         let mut problems = vec![];
         let mut table = preset("base")?;
+        overlay(&mut table, &BEFORE.map(str::to_owned), &mut problems);
         merge(&mut table, parse(text, "config.toml")?, "", &mut problems);
         refuse(problems)?;
         Self::of(table)

@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::RootPad;
 
 fn problem(overrides: &[&str]) -> String {
     let overrides: Vec<_> = overrides.iter().map(|s| (*s).to_owned()).collect();
@@ -26,6 +27,17 @@ fn a_configuration_written_before_a_key_existed_gets_the_key_of_base() {
     assert!(older.len() < text.len());
     assert_eq!(Config::parse(&older).unwrap(), config);
     assert!(Config::parse(&format!("{text}\nnonsense = 1")).is_err());
+}
+
+#[test]
+fn a_configuration_written_before_a_key_existed_computes_what_it_did() {
+    let config = Config::resolve(&Origin::Preset("hi_e"), &[]).unwrap();
+    assert_eq!(config.e.root_pad, RootPad::Zero);
+    let text = config.to_toml();
+    let older: Vec<_> = text.lines().filter(|line| !line.starts_with("root_pad")).collect();
+    let older = Config::parse(&older.join("\n")).unwrap();
+    assert_eq!(older.e.root_pad, RootPad::Lowest);
+    assert!(!config.changes(&older)[0].is_free());
 }
 
 #[test]

@@ -17,6 +17,16 @@ pub enum Family {
     Small,
 }
 
+/// What lies around the image that a ResNet's or RevNet's root max-pool reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RootPad {
+    /// Zeros, as in Kolesnikov et al.'s code: at the border no value is below them.
+    Zero,
+    /// Nothing: of what lies outside no value is taken. As runs before this key had it.
+    Lowest,
+}
+
 /// Size of the encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -35,6 +45,8 @@ pub struct EncoderConfig {
     pub mlp_layers: i64,
     /// Their width.
     pub mlp_width: i64,
+    /// Padding of the root's max-pool; a small trunk has none.
+    pub root_pad: RootPad,
     /// Epsilon of batch norm.
     pub bn_eps: f64,
     /// Momentum of the stored statistics, in torch's convention.
@@ -183,6 +195,7 @@ pub(super) const TINY: EncoderConfig = EncoderConfig {
     stochastic: true,
     mlp_layers: 2,
     mlp_width: 16,
+    root_pad: RootPad::Zero,
     bn_eps: 1e-3,
     bn_momentum: 0.01,
     recompute: false,

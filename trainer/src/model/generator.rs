@@ -114,7 +114,7 @@ impl Generator {
         };
         Self {
             chunk: latent.chunk,
-            embedding: s.parameter("embedding", &[1, config.shared_dim], Init::Normal(1.0)),
+            embedding: s.parameter("embedding", &[1, config.shared_dim], Init::Orthogonal),
             first: Linear::new(&s.sub("first"), latent.chunk, width * BOTTOM * BOTTOM, sn),
             width,
             blocks: (0..m.len() - 1).map(block).collect(),

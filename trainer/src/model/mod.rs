@@ -9,7 +9,7 @@ mod revnet;
 mod small;
 
 pub use discriminator::{Discriminator, DiscriminatorConfig, ImageConfig, Pair, Scores, Terms};
-pub use encoder::{Code, Encoded, Encoder, EncoderConfig, Family};
+pub use encoder::{Code, Encoded, Encoder, EncoderConfig, Family, RootPad};
 pub use generator::{Generator, GeneratorConfig, LatentConfig};
 
 #[cfg(test)]

@@ -2,7 +2,7 @@ use std::rc::Rc;
 
 use tch::Tensor;
 
-use super::EncoderConfig;
+use super::encoder::{EncoderConfig, RootPad};
 use crate::nn::{BatchNorm, Conv, ConvShape, Recompute, Scope, Statistics, recomputed};
 
 /// Bottlenecks of each stage, by depth.
@@ -24,7 +24,6 @@ pub(super) fn norm(s: &Scope<'_>, channels: i64, c: &EncoderConfig) -> BatchNorm
     BatchNorm::affine(s, channels, c.bn_eps, c.bn_momentum)
 }
 
-/// 3×3/2 max-pool with symmetric padding 1.
 /// One block, whose inside is kept or not.
 pub(super) fn forward<B: Recompute + 'static>(
     block: &Rc<B>,
@@ -35,8 +34,15 @@ pub(super) fn forward<B: Recompute + 'static>(
     if recompute { recomputed(block, vec![x], statistics) } else { block.run(&[x], statistics) }
 }
 
-pub(super) fn max_pool(x: &Tensor) -> Tensor {
-    x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false)
+/// 3×3/2 max-pool with symmetric padding 1 of the root's output, which no ReLU has made positive.
+pub(super) fn max_pool(x: &Tensor, pad: RootPad) -> Tensor {
+    match pad {
+        RootPad::Lowest => x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false),
+        RootPad::Zero => {
+            let around = x.constant_pad_nd([1, 1, 1, 1]);
+            around.max_pool2d([3, 3], [2, 2], [0, 0], [1, 1], false)
+        }
+    }
 }
 
 /// ResNet-v2 trunk of bottlenecks.
@@ -45,12 +51,13 @@ pub(super) fn max_pool(x: &Tensor) -> Tensor {
 /// (N, 3, R, R) to (N, 2048·width, R/32, R/32), after the last BN and ReLU.
 ///
 /// # Source
-/// Paper §3.1 names it; strides and padding after Kolesnikov et al. 2019.
+/// Paper §3.1 names it; strides and padding after Kolesnikov et al. 2019 (`fixed_padding` of their code).
 #[derive(Debug)]
 pub(super) struct ResNet {
     root: Conv,
     stages: Vec<Vec<Rc<Bottleneck>>>,
     end: BatchNorm,
+    pad: RootPad,
     recompute: bool,
 }
 
@@ -74,6 +81,7 @@ impl ResNet {
             root: conv(&s.sub("root"), 3, 64 * c.width, 7, 2),
             stages: all,
             end: norm(&s.sub("end"), cin, &c),
+            pad: c.root_pad,
             recompute: c.recompute,
         }
     }
@@ -84,7 +92,7 @@ impl ResNet {
         statistics: Statistics,
         mut seen: impl FnMut(&Tensor),
     ) -> Tensor {
-        let mut x = max_pool(&self.root.forward(x));
+        let mut x = max_pool(&self.root.forward(x), self.pad);
         for stage in &self.stages {
             for unit in stage {
                 x = forward(unit, x, statistics, self.recompute);
@@ -153,6 +161,15 @@ impl Bottleneck {
 mod tests {
     use super::*;
     use crate::model::encoder::TINY;
+
+    /// As computed by hand.
+    #[test]
+    fn the_root_s_pool_takes_zeros_around_the_image_or_nothing() {
+        let x = Tensor::arange_start(-16, 0, tch::kind::FLOAT_CPU).view([1, 1, 4, 4]);
+        let pooled = |pad| Vec::<f32>::try_from(max_pool(&x, pad).view([-1])).unwrap();
+        assert_eq!(pooled(RootPad::Zero), [0.0, 0.0, 0.0, -1.0]);
+        assert_eq!(pooled(RootPad::Lowest), [-11.0, -9.0, -3.0, -1.0]);
+    }
 
     #[test]
     fn bottlenecks_agree_with_pytorch() {

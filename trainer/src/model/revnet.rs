@@ -2,7 +2,7 @@ use std::rc::Rc;
 
 use tch::{Tensor, no_grad, with_grad};
 
-use super::EncoderConfig;
+use super::encoder::{EncoderConfig, RootPad};
 use super::resnet::{conv, max_pool, norm, stages};
 use crate::nn::{BatchNorm, Conv, Scope, Statistics, attach, single};
 
@@ -20,6 +20,7 @@ pub(super) struct RevNet {
     root: Conv,
     stages: Vec<Stage>,
     end: BatchNorm,
+    pad: RootPad,
 }
 
 impl RevNet {
@@ -39,6 +40,7 @@ impl RevNet {
             root: conv(&s.sub("root"), 3, channels(0), 7, 2),
             stages: counts.into_iter().enumerate().map(stage).collect(),
             end: norm(&s.sub("end"), channels(3), &c),
+            pad: c.root_pad,
         }
     }
 
@@ -62,7 +64,7 @@ impl RevNet {
         mut stage_forward: impl FnMut(&Stage, &Tensor, Statistics) -> Tensor,
     ) -> Tensor {
         // The stream that units add to, and subtract from on the way back, is never in bfloat16.
-        let mut x = single(&max_pool(&self.root.forward(x)));
+        let mut x = single(&max_pool(&self.root.forward(x), self.pad));
         for (i, stage) in self.stages.iter().enumerate() {
             if i > 0 {
                 x = widen(&x);

@@ -121,7 +121,7 @@ impl Params {
         (net, params)
     }
 
-    /// Power iterations before the first step. Ours: the vectors then start close to converged.
+    /// Power iterations before the first step. Ours: σ of orthogonal weights is 1 from the first on.
     pub const POWER_ITERATIONS: usize = 15;
 
     fn lay_flat(&mut self, fill: Fill) {
@@ -146,14 +146,14 @@ impl Params {
             }
         }
         if filled {
-            self.converge_norms();
+            self.norms.advance(Self::POWER_ITERATIONS);
         }
     }
 
-    /// Runs the power iteration to (near) convergence and rescales: at the start, and for weights
-    /// that came without vectors of their own, as averages do.
+    /// Finds the largest singular values of weights that came without vectors of their own, as averages do, and
+    /// rescales.
     pub fn converge_norms(&mut self) {
-        self.norms.advance(Self::POWER_ITERATIONS);
+        self.norms.converge();
     }
 
     /// One power iteration for every spectral norm, then W/σ afresh: to be called right after each
