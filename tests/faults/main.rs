@@ -10,8 +10,13 @@
 mod calls;
 mod data;
 mod disk;
+mod hostile;
+mod limits;
+mod network;
 mod ranks;
 mod restarts;
+#[path = "../../pipeline/tests/support/server.rs"]
+mod server;
 mod signals;
 mod soak;
 

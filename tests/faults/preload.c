@@ -8,6 +8,8 @@
 //                path; none for every path
 //   FAULT_AT     N: the Nth such call of the process, from 1; N+: it and all that follow
 //   FAULT_DO     eio, enospc, or kill: SIGKILL before the call is made
+//   FAULT_CLOCK  N: the clock (CLOCK_REALTIME) goes an hour back at its Nth reading, forth again at the 2Nth,
+//                and so on; clocks that only go forth are left alone
 //
 // What is written through mmap, or within libc (stdio's files, when they are opened), is not seen. Writes
 // to pipes, sockets and terminals are passed on.
@@ -26,15 +28,16 @@
 #include <sys/syscall.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #define PATH (2 * PATH_MAX)
 
 static int log_file = -1;
 static const char *call_name, *pattern;
-static long at;
+static long at, turn;
 static int onwards, failure, killing;
-static atomic_long counted;
+static atomic_long counted, readings;
 
 // Ends the program that was asked for something it cannot be given.
 static __attribute__((noreturn)) void refuse(const char *what) {
@@ -55,6 +58,9 @@ static void open_log(const char *path) {
 
 static __attribute__((constructor)) void begin(void) {
   const char *log = getenv("FAULT_LOG"), *fault = getenv("FAULT_DO"), *number = getenv("FAULT_AT");
+  const char *turns = getenv("FAULT_CLOCK");
+  if (turns && (turn = strtol(turns, NULL, 10)) < 1)
+    refuse("FAULT_CLOCK is N, from 1");
   if (log)
     open_log(log);
   if (!fault)
@@ -240,3 +246,10 @@ int renameat2(int of, const char *from, int in, const char *to, unsigned flags) 
 }
 int renameat(int of, const char *from, int in, const char *to) { return renameat2(of, from, in, to, 0); }
 int rename(const char *from, const char *to) { return renameat2(AT_FDCWD, from, AT_FDCWD, to, 0); }
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+  const int done = syscall(SYS_clock_gettime, clock, now);
+  if (done == 0 && clock == CLOCK_REALTIME && turn && (atomic_fetch_add(&readings, 1) + 1) / turn % 2)
+    now->tv_sec -= 3600;
+  return done;
+}

@@ -45,6 +45,11 @@ pub struct Failing<'a> {
     pub fault: Fault,
 }
 
+/// Lets a command's clock go back an hour at its `every`th reading, forth again at twice that, and so on.
+pub fn turn_back(command: &mut Command, every: u64) {
+    command.env("LD_PRELOAD", env!("FAULTS")).env("FAULT_CLOCK", every.to_string());
+}
+
 /// Lets a command write down its calls on files into `log`.
 pub fn watch(command: &mut Command, log: &Path) {
     command.env("LD_PRELOAD", env!("FAULTS")).env("FAULT_LOG", log);

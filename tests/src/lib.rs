@@ -148,13 +148,22 @@ impl Background {
     /// # Panics
     /// If it does not end within two minutes, or dies of a signal.
     #[must_use]
-    pub fn wait(mut self) -> (Said, Duration) {
+    pub fn wait(self) -> (Said, Duration) {
+        self.wait_for(Duration::from_secs(120))
+    }
+
+    /// As [`Background::wait`], with another limit.
+    ///
+    /// # Panics
+    /// If it does not end within it, or dies of a signal.
+    #[must_use]
+    pub fn wait_for(mut self, limit: Duration) -> (Said, Duration) {
         let asked = Instant::now();
         let status = loop {
             if let Some(status) = self.child.try_wait().expect("a child can be asked") {
                 break status;
             }
-            if asked.elapsed() > Duration::from_secs(120) {
+            if asked.elapsed() > limit {
                 let _ = self.child.kill();
                 panic!("it hangs: {}", self.said("err"));
             }

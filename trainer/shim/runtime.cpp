@@ -42,6 +42,13 @@ char *bb_pinned(const at::Tensor *tensor, at::Tensor **copy);
 
 // A stream of CUDA device `index` beside the current one. (Through c10's device-independent interface:
 // nothing of CUDA is linked.)
+char *bb_copy_later(const at::Tensor *to, const at::Tensor *from) {
+  return guarded([&] {
+    const at::NoGradGuard no_grad;
+    to->copy_(*from, /*non_blocking=*/true);
+  });
+}
+
 char *bb_lane_new(int index, void **lane);
 void bb_lane_drop(void *lane);
 // Runs `body` with the lane as the current stream, then marks the point in it that was reached.

@@ -95,7 +95,7 @@ unsafe extern "C" {
 }
 
 fn torch(reason: String) -> Error {
-    Error::Torch(tch::TchError::Torch(reason))
+    Error::torch(&reason)
 }
 
 impl Lane {
@@ -136,6 +136,18 @@ impl Drop for Lane {
 }
 
 impl Reached {
+    /// The work that was given to a device's current stream so far; `None` on the CPU.
+    ///
+    /// # Errors
+    /// [`Error::Torch`].
+    fn now(device: Device) -> Result<Option<Self>> {
+        let Device::Cuda(index) = device else { return Ok(None) };
+        let mut event = null_mut();
+        // SAFETY: the shim writes a handle of its own, which `drop` gives back.
+        outcome(unsafe { bb_event_now(index as c_int, &raw mut event) }).map_err(torch)?;
+        Ok(Some(Self(event)))
+    }
+
     /// Lets the stream that computes wait for this point before it reads `tensors`.
     ///
     /// # Errors
@@ -163,13 +175,7 @@ impl Coming {
     /// [`Error::Torch`].
     pub fn of(value: &Tensor) -> Result<Self> {
         let copy = value.to_device_(Device::Cpu, value.kind(), true, false);
-        let Device::Cuda(index) = value.device() else {
-            return Ok(Self { value: copy, mark: None });
-        };
-        let mut event = null_mut();
-        // SAFETY: the shim writes a handle of its own, which `Reached` gives back.
-        outcome(unsafe { bb_event_now(index as c_int, &raw mut event) }).map_err(torch)?;
-        Ok(Self { value: copy, mark: Some(Reached(event)) })
+        Ok(Self { value: copy, mark: Reached::now(value.device())? })
     }
 
     /// The tensor, on the CPU.
@@ -188,6 +194,14 @@ impl Drop for Reached {
             tracing::error!("a copy to or from the device failed: {reason}");
         }
     }
+}
+
+/// Waits until a device has done what was given to its current stream so far.
+///
+/// # Errors
+/// [`Error::Torch`].
+pub(crate) fn reached(device: Device) -> Result<()> {
+    Reached::now(device).map(drop) // waits
 }
 
 /// The most memory that tensors took on a CUDA device since the process began, in bytes; `None` on
@@ -314,20 +328,38 @@ pub fn parse(name: &str) -> Result<Device> {
 /// `name` names none, each rank of a machine takes the one of its own number.
 ///
 /// # Errors
-/// As [`parse`]; [`Error::Device`] too if the machine has fewer devices than ranks.
+/// As [`parse`]; [`Error::Device`] too if ranks of a machine would share a device, which NCCL does not bear.
 pub fn of_rank(name: &str, place: &Place) -> Result<Device> {
-    let device = parse(name)?;
-    let count = if device.is_cuda() { cuda().unwrap_or(1) } else { 1 };
-    // A launcher may have left one device visible to each rank.
-    if name.contains(':') || count == 1 {
-        return Ok(device);
+    match parse(name)? {
+        Device::Cuda(named) => {
+            let own = own_device(name.contains(':').then_some(named), cuda().unwrap_or(0), place);
+            let fail = |reason| Error::Device { device: name.to_owned(), reason };
+            own.map(Device::Cuda).map_err(fail)
+        }
+        device => Ok(device),
     }
-    if place.local_rank < count {
-        return Ok(Device::Cuda(place.local_rank));
-    }
+}
+
+/// The number of a rank's device among the `count` that it sees.
+fn own_device(
+    named: Option<usize>,
+    count: usize,
+    place: &Place,
+) -> std::result::Result<usize, String> {
     let ranks = place.local_size;
-    let reason = format!("{ranks} ranks on a machine of {count} CUDA devices; start one a device");
-    Err(Error::Device { device: name.to_owned(), reason })
+    match named {
+        Some(named) if ranks == 1 || !place.same_devices => Ok(named),
+        Some(_) => {
+            Err(format!("it is one device for {ranks} ranks; give cuda, and each takes its own"))
+        }
+        None if place.local_rank < count => Ok(place.local_rank),
+        // Perhaps each rank is shown one device, of its own.
+        None if count == 1 && !place.same_devices => Ok(0),
+        None => {
+            let seen = if count == 1 { "device" } else { "devices" };
+            Err(format!("{ranks} ranks on a machine of {count} CUDA {seen}; start one a device"))
+        }
+    }
 }
 
 /// Number of CUDA devices, or why there are none. Loads libtorch's CUDA half, which the linker
@@ -337,4 +369,24 @@ pub fn of_rank(name: &str, place: &Place) -> Result<Device> {
 /// The reason, in words.
 pub fn cuda() -> std::result::Result<usize, String> {
     devices()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::own_device;
+    use crate::dist::Place;
+
+    #[test]
+    fn no_two_ranks_of_a_machine_share_a_device() {
+        let mut place = Place::alone();
+        (place.local_rank, place.local_size) = (1, 2);
+        assert_eq!(own_device(None, 2, &place), Ok(1));
+        assert!(own_device(None, 1, &place).unwrap_err().contains("2 ranks on a machine of 1"));
+        assert!(own_device(Some(0), 2, &place).unwrap_err().contains("give cuda"));
+        place.same_devices = false; // shown one each
+        assert_eq!(own_device(None, 1, &place), Ok(0));
+        assert_eq!(own_device(Some(0), 1, &place), Ok(0));
+        assert_eq!(own_device(Some(3), 4, &Place::alone()), Ok(3));
+        assert_eq!(own_device(None, 4, &Place::alone()), Ok(0));
+    }
 }

@@ -1,8 +1,13 @@
 //! What can go wrong, and whose fault it is.
 
+use std::panic::{self, AssertUnwindSafe};
 use std::path::PathBuf;
+use std::sync::Once;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::exit;
+
+use crate::shim::{is_out_of_memory, message, words_of};
 
 /// An error of the trainer: where, what, and how to mend it.
 #[derive(Debug, thiserror::Error)]
@@ -168,8 +173,20 @@ pub enum Error {
         reason: String,
     },
     /// libtorch refused.
-    #[error("libtorch: {0}")]
-    Torch(#[from] tch::TchError),
+    #[error("libtorch: {reason}")]
+    Torch {
+        /// What it says, without its stack.
+        reason: String,
+    },
+    /// There was no room for a tensor.
+    #[error(
+        "out of memory: {reason}; take less at a time: train.micro_batch (trainer bench-batch finds the largest that \
+             fits), recompute = true in [g], [f] and [e], train.precision = \"bf16\"; or free what other programs hold"
+    )]
+    Memory {
+        /// What libtorch says, without its stack.
+        reason: String,
+    },
     /// A picture could not be written.
     #[error("cannot write {}: {source}", path.display())]
     Picture {
@@ -180,7 +197,58 @@ pub enum Error {
     },
 }
 
+impl From<tch::TchError> for Error {
+    fn from(error: tch::TchError) -> Self {
+        let text = match error {
+            tch::TchError::Torch(text) => text,
+            other => other.to_string(),
+        };
+        Self::torch(&text)
+    }
+}
+
+/// How many [`Error::caught`] are under way.
+static CATCHING: AtomicUsize = AtomicUsize::new(0);
+
 impl Error {
+    /// What libtorch says.
+    pub(crate) fn torch(text: &str) -> Self {
+        let reason = message(text);
+        match is_out_of_memory(&reason) {
+            true => Self::Memory { reason },
+            false => Self::Torch { reason },
+        }
+    }
+
+    /// Runs `body`. Operators of tch panic where libtorch refuses them: here that is an error like others, and nothing
+    /// of it is printed.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] and [`Error::Torch`], besides those of `body`.
+    ///
+    /// # Panics
+    /// As `body`, of other causes.
+    pub fn caught<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+        static HOOK: Once = Once::new();
+        HOOK.call_once(|| {
+            let before = panic::take_hook();
+            panic::set_hook(Box::new(move |info| {
+                // On any thread: the backward pass of a CUDA device has one of its own.
+                let catching = CATCHING.load(Ordering::Relaxed) > 0;
+                if !(catching && is_refusal(words_of(info.payload()))) {
+                    before(info);
+                }
+            }));
+        });
+        CATCHING.fetch_add(1, Ordering::Relaxed);
+        let ended = panic::catch_unwind(AssertUnwindSafe(body));
+        CATCHING.fetch_sub(1, Ordering::Relaxed);
+        ended.unwrap_or_else(|payload| match words_of(&*payload) {
+            text if is_refusal(text) => Err(Self::torch(text)),
+            _ => panic::resume_unwind(payload),
+        })
+    }
+
     /// For `map_err`: an I/O error with its file.
     pub(crate) fn io(
         action: &'static str,
@@ -230,5 +298,39 @@ impl Error {
     }
 }
 
+/// Whether a panic is an operator's that libtorch refused.
+fn is_refusal(words: &str) -> bool {
+    words.contains("Err` value: Torch(") || words.contains("Err` value: Convert(")
+}
+
 /// Shorthand.
 pub type Result<T> = std::result::Result<T, Error>;
+
+#[cfg(test)]
+mod tests {
+    use tch::Tensor;
+    use tch::kind::FLOAT_CPU;
+
+    use super::{Error, Result};
+
+    #[test]
+    fn what_libtorch_refuses_is_an_error_and_another_panic_goes_on() {
+        let x = Tensor::zeros([2, 3], FLOAT_CPU);
+        let refused: Result<Tensor> = Error::caught(|| Ok(x.matmul(&x)));
+        let Err(Error::Torch { reason }) = refused else { panic!("{refused:?}") };
+        assert!(reason.contains("cannot be multiplied") && !reason.contains('\n'), "{reason}");
+        let large: Result<Tensor> = Error::caught(|| Ok(Tensor::empty([1i64 << 58], FLOAT_CPU)));
+        let Err(error @ Error::Memory { .. }) = large else { panic!("{large:?}") };
+        assert!(error.to_string().contains("train.micro_batch"), "{error}");
+        // Within a backward pass, too.
+        let weight = Tensor::zeros([3], FLOAT_CPU).set_requires_grad(true);
+        let late: Result<()> = Error::caught(|| {
+            let y = weight.sum(tch::Kind::Float) * Tensor::zeros([2], FLOAT_CPU);
+            y.backward();
+            Ok(())
+        });
+        assert!(matches!(late, Err(Error::Torch { .. })), "{late:?}");
+        let ours = std::panic::catch_unwind(|| Error::caught::<()>(|| panic!("ours")));
+        assert!(ours.is_err());
+    }
+}

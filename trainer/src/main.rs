@@ -8,6 +8,8 @@ use clap::{Parser, Subcommand};
 use commands::{
     bench_batch, doctor, embed, eval, export, inspect, launch, pictures, report, run, study, walk,
 };
+use common::exit;
+use trainer::error::{Error, Result};
 use trainer::{provenance, say};
 
 /// Trains BigBiGAN: a generator, an encoder and a discriminator, with no labels.
@@ -71,16 +73,26 @@ fn main() -> ExitCode {
         .init();
     let command = Cli::parse().command;
     let is_run = matches!(command, Command::Run(_)); // which says how it ended
-    let outcome = match command {
+    match Error::caught(|| dispatch(command)) {
+        Ok(code) => ExitCode::from(code),
+        Err(e) => {
+            match e.is_stop() {
+                false => say::note(format_args!("error: {}", pipeline::report(&e))),
+                true if is_run => {}
+                true => say::note("stopped by a signal"),
+            }
+            ExitCode::from(e.exit_code())
+        }
+    }
+}
+
+/// Does what was typed; what the program exits with.
+fn dispatch(command: Command) -> Result<u8> {
+    match command {
+        Command::Launch(args) => return launch::run(&args),
+        Command::Study(args) => return study::run(&args),
+        Command::Doctor(args) => return doctor::run(&args),
         Command::Run(args) => run::run(&args),
-        Command::Launch(args) => match launch::run(&args) {
-            Ok(code) => return ExitCode::from(code),
-            Err(e) => Err(e),
-        },
-        Command::Study(args) => match study::run(&args) {
-            Ok(code) => return ExitCode::from(code),
-            Err(e) => Err(e),
-        },
         Command::Eval(command) => eval::run(&command),
         Command::Sample(args) => pictures::sample(&args),
         Command::Reconstruct(args) => pictures::reconstruct(&args),
@@ -94,17 +106,6 @@ fn main() -> ExitCode {
         Command::Export(args) => export::run(&args),
         Command::BenchBatch(args) => bench_batch::run(&args),
         Command::Inspect(args) => inspect::run(&args),
-        Command::Doctor(args) => return doctor::run(&args),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            match e.is_stop() {
-                false => say::note(format_args!("error: {}", pipeline::report(&e))),
-                true if is_run => {}
-                true => say::note("stopped by a signal"),
-            }
-            ExitCode::from(e.exit_code())
-        }
     }
+    .map(|()| exit::DONE)
 }

@@ -7,7 +7,7 @@ use rand_distr::{Distribution, StandardNormal, Uniform};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use crate::shim::pinned;
+use crate::shim::sent;
 
 /// What a stream of random numbers is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +56,7 @@ impl Key {
 
     /// Standard normal numbers, shape (rows, width), for these rows of the global batch.
     pub fn normal(&self, rows: impl Iterator<Item = i64>, width: i64, device: Device) -> Tensor {
-        sent(self.rows(rows, width, StandardNormal), device)
+        sent(&self.rows(rows, width, StandardNormal), device)
     }
 
     /// Latents of `prior`, shape (rows, width), for these rows of the global batch.
@@ -74,7 +74,7 @@ impl Key {
             Prior::Normal => self.normal(rows, width, device),
             Prior::Uniform => {
                 let unit = Uniform::new(-1f32, 1f32).expect("-1 < 1");
-                sent(self.rows(rows, width, unit), device)
+                sent(&self.rows(rows, width, unit), device)
             }
         }
     }
@@ -95,7 +95,7 @@ impl Key {
         device: Device,
     ) -> Tensor {
         assert!(most > 0.0, "a truncation above 0");
-        sent(self.rows(rows, width, Truncated(most as f32)), device)
+        sent(&self.rows(rows, width, Truncated(most as f32)), device)
     }
 
     fn rows(
@@ -111,15 +111,6 @@ impl Key {
         }
         Tensor::from_slice(&values).view([-1, width]).to_kind(Kind::Float)
     }
-}
-
-/// Drawn values on `device`, without waiting for what that is at. (libtorch keeps the page-locked copy until
-/// the device has read it.)
-fn sent(values: Tensor, device: Device) -> Tensor {
-    if !device.is_cuda() {
-        return values.to_device(device);
-    }
-    pinned(&values).expect("page-locked memory").to_device_(device, values.kind(), true, false)
 }
 
 struct Truncated(f32);

@@ -6,13 +6,14 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::{NonNull, null_mut};
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 unsafe extern "C" {
     fn bb_autocast(enabled: c_int) -> *mut c_char;
     fn bb_tf32(enabled: c_int) -> *mut c_char;
     fn bb_deterministic(enabled: c_int) -> *mut c_char;
     fn bb_pinned(tensor: *const c_void, copy: *mut *mut c_void) -> *mut c_char;
+    fn bb_copy_later(to: *const c_void, from: *const c_void) -> *mut c_char;
 }
 
 thread_local! {
@@ -65,6 +66,43 @@ pub(crate) fn words_of(panic: &(dyn Any + Send)) -> &str {
     text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("a panic")
 }
 
+/// What libtorch says of an error: its lines, without where in its sources it was raised and the frames of the stack.
+/// A panic of tch's has them between quotes, escaped.
+pub(crate) fn message(text: &str) -> String {
+    let quoted = text.split_once("Torch(\"").map(|(_, quoted)| quoted.trim_end_matches("\")"));
+    let text = match quoted {
+        Some(quoted) => quoted.replace("\\n", "\n").replace("\\\"", "\"").replace("\\'", "'"),
+        None => text.to_owned(),
+    };
+    let mut lines = vec![];
+    for line in text.lines().map(str::trim) {
+        if ["Exception raised from", "frame #", "C++ CapturedTraceback"]
+            .iter()
+            .any(|at| line.starts_with(at))
+        {
+            break;
+        }
+        if !line.is_empty() {
+            lines.push(line);
+        }
+    }
+    lines.join("; ")
+}
+
+/// Whether libtorch, CUDA, cuDNN, cuBLAS or NCCL says that there was no room for something.
+pub(crate) fn is_out_of_memory(text: &str) -> bool {
+    let words = [
+        "out of memory",             // CUDA's, and PyTorch's allocator over it
+        "can't allocate memory",     // PyTorch's on the CPU
+        "not enough memory",         // the same, of some systems
+        "CUDNN_STATUS_ALLOC_FAILED", // its work space
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "CUSOLVER_STATUS_ALLOC_FAILED",
+        "std::bad_alloc",
+    ];
+    words.iter().any(|word| text.contains(word))
+}
+
 /// A copy of a tensor of host memory, in page-locked memory.
 ///
 /// # Errors
@@ -75,6 +113,23 @@ pub(crate) fn pinned(tensor: &Tensor) -> Result<Tensor, String> {
     outcome(unsafe { bb_pinned(tensor.as_ptr().cast(), &raw mut copy) })?;
     // SAFETY: as above; it is taken over once.
     Ok(unsafe { Tensor::from_ptr(copy.cast()) })
+}
+
+/// A tensor of host memory on `device`, without waiting for what that is at. (libtorch keeps the page-locked copy
+/// until the device has read it.)
+pub(crate) fn sent(tensor: &Tensor, device: Device) -> Tensor {
+    if !device.is_cuda() {
+        return tensor.to_device(device);
+    }
+    pinned(tensor).expect("page-locked memory").to_device_(device, tensor.kind(), true, false)
+}
+
+/// Copies `from` to `to`, of the same shape and type, without waiting for the copy where one of them is in page-locked
+/// memory and the other on a device.
+pub(crate) fn copy_later(to: &Tensor, from: &Tensor) {
+    // SAFETY: both are alive; the copy writes to the first alone.
+    outcome(unsafe { bb_copy_later(to.as_ptr().cast(), from.as_ptr().cast()) })
+        .expect("the same shape")
 }
 
 /// A function of the shim's that it is given to call, with the context that it is given beside it.
@@ -110,7 +165,7 @@ pub(crate) fn through<T>(
     }
 }
 
-/// An error text of the shim, or `Ok` where there is none.
+/// What an error of the shim says, or `Ok` where there is none.
 pub(crate) fn outcome(error: *mut c_char) -> Result<(), String> {
     if error.is_null() {
         return Ok(());
@@ -119,7 +174,7 @@ pub(crate) fn outcome(error: *mut c_char) -> Result<(), String> {
     unsafe {
         let text = CStr::from_ptr(error).to_string_lossy().into_owned();
         libc::free(error.cast());
-        Err(text)
+        Err(message(&text))
     }
 }
 
@@ -141,7 +196,28 @@ pub(crate) fn load_library(name: &CStr) -> std::result::Result<NonNull<c_void>, 
 mod tests {
     use tch::Tensor;
 
-    use super::want_determinism;
+    use super::{is_out_of_memory, message, want_determinism};
+
+    #[test]
+    fn an_error_keeps_its_reason_and_loses_its_stack() {
+        // As ProcessGroupNCCL throws it.
+        let nccl = "NCCL error in: ../torch/csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled cuda error \
+            (run with NCCL_DEBUG=INFO for details), NCCL version 2.28.9\nncclUnhandledCudaError: Call to CUDA \
+            function failed.\nLast error:\nCuda failure 2 'out of memory'\nException raised from checkTimeout \
+            at /pytorch/x.cpp:1 (most recent call first):\nframe #0: c10::Error::Error + 0x80 (0x7f in libc10.so)\n";
+        let said = message(nccl);
+        assert!(said.ends_with("Last error:; Cuda failure 2 'out of memory'"), "{said}");
+        assert!(said.starts_with("NCCL error in") && is_out_of_memory(&said), "{said}");
+        // As libtorch and tch have it.
+        let x = Tensor::zeros([2, 3], tch::kind::FLOAT_CPU);
+        let error = x.f_matmul(&x).unwrap_err().to_string();
+        let panic = format!("{:?}", Err::<(), _>(x.f_matmul(&x).unwrap_err()));
+        for text in [error, panic] {
+            let said = message(&text);
+            assert!(said.contains("cannot be multiplied (2x3 and 2x3)"), "{text}");
+            assert!(!said.contains("frame") && !said.contains("\\n"), "{said}");
+        }
+    }
 
     #[test]
     fn what_may_give_other_bits_is_refused_while_determinism_is_wanted() {

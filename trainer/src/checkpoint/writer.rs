@@ -8,15 +8,17 @@ use std::time::{Duration, Instant};
 
 use common::files::{self, sync_folder, sync_folder_of};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor};
 
 use super::{
     FORMAT, Files, Manifest, Named, OfDRecord, adam_steps, contents, fault, list, name_of,
     write_tensors,
 };
 use crate::config::Config;
+use crate::device;
 use crate::error::{Error, Result};
 use crate::provenance::Provenance;
+use crate::shim::{copy_later, pinned};
 use crate::state::TrainState;
 
 /// Which checkpoints stay. That of step 0 is not among them: it goes when another is there.
@@ -113,7 +115,7 @@ impl Writer {
         if self.newest.as_ref() == Some(&name) {
             return Ok(());
         }
-        let mut snapshot = Snapshot::of(state, data, std::mem::take(&mut self.staging));
+        let mut snapshot = Snapshot::of(state, data, std::mem::take(&mut self.staging))?;
         snapshot.manifest.config_sha256 = files::sha256(self.config.as_bytes());
         snapshot.manifest.config = self.config.clone();
         snapshot.manifest.provenance = Some(self.provenance.now());
@@ -141,8 +143,9 @@ impl Writer {
     /// # Errors
     /// [`Error::Io`] where no thread starts.
     pub fn prepare(&mut self, state: &TrainState) -> Result<()> {
-        let layout = layout(&contents(state));
-        self.spawn(move || Ok((None, host_memory(layout))))
+        let files = contents(state);
+        let (layout, locked) = (layout(&files), device_of(&files).is_cuda());
+        self.spawn(move || Ok((None, host_memory(layout, locked)?)))
     }
 
     fn spawn(&mut self, work: impl FnOnce() -> Result<Done> + Send + 'static) -> Result<()> {
@@ -223,15 +226,16 @@ struct Snapshot {
 
 impl Snapshot {
     /// Copies `state` to `staging`, where that holds a copy of the same tensors, or else to new memory.
-    fn of(state: &TrainState, data: u64, mut staging: Files) -> Self {
+    fn of(state: &TrainState, data: u64, mut staging: Files) -> Result<Self> {
         let files = contents(state);
         if layout(&staging) != layout(&files) {
-            staging = host_memory(layout(&files));
+            staging = host_memory(layout(&files), device_of(&files).is_cuda())?;
         }
-        for ((_, to), (_, from)) in staging.iter_mut().zip(&files) {
-            let pairs = to.iter_mut().zip(from);
-            no_grad(|| pairs.for_each(|((_, to), (_, from))| to.copy_(from)));
+        for ((_, to), (_, from)) in staging.iter().zip(&files) {
+            to.iter().zip(from).for_each(|((_, to), (_, from))| copy_later(to, from));
         }
+        // One wait for all of them.
+        device::reached(device_of(&files))?;
         let manifest = Manifest {
             format: FORMAT,
             step: state.step,
@@ -246,7 +250,7 @@ impl Snapshot {
             provenance: None,
             files: BTreeMap::new(),
         };
-        Self { manifest, files: staging }
+        Ok(Self { manifest, files: staging })
     }
 
     /// About what its files will take.
@@ -309,6 +313,9 @@ fn give_name(aside: &Path, path: &Path) -> std::io::Result<()> {
     }
 }
 
+/// Bytes whose multiples tensors begin at within a piece of memory.
+const ALIGNED: u64 = 64;
+
 /// By file: names, shapes and types.
 type Layout = Vec<(String, Vec<(String, Vec<i64>, Kind)>)>;
 
@@ -317,12 +324,39 @@ fn layout(files: &Files) -> Layout {
     files.iter().map(|(file, all)| (file.clone(), all.iter().map(of).collect())).collect()
 }
 
-/// Tensors of zeros in host memory: written to, so that the system has really given it.
-fn host_memory(layout: Layout) -> Files {
-    let zeros = |(name, shape, kind): (String, Vec<i64>, Kind)| {
-        (name, Tensor::zeros(shape, (kind, Device::Cpu)))
+/// Where the tensors of a state are.
+fn device_of(files: &Files) -> Device {
+    let first = files.iter().flat_map(|(_, all)| all).next();
+    first.map_or(Device::Cpu, |(_, tensor)| tensor.device())
+}
+
+/// Tensors of zeros in host memory: written to, so that the system has really given it. `locked`: each file's in one
+/// piece of page-locked memory, to which a device copies while it is at work.
+fn host_memory(layout: Layout, locked: bool) -> Result<Files> {
+    let file = |(file, all): (String, Vec<(String, Vec<i64>, Kind)>)| {
+        if !locked {
+            let zeros = |(name, shape, kind): (String, Vec<i64>, Kind)| {
+                (name, Tensor::zeros(shape, (kind, Device::Cpu)))
+            };
+            return Ok((file, all.into_iter().map(zeros).collect()));
+        }
+        let bytes = |shape: &[i64], kind: Kind| {
+            let bytes = shape.iter().product::<i64>() * kind.elt_size_in_bytes() as i64;
+            (bytes, (bytes as u64).next_multiple_of(ALIGNED) as i64)
+        };
+        let whole: i64 = all.iter().map(|(_, shape, kind)| bytes(shape, *kind).1).sum();
+        let piece = pinned(&Tensor::zeros([whole], (Kind::Uint8, Device::Cpu)));
+        let piece = piece.map_err(|reason| Error::torch(&reason))?;
+        let mut at = 0;
+        let part = |(name, shape, kind): (String, Vec<i64>, Kind)| {
+            let (bytes, room) = bytes(&shape, kind);
+            let part = piece.narrow(0, at, bytes).view_dtype(kind).view(shape.as_slice());
+            at += room;
+            (name, part)
+        };
+        Ok((file, all.into_iter().map(part).collect()))
     };
-    layout.into_iter().map(|(file, all)| (file, all.into_iter().map(zeros).collect())).collect()
+    layout.into_iter().map(file).collect()
 }
 
 /// Removes a checkpoint: it loses its name first, so that none is ever found half removed.

@@ -1,6 +1,7 @@
 use std::path::PathBuf;
-use std::process::ExitCode;
 
+use common::exit;
+use trainer::error::Result;
 use trainer::{doctor, say};
 
 #[derive(Debug, clap::Args)]
@@ -11,15 +12,12 @@ pub(crate) struct Args {
     data: Option<PathBuf>,
 }
 
-pub(crate) fn run(args: &Args) -> ExitCode {
+/// What the program exits with.
+pub(crate) fn run(args: &Args) -> Result<u8> {
     let findings = doctor::examine(args.data.as_deref());
     for finding in &findings {
         let mark = if finding.fine { "ok " } else { "BAD" };
-        let line = format_args!("{mark} {:<9} {}", finding.what, finding.found);
-        if let Err(e) = say::print(line) {
-            say::note(format_args!("error: {e}"));
-            return ExitCode::from(e.exit_code());
-        }
+        say::print(format_args!("{mark} {:<9} {}", finding.what, finding.found))?;
     }
-    ExitCode::from(if findings.iter().all(|f| f.fine) { 0 } else { 2 })
+    Ok(if findings.iter().all(|f| f.fine) { exit::DONE } else { exit::USAGE })
 }

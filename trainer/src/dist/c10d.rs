@@ -11,7 +11,7 @@ use std::time::Duration;
 use tch::Tensor;
 
 use super::nccl;
-use crate::shim;
+use crate::shim::outcome;
 
 unsafe extern "C" {
     fn bb_store_open(
@@ -84,11 +84,6 @@ unsafe extern "C" {
 
 /// A value, or what c10d said.
 pub type Outcome<T> = Result<T, String>;
-
-/// What a call said; of c10d's errors the first line, without the frames of the stack.
-fn outcome(error: *mut c_char) -> Outcome<()> {
-    shim::outcome(error).map_err(|text| text.lines().next().unwrap_or_default().to_owned())
-}
 
 /// Whether a host's name or address stands for this machine alone, on every machine.
 fn is_loopback(host: &str) -> bool {

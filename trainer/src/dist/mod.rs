@@ -7,7 +7,8 @@ mod nccl;
 mod place;
 mod watch;
 
-use std::net::{ToSocketAddrs, UdpSocket};
+use std::io;
+use std::net::{TcpStream, ToSocketAddrs, UdpSocket};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -402,6 +403,9 @@ impl Link {
                 join(format!("no store at {host}:{port} (MASTER_ADDR:MASTER_PORT): {reason}"))
             })
         };
+        if !place.serve {
+            wait_for_listener((host, port), deadline, stop)?;
+        }
         let store = open(place.serve)?;
         if place.rank == 0 {
             Verdict::none_yet(&store).map_err(join)?;
@@ -543,6 +547,33 @@ fn wait_for(store: &Store, key: &str, deadline: Instant, stop: &Stop) -> Result<
     }
 }
 
+/// Waits until somebody listens where the store is to be: c10d would wait too, but deaf to `stop`.
+fn wait_for_listener((host, port): (&str, u16), deadline: Instant, stop: &Stop) -> Result<()> {
+    let [mut pause, longest] = PAUSES;
+    loop {
+        stop.check()?;
+        let reached = (host, port).to_socket_addrs().and_then(|addresses| {
+            let mut outcome = Err(io::Error::other("it has no address"));
+            for address in addresses {
+                outcome = TcpStream::connect_timeout(&address, longest).map(drop);
+                if outcome.is_ok() {
+                    break;
+                }
+            }
+            outcome
+        });
+        let Err(error) = reached else { return Ok(()) };
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(join(format!(
+                "no store at {host}:{port} (MASTER_ADDR:MASTER_PORT): {error}; waited in vain (dist.join)"
+            )));
+        }
+        thread::sleep(pause.min(left));
+        pause = (pause * 3 / 2).min(longest);
+    }
+}
+
 /// The address of this machine on the way to the store: one that the other ranks can reach.
 fn own_address(store: &(String, u16)) -> Result<String> {
     let find = || {
@@ -599,6 +630,26 @@ mod tests {
             })
         });
         ranks.collect::<Vec<_>>().into_iter().for_each(|rank| rank.join().unwrap());
+    }
+
+    #[test]
+    fn a_rank_that_waits_for_a_store_listens_to_a_signal() {
+        let place = Place::threads(2).remove(1); // nobody is rank 0
+        let minute = Duration::from_secs(60);
+        let limits = Limits { join: minute, timeout: minute, silence: minute };
+        let stop = Stop::default();
+        let wish = stop.clone();
+        let begun = Instant::now();
+        thread::spawn(move || {
+            thread::sleep(Duration::from_millis(300));
+            wish.flag().store(true, Ordering::Relaxed);
+        });
+        let error = World::join(place, Device::Cpu, limits, vec![], &stop).unwrap_err();
+        assert!(error.is_stop() && begun.elapsed() < Duration::from_secs(10), "{error}");
+        let short = Limits { join: Duration::from_millis(500), ..limits };
+        let place = Place::threads(2).remove(1);
+        let error = World::join(place, Device::Cpu, short, vec![], &Stop::default()).unwrap_err();
+        assert!(error.to_string().contains("refused"), "{error}");
     }
 
     #[test]

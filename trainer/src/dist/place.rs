@@ -13,6 +13,9 @@ pub struct Place {
     pub local_rank: usize,
     /// Processes on this machine.
     pub local_size: usize,
+    /// Whether the ranks of this machine were given one environment, and so see the same devices: torchrun and
+    /// `trainer launch` start them so; a batch system may show each its own.
+    pub(crate) same_devices: bool,
     /// Cores that the launcher gave this process alone, where it says so.
     pub(super) cores: Option<usize>,
     /// Where the store is.
@@ -33,6 +36,7 @@ impl Place {
             size: 1,
             local_rank: 0,
             local_size: 1,
+            same_devices: true,
             cores: None,
             store: (String::new(), 0),
             serve: false,
@@ -49,6 +53,7 @@ impl Place {
             size,
             local_rank: rank,
             local_size: size,
+            same_devices: true,
             cores: None,
             store: ("127.0.0.1".to_owned(), free.port()),
             serve: rank == 0,
@@ -110,7 +115,8 @@ impl Place {
             prefix(&word("TORCHELASTIC_RUN_ID"), &word("TORCHELASTIC_RESTART_COUNT"))
         };
         let serve = rank == 0 && !agent;
-        Ok(Self { rank, size, local_rank, local_size, cores, store, serve, prefix })
+        let same_devices = !by_slurm && variable("TORCHELASTIC_RUN_ID").is_some();
+        Ok(Self { rank, size, local_rank, local_size, same_devices, cores, store, serve, prefix })
     }
 }
 
@@ -204,7 +210,7 @@ mod tests {
             ("SLURM_CPUS_PER_TASK", "96"),
         ];
         let place = read(&all).unwrap();
-        assert!(place.serve);
+        assert!(place.serve && place.same_devices);
         assert_eq!((place.local_size, place.prefix.as_str()), (2, "bigbigan/r/3/"));
         assert_eq!(place.cores, None, "of all ranks below the task");
         assert_eq!(place.store, ("10.0.0.1".to_owned(), 29500));
@@ -230,6 +236,7 @@ mod tests {
         assert_eq!(place.store.0, "gpu03.cluster");
         assert_eq!(place.prefix, "bigbigan/4242.3//", "no other job's or step's");
         assert!((15_000..25_000).contains(&place.store.1) && !place.serve);
+        assert!(!place.same_devices, "a task may see its own alone");
         for (list, first) in
             [("a", "a"), ("a,b", "a"), ("n[1,3]", "n1"), ("n-[008-010],m", "n-008")]
         {

@@ -368,6 +368,8 @@ impl Watcher {
             match self.tick(pause) {
                 Ok(None) => {}
                 Ok(Some(verdict)) => {
+                    // The guard is not to take the pause for a store that is silent.
+                    self.pulse.stop.store(true, Ordering::Relaxed);
                     self.pulse.linger();
                     leave(verdict.code, &verdict.text)
                 }

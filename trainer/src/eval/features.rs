@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use pipeline::{Dataset, Mode};
 use serde::Serialize;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::Model;
 use crate::device::Images;
@@ -199,6 +199,15 @@ impl Features {
     pub fn get(&self, feature: Feature) -> &Tensor {
         let found = self.layers.iter().find(|(layer, _)| *layer == feature.stored());
         &found.expect("a feature that was asked for").1
+    }
+
+    /// Where they are.
+    ///
+    /// # Panics
+    /// If there are none.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        self.layers.first().expect("a feature at least").1.device()
     }
 
     /// Rows for which `keep` holds, by row number, and the others.

@@ -14,6 +14,7 @@ use super::{Model, Subject};
 use crate::error::Result;
 use crate::optim::{Adam, AdamConfig, AverageConfig};
 use crate::random::{Key, Purpose};
+use crate::shim::sent;
 use crate::stop::Stop;
 
 /// Added to the variance in the parameter-free BN of the features.
@@ -117,7 +118,7 @@ const LOOKS: u64 = 20;
 /// Paper §3.2, App. A; statistics of BN+CReLU's batch norm: those of the training features (ours).
 pub fn probe(
     wanted: &[Feature],
-    mut source: Source<'_>,
+    source: Source<'_>,
     select: Option<&Features>,
     test: &Features,
     classes: i64,
@@ -126,34 +127,39 @@ pub fn probe(
 ) -> Result<Vec<ProbeResult>> {
     let mut heads: Vec<_> =
         wanted.iter().map(|f| Head::new(*f, source.known(), classes, protocol)).collect();
-    let mut order = Order::new(source.known().labels.len(), protocol);
+    let train_images = source.known().labels.len();
+    let select = select.map(|features| (features, labels(features)));
     let look = protocol.steps.div_ceil(LOOKS).max(1);
+    // A batch: what each head reads, and the labels.
+    let mut next: Box<dyn FnMut() -> Result<(Vec<Tensor>, Tensor)>> = match source {
+        Source::Cached(features) => {
+            let (mut order, labels) = (Order::new(features, protocol), labels(features));
+            Box::new(move || {
+                let rows = order.next_batch();
+                let pick = |feature: &Feature| features.get(*feature).index_select(0, &rows);
+                Ok((wanted.iter().map(pick).collect(), labels.index_select(0, &rows)))
+            })
+        }
+        Source::Fresh { mut batches, .. } => Box::new(move || {
+            let batch = batches.next().expect("fresh batches are endless")?.labelled("train")?;
+            let pick = |feature: &Feature| batch.get(*feature).shallow_clone();
+            Ok((wanted.iter().map(pick).collect(), labels(&batch)))
+        }),
+    };
     for step in 1..=protocol.steps {
         stop.check()?;
-        match &mut source {
-            Source::Cached(features) => {
-                let rows = order.next_batch();
-                for head in &mut heads {
-                    head.learn(features, Some(&rows), step);
-                }
-            }
-            Source::Fresh { batches, .. } => {
-                let batch =
-                    batches.next().expect("fresh batches are endless")?.labelled("train")?;
-                for head in &mut heads {
-                    head.learn(&batch, None, step);
-                }
-            }
+        let (read, labels) = next()?;
+        for (head, x) in heads.iter_mut().zip(&read) {
+            head.learn(x, &labels, step);
         }
-        if let Some(select) = select
+        if let Some((select, labels)) = &select
             && (step.is_multiple_of(look) || step == protocol.steps)
         {
             for head in &mut heads {
-                head.look(select, step);
+                head.look(select, labels, step);
             }
         }
     }
-    let train_images = source.known().labels.len();
     Ok(heads.into_iter().map(|head| head.score(test, train_images, protocol)).collect())
 }
 
@@ -338,14 +344,9 @@ impl Head {
         scores.cross_entropy_for_logits(&labels) * rates as f64
     }
 
-    fn learn(&mut self, from: &Features, rows: Option<&Tensor>, step: u64) {
-        let (mut x, mut labels) = (from.get(self.feature).shallow_clone(), labels(from));
-        if let Some(rows) = rows {
-            x = x.index_select(0, &rows.to_device(x.device()));
-            labels = labels.index_select(0, rows);
-        }
+    fn learn(&mut self, x: &Tensor, labels: &Tensor, step: u64) {
         self.weight = self.weight.set_requires_grad(true);
-        let loss = self.loss(&x, &labels.to_device(x.device()));
+        let loss = self.loss(x, labels);
         let gradient = Tensor::run_backward(&[loss], &[&self.weight], false, false).remove(0);
         self.weight = self.weight.set_requires_grad(false);
         for (i, adam) in (0..).zip(&mut self.adams) {
@@ -357,22 +358,21 @@ impl Head {
     }
 
     /// Shares of rows whose class is among the `k` best, in percent, for weights (classes, width + 1).
-    fn within(&self, weight: &Tensor, features: &Features, k: i64) -> f64 {
-        let (x, y) = (features.get(self.feature), labels(features));
-        let mut hits = 0.0;
-        for (x, y) in x.split(8192, 0).iter().zip(y.split(8192, 0)) {
+    fn within(&self, weight: &Tensor, features: &Features, labels: &Tensor, k: i64) -> f64 {
+        let x = features.get(self.feature);
+        let mut hits = Tensor::zeros([], (Kind::Int64, x.device()));
+        for (x, y) in x.split(8192, 0).iter().zip(labels.split(8192, 0)) {
             let scores = no_grad(|| self.expand(x).matmul(&weight.tr()));
             let (_, best) = scores.topk(k.min(self.classes), 1, true, true);
-            let hit = best.eq_tensor(&y.to_device(x.device()).unsqueeze(1)).any_dim(1, false);
-            hits += hit.sum(Kind::Int64).double_value(&[]);
+            hits += best.eq_tensor(&y.unsqueeze(1)).any_dim(1, false).sum(Kind::Int64);
         }
-        100.0 * hits / features.labels.len() as f64
+        100.0 * hits.double_value(&[]) / features.labels.len() as f64
     }
 
-    fn look(&mut self, select: &Features, step: u64) {
+    fn look(&mut self, select: &Features, labels: &Tensor, step: u64) {
         for rate in 0..self.adams.len() {
             let weight = self.average.narrow(0, rate as i64 * self.classes, self.classes);
-            let top1 = self.within(&weight, select, 1);
+            let top1 = self.within(&weight, select, labels, 1);
             self.best[rate] = self.best[rate].max(top1);
             if self.chosen.as_ref().is_none_or(|(best, ..)| top1 > *best) {
                 self.chosen = Some((top1, rate, step, weight.copy()));
@@ -384,11 +384,12 @@ impl Head {
         let selected = self.chosen.is_some();
         let last = || (0.0, 0, protocol.steps, self.average.narrow(0, 0, self.classes));
         let (_, rate, stopped, weight) = self.chosen.take().unwrap_or_else(last);
+        let labels = labels(test);
         ProbeResult {
             feature: self.feature,
             width: self.weight.size()[1] - 1,
-            top1: self.within(&weight, test, 1),
-            top5: self.within(&weight, test, 5),
+            top1: self.within(&weight, test, &labels, 1),
+            top5: self.within(&weight, test, &labels, 5),
             rate: protocol.rates[rate],
             stopped,
             selection: if selected { self.best } else { vec![] },
@@ -398,8 +399,9 @@ impl Head {
     }
 }
 
+/// Labels, where the features are.
 fn labels(features: &Features) -> Tensor {
-    Tensor::from_slice(&features.labels)
+    sent(&Tensor::from_slice(&features.labels), features.device())
 }
 
 /// Endless batches of row numbers, each epoch shuffled afresh.
@@ -410,24 +412,30 @@ struct Order {
     at: usize,
     epoch: u64,
     seed: u64,
+    /// The epoch's rows, where the features are.
+    there: Tensor,
 }
 
 impl Order {
-    fn new(rows: usize, protocol: &Protocol) -> Self {
+    fn new(features: &Features, protocol: &Protocol) -> Self {
+        let rows = features.labels.len();
         let batch = (protocol.batch as usize).min(rows);
-        Self { at: rows, rows: (0..rows as i64).collect(), batch, epoch: 0, seed: protocol.seed }
+        let there = Tensor::empty([0], (Kind::Int64, features.device()));
+        let seed = protocol.seed;
+        Self { at: rows, rows: (0..rows as i64).collect(), batch, epoch: 0, seed, there }
     }
 
     fn next_batch(&mut self) -> Tensor {
         if self.at + self.batch > self.rows.len() {
             let key = Key { seed: self.seed, purpose: Purpose::Probe, step: self.epoch, update: 0 };
             self.rows.shuffle(&mut key.stream(0));
+            self.there = sent(&Tensor::from_slice(&self.rows), self.there.device());
             self.epoch += 1;
             self.at = 0;
         }
-        let batch = &self.rows[self.at..self.at + self.batch];
+        let batch = self.there.narrow(0, self.at as i64, self.batch as i64);
         self.at += self.batch;
-        Tensor::from_slice(batch)
+        batch
     }
 }
 

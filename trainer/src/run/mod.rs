@@ -327,7 +327,7 @@ impl Run {
             }
             other => format!("training on {other:?}{ranks}"),
         });
-        let ended = self.train().and_then(|(ended, stats)| {
+        let ended = Error::caught(|| self.train()).and_then(|(ended, stats)| {
             let bottleneck = self.feed.loader.stats().bottleneck;
             self.save_at_the_end()?;
             Ok((ended, stats, bottleneck))
@@ -395,7 +395,8 @@ impl Run {
         let world = self.world.clone();
         let (mut probe, mut troubles, mut incomplete) = (None, vec![], false);
         let last_words = || {
-            match if ended == Ended::Signal { Ok(None) } else { self.evaluate() } {
+            match if ended == Ended::Signal { Ok(None) } else { Error::caught(|| self.evaluate()) }
+            {
                 Ok(found) => probe = found,
                 Err(e) if e.is_stop() => ended = Ended::Signal,
                 Err(e) => {
@@ -445,8 +446,10 @@ impl Run {
     /// Saves what there is before an error ends the run, where that is sound and all ranks know of the end.
     fn save_before(&mut self, error: &Error) {
         let diverged = matches!(error, Error::Diverged { .. });
+        // An operator that fails leaves an update half made.
+        let halved = matches!(error, Error::Memory { .. } | Error::Torch { .. });
         let together = self.world.size() == 1 || self.images_gone;
-        if !diverged && together && self.done > 0 {
+        if !diverged && !halved && together && self.done > 0 {
             self.say(&format!("{error}: saving step {} before the end", self.state.step));
             // That this fails too was said, and the error at hand is the reason of all.
             let _ =
