@@ -517,3 +517,24 @@ fn the_device_has_the_kernels_that_torchgen_gives_cuda() {
     let off: Vec<_> = ours.symmetric_difference(&theirs).collect();
     assert!(off.is_empty() && ours.len() > 1000, "{off:?}");
 }
+
+/// At the start, in a step, and with what the run had saved then.
+#[test]
+fn a_device_without_room_says_so_and_how_to_need_less() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let args = tiny("cuda", &out, &with(&STEPS_ALONE, &["train.steps=2"]));
+    for (bytes, begun) in [("4000000", false), ("9000000", true)] {
+        let Some(devices) = Devices::new() else { return };
+        let said = devices.with("FAKE_CUDA_BYTES", bytes).trainer(&borrowed(&args));
+        assert_eq!((said.code, out.exists()), (1, begun), "{}", said.err);
+        let error = said.err.lines().find(|line| line.starts_with("error: ")).expect(&said.err);
+        for words in ["out of memory", "Tried to allocate", "train.micro_batch"] {
+            assert!(error.contains(words), "{words} is not in {error}");
+        }
+        assert!(!said.err.contains("panicked") && !said.err.contains("frame #"), "{}", said.err);
+    }
+    let Some(devices) = Devices::new() else { return };
+    fine(&devices.trainer(&["run", "--resume", "--out", &text(&out)]));
+    sound(&devices);
+}
