@@ -26,7 +26,9 @@ use crate::stop::Stop;
 use crate::timing::{on_feed, on_images, one_step};
 
 /// Steps that are timed, with images that are there and from a loader.
-const STEPS: usize = 20;
+const fn steps_on(device: Device) -> usize {
+    if matches!(device, Device::Cpu) { 4 } else { 20 }
+}
 /// Rows of a profile that are kept.
 const PROFILED: usize = 40;
 /// How long the loader runs alone.
@@ -107,7 +109,9 @@ impl Part {
             Self::Deterministic => {
                 put_row("deterministic", sink, || compare::compare_deterministic(device, stop))
             }
-            Self::Evaluations => put_row("evaluations", sink, || evaluate::compare(device, stop)),
+            Self::Evaluations => put_row("evaluations", sink, || {
+                evaluate::compare(device, compare::threads(device), stop)
+            }),
             Self::Steps { of, profile } => steps(of, *profile, device, sink, stop),
             Self::Feed { of, data } => feed(of, data, device, sink, stop),
         }
@@ -162,7 +166,8 @@ fn steps(of: &Timed, profile: bool, device: Device, sink: &mut Sink, stop: &Stop
         return sink.put(&missing);
     }
     let config = of.config(&[])?;
-    let done = catch_unwind(AssertUnwindSafe(|| on_images(&config, device, STEPS, stop)));
+    let done =
+        catch_unwind(AssertUnwindSafe(|| on_images(&config, device, steps_on(device), stop)));
     let (took, mut state) = match done {
         Ok(done) => done?,
         Err(panic) if full(&*panic) => return sink.put(&Record::TooLarge { of: of.clone() }),
@@ -203,7 +208,7 @@ fn feed(of: &Timed, data: &Path, device: Device, sink: &mut Sink, stop: &Stop) -
     }
     let alone_images_per_s = taken as f64 / from.elapsed().as_secs_f64();
     drop(alone);
-    let took = on_feed(&config, &data, device, (STEPS as u64, begun), stop)?;
+    let took = on_feed(&config, &data, device, (steps_on(device) as u64, begun), stop)?;
     let decode_threads = crate::eval::loader_config(&config).threads;
     let (of, images) = (of.clone(), data.len());
     sink.put(&Record::Feed { of, images, decode_threads, alone_images_per_s, took })
