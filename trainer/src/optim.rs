@@ -27,13 +27,13 @@ unsafe extern "C" {
 /// ‖x‖₂ of a flat tensor, a scalar of its kind. A sum of millions of squares in single precision stands still
 /// where the terms become small against it, so blocks are summed in it, and their squares in double.
 pub fn norm(x: &Tensor) -> Tensor {
-    const BLOCKS: i64 = 4096;
+    const BLOCK: i64 = 1024;
     let (count, double) = (x.numel() as i64, Kind::Double);
-    let width = count / BLOCKS;
-    let even = x.narrow(0, 0, BLOCKS * width).view([BLOCKS, width]);
-    let rest = x.narrow(0, BLOCKS * width, count - BLOCKS * width);
-    let blocks = even.norm_scalaropt_dim(2.0, [1i64].as_slice(), false);
-    let all = Tensor::cat(&[blocks, rest.shallow_clone()], 0).to_kind(double);
+    let even = count - count % BLOCK;
+    let blocks = x.narrow(0, 0, even).view([even / BLOCK, BLOCK]);
+    let blocks = blocks.norm_scalaropt_dim(2.0, [1i64].as_slice(), false);
+    let rest = x.narrow(0, even, count - even);
+    let all = Tensor::cat(&[blocks, rest], 0).to_kind(double);
     all.square().sum(double).sqrt().to_kind(x.kind())
 }
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
 use super::Row;
-use super::compare::{copied, double, images, relative, threads, tiny, train};
+use super::compare::{copied, double, images, relative, tiny, train};
 use crate::config::Config;
 use crate::error::Result;
 use crate::eval::Model;
@@ -34,9 +34,8 @@ const NEAREST: i64 = 5;
 ///
 /// # Panics
 /// Where libtorch refuses, with its words.
-pub(super) fn compare(device: Device, stop: &Stop) -> Result<Row> {
+pub(super) fn compare(device: Device, [of_cpu, of_device]: [i32; 2], stop: &Stop) -> Result<Row> {
     let begun = Instant::now();
-    let [of_cpu, of_device] = threads(device);
     tch::set_num_threads(of_cpu);
     let config = tiny(&["images.standing_images=64"])?;
     let kinds = (Kind::Float, Device::Cpu);
@@ -133,7 +132,7 @@ mod tests {
 
     #[test]
     fn evaluations_agree_on_the_cpu_and_the_probe_learns() {
-        let row = compare(Device::Cpu, &Stop::default()).unwrap();
+        let row = compare(Device::Cpu, [1, 1], &Stop::default()).unwrap();
         assert!(row.agrees, "{row}");
     }
 }

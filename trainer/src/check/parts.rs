@@ -23,7 +23,9 @@ use crate::stop::Stop;
 use crate::timing::{on_feed, on_images, one_step};
 
 /// Steps that are timed, with images that are there and from a loader.
-const STEPS: usize = 20;
+const fn steps_on(device: Device) -> usize {
+    if matches!(device, Device::Cpu) { 4 } else { 20 }
+}
 /// Rows of a profile that are kept.
 const PROFILED: usize = 40;
 /// How long the loader runs alone.
@@ -104,7 +106,9 @@ impl Part {
             Self::Deterministic => {
                 put_row("deterministic", sink, || compare::compare_deterministic(device, stop))
             }
-            Self::Evaluations => put_row("evaluations", sink, || evaluate::compare(device, stop)),
+            Self::Evaluations => put_row("evaluations", sink, || {
+                evaluate::compare(device, compare::threads(device), stop)
+            }),
             Self::Steps { of, profile } => steps(of, *profile, device, sink, stop),
             Self::Feed { of, data } => feed(of, data, device, sink, stop),
         }
@@ -158,10 +162,11 @@ fn steps(of: &Timed, profile: bool, device: Device, sink: &mut Sink, stop: &Stop
         return sink.put(&missing);
     }
     let config = of.config(&[])?;
-    let (took, mut state) = match Error::caught(|| on_images(&config, device, STEPS, stop)) {
-        Err(Error::Memory { .. }) => return sink.put(&Record::TooLarge { of: of.clone() }),
-        done => done?,
-    };
+    let (took, mut state) =
+        match Error::caught(|| on_images(&config, device, steps_on(device), stop)) {
+            Err(Error::Memory { .. }) => return sink.put(&Record::TooLarge { of: of.clone() }),
+            done => done?,
+        };
     let images_per_s = of.batch as f64 / took.step_s;
     let gflop_per_image = Cost::of(&config, &Counts::of(&config)).step_flop / 1e9;
     let peak = peak::of(device, config.train.precision);
@@ -197,7 +202,7 @@ fn feed(of: &Timed, data: &Path, device: Device, sink: &mut Sink, stop: &Stop) -
     }
     let alone_images_per_s = taken as f64 / from.elapsed().as_secs_f64();
     drop(alone);
-    let took = on_feed(&config, &data, device, (STEPS as u64, begun), stop)?;
+    let took = on_feed(&config, &data, device, (steps_on(device) as u64, begun), stop)?;
     let decode_threads = crate::eval::loader_config(&config).threads;
     let (of, images) = (of.clone(), data.len());
     sink.put(&Record::Feed { of, images, decode_threads, alone_images_per_s, took })

@@ -22,7 +22,7 @@ const GRACE: Duration = Duration::from_secs(4);
 /// A part is not begun with less.
 const LEAST: Duration = Duration::from_secs(3);
 /// Most that one part may take, so that one that hangs leaves time for the others: seconds.
-const MOST: u64 = 150;
+const MOST: u64 = 200;
 
 /// What to check.
 #[derive(Debug, Clone)]
