@@ -130,10 +130,9 @@ struct Watch<'a> {
 
 impl Watch<'_> {
     fn all(&mut self) -> Result<()> {
-        let mut parts = self.plan.parts().into_iter();
         // The peers come after what they are compared with, before the rest.
         let mut peers_due = self.plan.peer.is_some();
-        while let Some(part) = parts.next() {
+        for part in self.plan.parts() {
             let plain = match &part {
                 Part::Steps { of, .. } => of.precision == "bf16" && !of.graphs,
                 _ => true,
