@@ -266,6 +266,12 @@ void check_as_cuda(const std::string &name, const c10::IValue *values) {
     is_float(values[14].toTensor(), "found_inf");
 }
 
+// What batch norms write to, though their schemas do not say so.
+bool is_statistic(const std::string &operator_name, const std::string &argument) {
+  const bool running = argument == "running_mean" || argument == "running_var";
+  return running && operator_name.find("backward") == std::string::npos;
+}
+
 void any_operator(const c10::OperatorHandle &op, torch::jit::Stack *stack) {
   const auto &schema = op.schema();
   const auto &arguments = schema.arguments();
@@ -288,7 +294,8 @@ void any_operator(const c10::OperatorHandle &op, torch::jit::Stack *stack) {
     bool waits = WAITING.count(name) > 0;
     for (size_t i = 0; i < arguments.size(); ++i) {
       const auto *alias = arguments[i].alias_info();
-      const bool writes = alias && alias->isWrite(), indices = is_index(name) && arguments[i].name() == "indices";
+      const bool writes = (alias && alias->isWrite()) || is_statistic(name, arguments[i].name());
+      const bool indices = is_index(name) && arguments[i].name() == "indices";
       each((*stack)[first + i], [&](const Tensor &t) {
         waits |= indices && (t.scalar_type() == at::kBool || t.scalar_type() == at::kByte);
         if (!t.is_cuda())

@@ -61,6 +61,12 @@ fn numbers(run: &Path) -> Vec<Vec<f64>> {
     all.iter().map(|line| keys.iter().map(|key| number(line, key)).collect()).collect()
 }
 
+/// The hashes of what the newest checkpoint holds.
+fn saved(run: &Path) -> Value {
+    let newest = trainer::checkpoint::newest(&run.join("checkpoints")).unwrap();
+    serde_json::to_value(trainer::checkpoint::read_manifest(&newest).unwrap().files).unwrap()
+}
+
 /// Losses of the first step, or of another, agree to `most` of 1 or of their size.
 fn assert_close(ours: &[f64], theirs: &[f64], most: f64, what: &str) {
     for (a, b) in ours[..3].iter().zip(theirs) {
@@ -120,6 +126,7 @@ fn graphs_give_the_bits_of_plain_steps_and_so_do_deterministic_steps_each_time()
         let (recorded, replayed) = (log.count("graph recorded"), log.count("graph replayed"));
         assert!(recorded >= 2 && replayed > recorded, "{recorded} graphs, {replayed} replays");
         assert_eq!(numbers(&graphs), numbers(&plain), "{name}");
+        assert_eq!(saved(&graphs), saved(&plain), "{name}: weights, moments or statistics");
     }
     let overrides = with(&STEPS_ALONE, &["train.deterministic=true", "train.graphs=true"]);
     let [one, other] = ["one", "other"].map(|name| {

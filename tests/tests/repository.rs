@@ -55,12 +55,12 @@ fn imports_go_one_way() {
         "trainer",
         &[
             "openmp",
+            "shim",
             "error",
             "say",
             "stop",
             "say",
             "supervisor",
-            "shim",
             "cuda",
             "graph",
             "measure",
