@@ -14,7 +14,8 @@ fn main() {
     println!("cargo:rerun-if-changed=shim");
     // Stand-ins for Gloo's headers are among the shim's.
     let folders = [include.join("torch/csrc/api/include"), include, "shim".into()];
-    let files = ["shim", "runtime", "export", "dist", "profile"].map(|f| format!("shim/{f}.cpp"));
+    let files = ["shim", "observe", "runtime", "export", "dist", "profile"]
+        .map(|f| format!("shim/{f}.cpp"));
     compiler(&folders).files(files).compile("bigbigan_shim");
     cuda(&library, &folders);
 }

@@ -3,17 +3,16 @@
 //! `cargo bench -p benches --bench step -- --preset demo [--batch N] [--steps N] [--device D]`.
 //! The last line is one JSON object.
 
-use std::time::Instant;
+use std::mem;
 
-use anyhow::Context;
 use benches::{Subject, median, peak_rss};
 use clap::Parser;
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 use trainer::config::Config;
-use trainer::device::{self, Images};
+use trainer::device::{self, Images, Moment};
 use trainer::inspect::{Cost, Counts};
-use trainer::measure::Work;
+use trainer::measure::Audit;
 use trainer::peak;
 use trainer::state::TrainState;
 use trainer::step::{discriminator_step, encoder_generator_step, prepare};
@@ -25,6 +24,9 @@ struct Args {
     /// Steps to time, after a tenth of it (at least one) to warm up
     #[arg(long, default_value_t = 30)]
     steps: usize,
+    /// Also print what the kernels of a step read and write
+    #[arg(long)]
+    audit: bool,
     /// Passed by cargo
     #[arg(long, hide = true)]
     bench: bool,
@@ -38,36 +40,38 @@ fn main() -> anyhow::Result<()> {
     prepare(&config, device)?;
     let mut state = TrainState::new(&config, device, true);
     let images = random_images(&config, device);
-    let warm_up = (args.steps / 10).max(1);
+    let (mut losses, mut moments) = (vec![], vec![]);
+    for _ in 0..(args.steps / 10).max(1) {
+        whole_step(&config, &mut state, &images, &mut losses, &mut vec![])?;
+    }
+    check(&mem::take(&mut losses))?;
+    // Nothing in here waits for the device.
+    for _ in 0..args.steps {
+        whole_step(&config, &mut state, &images, &mut losses, &mut moments)?;
+    }
+    check(&losses)?;
     let (mut d, mut eg, mut whole) = (vec![], vec![], vec![]);
-    for step in 0..warm_up + args.steps {
-        let begun = Instant::now();
-        for update in 0..config.train.d_steps {
-            let update_begun = Instant::now();
-            let (loss, _) = discriminator_step(&config, &mut state, again(&images), update);
-            wait_for(device, &loss).context("the loss of D")?;
-            d.push(update_begun.elapsed().as_secs_f64());
+    let updates = config.train.d_steps as usize + 1;
+    for step in moments.chunks_exact(updates + 1) {
+        for (update, ends) in step.windows(2).enumerate() {
+            let seconds = ends[1].since(&ends[0])?;
+            if update + 1 < updates { d.push(seconds) } else { eg.push(seconds) }
         }
-        let update_begun = Instant::now();
-        let ((loss, _), _) = encoder_generator_step(&config, &mut state, again(&images));
-        wait_for(device, &loss).context("the loss of G")?;
-        eg.push(update_begun.elapsed().as_secs_f64());
-        state.step += 1;
-        whole.push(begun.elapsed().as_secs_f64());
-        if step + 1 == warm_up {
-            (d, eg, whole) = (vec![], vec![], vec![]);
-        }
+        whole.push(step[updates].since(&step[0])?);
     }
     let [d, eg, whole] = [d, eg, whole].map(|seconds| median(seconds).unwrap_or(f64::NAN));
     let batch = config.train.batch;
     let images_per_s = batch as f64 / whole;
     // One more step, counted instead of timed.
-    let ((), work) = Work::of(|| {
-        for update in 0..config.train.d_steps {
-            let _ = discriminator_step(&config, &mut state, again(&images), update);
+    let (done, audit) =
+        Audit::of(|| whole_step(&config, &mut state, &images, &mut vec![], &mut vec![]));
+    done?;
+    if args.audit {
+        println!("{}", audit.table(40));
+        for (words, times) in &audit.layouts {
+            println!("not channels_last, {times} times: {words}");
         }
-        let _ = encoder_generator_step(&config, &mut state, again(&images));
-    });
+    }
     let gflop = Cost::of(&config, &Counts::of(&config)).step_flop / 1e9;
     let peak = peak::of(device, config.train.precision);
     let mfu = peak.map(|flops| 1e9 * gflop * images_per_s / flops);
@@ -78,7 +82,8 @@ fn main() -> anyhow::Result<()> {
     println!("D update    {d:>9.4} s");
     println!("G/E update  {eg:>9.4} s");
     println!("whole step  {whole:>9.4} s   {images_per_s:.1} images/s");
-    println!("{:.1} GFLOP/s, {} operators a step", gflop * images_per_s, work.operators);
+    println!("{:.1} GFLOP/s, {} operators a step", gflop * images_per_s, audit.work.operators);
+    println!("{:.3} GB read and written a step", audit.moved() / 1e9);
     if let Some(mfu) = mfu {
         println!("MFU {:.1} %", 100.0 * mfu);
     }
@@ -86,18 +91,17 @@ fn main() -> anyhow::Result<()> {
         "bench": "step", "preset": args.subject.preset, "device": format!("{device:?}"), "batch": batch,
         "threads": tch::get_num_threads(), "precision": config.train.precision, "d_seconds": d, "eg_seconds": eg,
         "step_seconds": whole, "images_per_s": images_per_s, "gflop_per_s": gflop * images_per_s, "mfu": mfu,
-        "operators": work.operators, "peak_rss_bytes": peak_rss(),
+        "operators": audit.work.operators,
+        "moved_bytes": audit.moved(), "peak_rss_bytes": peak_rss(),
     });
     println!("{line}");
     Ok(())
 }
 
 fn random_images(config: &Config, device: Device) -> Images {
-    let draw = |side| {
-        // Channels last in memory, as batches come from the pipeline.
-        let shape = [config.train.batch, side, side, 3];
-        Tensor::rand(shape, (Kind::Float, device)).permute([0, 3, 1, 2]) * 2.0 - 1.0
-    };
+    // As batches come from the pipeline.
+    let draw =
+        |side| Tensor::randint(256, [config.train.batch, side, side, 3], (Kind::Uint8, device));
     Images { large: draw(config.e.res), small: draw(config.g.res) }
 }
 
@@ -105,11 +109,28 @@ fn again(images: &Images) -> Images {
     images.rows(0, images.len())
 }
 
-fn wait_for(device: Device, loss: &Tensor) -> anyhow::Result<()> {
-    if let Device::Cuda(index) = device {
-        tch::Cuda::synchronize(index as i64);
+/// One step; the moments of its begin and of the end of every update.
+fn whole_step(
+    config: &Config,
+    state: &mut TrainState,
+    images: &Images,
+    losses: &mut Vec<Tensor>,
+    moments: &mut Vec<Moment>,
+) -> anyhow::Result<()> {
+    let device = images.large.device();
+    moments.push(Moment::of(device)?);
+    for update in 0..config.train.d_steps {
+        losses.push(discriminator_step(config, state, again(images), update).0);
+        moments.push(Moment::of(device)?);
     }
-    let value = loss.double_value(&[]);
-    anyhow::ensure!(value.is_finite(), "is {value}");
+    losses.push(encoder_generator_step(config, state, again(images)).0.0);
+    moments.push(Moment::of(device)?);
+    state.step += 1;
+    Ok(())
+}
+
+fn check(losses: &[Tensor]) -> anyhow::Result<()> {
+    let finite = Tensor::stack(losses, 0).isfinite().all();
+    anyhow::ensure!(finite.int64_value(&[]) == 1, "a loss is not finite");
     Ok(())
 }

@@ -213,17 +213,20 @@ impl Loader {
     /// The next batch, as the iterator gives it, while `go_on` holds, which is looked at ten times a
     /// second. Then [`Error::Stopped`], and the batch comes with the next call.
     pub fn next_while(&mut self, go_on: impl Fn() -> bool) -> Option<Result<Batch, Error>> {
-        self.next_unless(|_| (!go_on()).then_some(Error::Stopped))
+        self.next_unless(LOOK, |_| (!go_on()).then_some(Error::Stopped))
     }
 
-    /// The next batch, as the iterator gives it, if it comes within `patience`. Else
+    /// The next batch, as the iterator gives it, if it comes within `patience`: with none, if it is there. Else
     /// [`Error::TimedOut`], and the batch comes with a later call.
     pub fn next_timeout(&mut self, patience: Duration) -> Option<Result<Batch, Error>> {
-        self.next_unless(|waited| (waited >= patience).then_some(Error::TimedOut { patience }))
+        let over = |waited| (waited >= patience).then_some(Error::TimedOut { patience });
+        self.next_unless(LOOK.min(patience), over)
     }
 
+    /// Looks up from waiting every `look`.
     fn next_unless(
         &mut self,
+        look: Duration,
         give_up: impl Fn(Duration) -> Option<Error>,
     ) -> Option<Result<Batch, Error>> {
         if self.threads.is_empty() {
@@ -234,7 +237,7 @@ impl Loader {
             return Some(Err(Error::Forked { process: self.process }));
         }
         self.consumer.busy(self.lap.take());
-        let received = self.receive(give_up);
+        let received = self.receive(look, give_up);
         self.consumer.starved(self.lap.take());
         if matches!(received, None | Some(Err(_)))
             && !matches!(received, Some(Err(Error::Stopped | Error::TimedOut { .. })))
@@ -253,6 +256,7 @@ impl Loader {
     /// Waits for the next batch in order, and goes on behind it; none at the end.
     fn receive(
         &mut self,
+        look: Duration,
         give_up: impl Fn(Duration) -> Option<Error>,
     ) -> Option<Result<Option<Filled>, Error>> {
         let shared = Arc::clone(&self.shared);
@@ -267,7 +271,7 @@ impl Loader {
         }
         let (asked, mut all_out) = (Instant::now(), None);
         let result = loop {
-            match pool.next(LOOK) {
+            match pool.next(look) {
                 Some(Next::Batch(filled)) => break Ok(filled),
                 Some(Next::Failed(error)) => break Err(error),
                 Some(Next::Broken(error)) => return Some(Err(error)),
@@ -319,7 +323,7 @@ impl Iterator for Loader {
     type Item = Result<Batch, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.next_unless(|_| None)
+        self.next_unless(LOOK, |_| None)
     }
 }
 
@@ -383,6 +387,24 @@ mod tests {
         let next = loader.next_while(|| true).unwrap().unwrap();
         let order = |cursor: Cursor| (cursor.epoch, cursor.batch);
         assert_eq!(order(next.cursor()), (last.epoch + last.batch, (last.batch + 1) % 2));
+    }
+
+    #[test]
+    fn a_batch_that_is_not_there_is_not_waited_for_where_there_is_no_patience() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = data(dir.path());
+        let config = LoaderConfig { batch: 2, depth: 1, ..LoaderConfig::default() };
+        let memory = Arc::new(crate::slab::Heap);
+        let mut loader = Loader::start(data, config, Cursor::default(), memory).unwrap();
+        let mut held: Vec<_> = (0..3).map(|_| loader.next().unwrap().unwrap()).collect();
+        let (asked, times) = (Instant::now(), 20);
+        for _ in 0..times {
+            let error = loader.next_timeout(Duration::ZERO).unwrap().unwrap_err();
+            assert!(matches!(error, Error::TimedOut { .. }));
+        }
+        assert!(asked.elapsed() < times * LOOK / 2, "{:?}", asked.elapsed());
+        held.clear();
+        assert!(loader.next().unwrap().is_ok());
     }
 
     #[test]

@@ -15,6 +15,7 @@
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/Event.h>
 #include <c10/core/StreamGuard.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 extern "C" {
@@ -29,8 +30,15 @@ char *bb_adam(const at::Tensor *parameters, const at::Tensor *gradient, const at
 // Whether this thread's operators on CPU and CUDA tensors compute in bfloat16 where that is safe.
 char *bb_autocast(int enabled);
 
+// Nearest upsampling of (N, C, H, W) to twice the side in the kind that `x` has. (CUDA's autocast would do
+// it in single precision: values are only repeated.)
+char *bb_upsample(const at::Tensor *x, at::Tensor **out);
+
 // Whether matrix products and convolutions on CUDA may round their inputs to TF32.
 char *bb_tf32(int enabled);
+
+// Whether cuDNN tries all its algorithms for a convolution the first time it sees the shapes of one.
+char *bb_trials(int enabled);
 
 // Whether operators give the same bits again on the same machine, or an error where they cannot. On CUDA
 // CUBLAS_WORKSPACE_CONFIG must have been set before.
@@ -59,6 +67,10 @@ char *bb_event_wait(const void *event, const at::Tensor *const *tensors, size_t 
 char *bb_event_now(int index, void **event);
 // Waits here for the mark. Takes the event over.
 char *bb_event_finish(void *event);
+// As `bb_event_now`, and the device's clock is kept with the mark.
+char *bb_event_timed(int index, void **event);
+// Waits here for two of these and gives the seconds from one to the other.
+char *bb_event_between(const void *first, const void *second, double *seconds);
 
 // The most bytes of CUDA device `index` that tensors took since the process began.
 char *bb_device_peak(int index, int64_t *bytes);
@@ -94,11 +106,23 @@ char *bb_autocast(int enabled) {
   });
 }
 
+char *bb_upsample(const at::Tensor *x, at::Tensor **out) {
+  return guarded([&] {
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+    const int64_t h = 2 * x->size(2), w = 2 * x->size(3);
+    *out = new at::Tensor(at::upsample_nearest2d(*x, {h, w}));
+  });
+}
+
 char *bb_tf32(int enabled) {
   return guarded([&] {
     at::globalContext().setAllowTF32CuBLAS(enabled != 0);
     at::globalContext().setAllowTF32CuDNN(enabled != 0);
   });
+}
+
+char *bb_trials(int enabled) {
+  return guarded([&] { at::globalContext().setBenchmarkCuDNN(enabled != 0); });
 }
 
 char *bb_deterministic(int enabled) {
@@ -148,13 +172,32 @@ char *bb_event_wait(const void *event, const at::Tensor *const *tensors, size_t 
   });
 }
 
+namespace {
+
+void *mark_of_now(int index, c10::EventFlag flag) {
+  const c10::impl::VirtualGuardImpl cuda(at::kCUDA);
+  const at::Device device(at::kCUDA, static_cast<at::DeviceIndex>(index));
+  auto mark = std::make_unique<c10::Event>(at::kCUDA, flag);
+  mark->record(cuda.getStream(device));
+  return mark.release();
+}
+
+} // namespace
+
 char *bb_event_now(int index, void **event) {
+  return guarded([&] { *event = mark_of_now(index, c10::EventFlag::PYTORCH_DEFAULT); });
+}
+
+char *bb_event_timed(int index, void **event) {
+  return guarded([&] { *event = mark_of_now(index, c10::EventFlag::BACKEND_DEFAULT); });
+}
+
+char *bb_event_between(const void *first, const void *second, double *seconds) {
   return guarded([&] {
-    const c10::impl::VirtualGuardImpl cuda(at::kCUDA);
-    const at::Device device(at::kCUDA, static_cast<at::DeviceIndex>(index));
-    auto mark = std::make_unique<c10::Event>(at::kCUDA);
-    mark->record(cuda.getStream(device));
-    *event = mark.release();
+    const auto *from = static_cast<const c10::Event *>(first), *to = static_cast<const c10::Event *>(second);
+    from->synchronize();
+    to->synchronize();
+    *seconds = from->elapsedTime(*to) / 1e3;
   });
 }
 

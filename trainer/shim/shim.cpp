@@ -4,18 +4,17 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
-#include <cstring>
 #include <memory>
 #include <stdexcept>
 #include <string>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
 #include <ATen/ATen.h>
-#include <ATen/record_function.h>
 #include <c10/core/Allocator.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/variable.h>
@@ -41,6 +40,11 @@ typedef void (*bb_drop)(void *context);
 char *bb_attach(Variable *output, Variable *const *inputs, size_t count, void *context,
                 bb_backward backward, bb_drop drop);
 
+// Writes the gradients of `inputs` to `out`, one owned tensor (or null for none) each, given `gradient`, that
+// of `output`. The graph is gone afterwards.
+char *bb_grad(const Variable *output, const Variable *gradient, Variable *const *inputs, size_t count,
+              Variable **out);
+
 // Is given the gradient of a tensor. Returns 0, or 1 if it failed.
 typedef int (*bb_arrived)(void *context, const Variable *gradient);
 
@@ -55,17 +59,6 @@ char *bb_memory_stop(void *meter, int64_t *peak);
 
 // A single-precision tensor that has a shape and no memory.
 char *bb_meta(const int64_t *shape, size_t dims, Variable **out);
-
-// What the operators that this thread calls amount to.
-struct bb_work {
-  double flop;    // of convolutions and matrix products, a multiply-add counting as two
-  double written; // bytes of their results and of every other operator's
-  int64_t operators;
-};
-// Counts from now on. Gives a handle.
-char *bb_work_start(void **count);
-// Ends that count.
-char *bb_work_stop(void *count, bb_work *work);
 
 // One layer of a spectral norm: weight (out, ...), singular vectors u (out) and v (rest), sigma (), and
 // the weight over sigma.
@@ -130,78 +123,6 @@ struct Metering {
   c10::DebugInfoGuard guard{c10::DebugInfoKind::PROFILER_STATE, meter};
 };
 
-// Operators that compute nothing.
-const std::unordered_set<std::string> views{
-    "aten::view",      "aten::_unsafe_view", "aten::reshape",    "aten::expand",
-    "aten::transpose", "aten::t",            "aten::permute",    "aten::narrow",
-    "aten::slice",     "aten::select",       "aten::unsqueeze",  "aten::squeeze",
-    "aten::detach",    "aten::alias",        "aten::as_strided", "aten::split",
-    "aten::chunk",     "aten::flatten",      "aten::view_as",    "aten::expand_as",
-    "aten::result_type"};
-
-// Sides of the result of a convolution without dilation.
-std::vector<int64_t> sides_of_result(const at::Tensor &x, const at::Tensor &w, at::IntArrayRef stride,
-                                     at::IntArrayRef padding) {
-  std::vector<int64_t> sides;
-  for (size_t i = 0; i < stride.size(); ++i)
-    sides.push_back((x.size(2 + i) + 2 * padding[i] - w.size(2 + i)) / stride[i] + 1);
-  return sides;
-}
-
-struct Work;
-thread_local Work *working = nullptr;
-
-struct Work {
-  bb_work sum{};
-  int depth = 0; // operators under way, one within the other
-  at::CallbackHandle handle;
-
-  static double matmul(const at::Tensor &a, const at::Tensor &b) {
-    return 2.0 * static_cast<double>(a.numel()) * static_cast<double>(b.size(-1));
-  }
-
-  void add(const at::RecordFunction &f) {
-    const std::string name = f.name();
-    const auto in = f.inputs();
-    if (name == "aten::addmm")
-      sum.flop += matmul(in[1].toTensor(), in[2].toTensor());
-    else if (name == "aten::mm" || name == "aten::bmm" || name == "aten::mv")
-      sum.flop += 2.0 * in[0].toTensor().numel() *
-                  (name == "aten::mv" ? 1.0 : static_cast<double>(in[1].toTensor().size(-1)));
-    else if (name == "aten::convolution") {
-      const at::Tensor x = in[0].toTensor(), w = in[1].toTensor();
-      double positions = 1;
-      for (const int64_t side : sides_of_result(x, w, in[3].toIntVector(), in[4].toIntVector()))
-        positions *= static_cast<double>(side);
-      sum.flop += 2.0 * static_cast<double>(x.size(0)) * positions * static_cast<double>(w.numel());
-    }
-  }
-
-  // Autograd wraps the operators of each backward node in a record of its own.
-  static bool wraps(const at::RecordFunction &f) {
-    return std::strncmp(f.name(), "autograd::", 10) == 0;
-  }
-
-  static std::unique_ptr<at::ObserverContext> start(const at::RecordFunction &f) {
-    if (working && !wraps(f)) {
-      ++working->depth;
-      working->add(f);
-    }
-    return nullptr;
-  }
-
-  // Operators count that are called by us or by autograd, not by another operator.
-  static void end(const at::RecordFunction &f, at::ObserverContext *) {
-    if (!working || wraps(f) || working->depth == 0 || --working->depth > 0 ||
-        views.count(f.name()))
-      return;
-    ++working->sum.operators;
-    for (const auto &out : f.outputs())
-      if (out.isTensor() && out.toTensor().defined())
-        working->sum.written += static_cast<double>(out.toTensor().nbytes());
-  }
-};
-
 } // namespace
 
 char *bb_spectral_advance(const bb_layer *layers, size_t count, int64_t iterations, double eps) {
@@ -261,6 +182,19 @@ char *bb_spectral_pull_back(const bb_layer *layers, size_t count, const Variable
   });
 }
 
+char *bb_grad(const Variable *output, const Variable *gradient, Variable *const *inputs, size_t count,
+              Variable **out) {
+  return guarded([&] {
+    variable_list wanted;
+    for (size_t i = 0; i < count; ++i)
+      wanted.push_back(*inputs[i]);
+    auto gradients = torch::autograd::grad({*output}, wanted, {*gradient}, /*retain_graph=*/false,
+                                           /*create_graph=*/false, /*allow_unused=*/true);
+    for (size_t i = 0; i < count; ++i)
+      out[i] = gradients[i].defined() ? new Variable(std::move(gradients[i])) : nullptr;
+  });
+}
+
 char *bb_watch(const Variable *leaf, void *context, bb_arrived arrived, bb_drop drop) {
   return guarded([&] {
     const std::shared_ptr<void> owned(context, drop);
@@ -291,28 +225,6 @@ char *bb_meta(const int64_t *shape, size_t dims, Variable **out) {
   return guarded([&] {
     const auto options = at::TensorOptions().device(at::kMeta).dtype(at::kFloat);
     *out = new Variable(at::empty(at::IntArrayRef(shape, dims), options));
-  });
-}
-
-char *bb_work_start(void **count) {
-  return guarded([&] {
-    if (working)
-      throw std::runtime_error("this thread's operators are being counted already");
-    auto work = std::make_unique<Work>();
-    work->handle = at::addThreadLocalCallback(at::RecordFunctionCallback(Work::start, Work::end)
-                                                  .needsInputs(true)
-                                                  .needsOutputs(true)
-                                                  .scopes({at::RecordScope::FUNCTION}));
-    *count = working = work.release();
-  });
-}
-
-char *bb_work_stop(void *count, bb_work *sum) {
-  return guarded([&] {
-    std::unique_ptr<Work> work(static_cast<Work *>(count));
-    at::removeCallback(work->handle);
-    working = nullptr;
-    *sum = work->sum;
   });
 }
 

@@ -16,7 +16,8 @@ use crate::shim::load_library;
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/cuda.so"));
 
 /// Number of CUDA devices, at least one. Nothing else asks libtorch for them: asked before its CUDA half is
-/// loaded, it says 0 for as long as the process lives.
+/// loaded, it says 0 for as long as the process lives. A backward pass asks too, on the CPU as well: who wants both
+/// devices in one process calls this first.
 ///
 /// # Errors
 /// Why there are none, in words.
@@ -26,7 +27,9 @@ pub(crate) fn devices() -> Result<usize, String> {
     let count = tch::Cuda::device_count();
     match usize::try_from(count) {
         Ok(count) if count > 0 => Ok(count),
-        _ => Err("libtorch has CUDA, but the driver shows no device".into()),
+        _ => Err("libtorch has CUDA, but shows no device: the driver has none, or this process took gradients on \
+            the CPU before it asked for CUDA"
+            .into()),
     }
 }
 
@@ -67,6 +70,8 @@ fn load() -> Result<NonNull<c_void>, String> {
 
 #[cfg(test)]
 mod tests {
+    use tch::{Device, Kind, Tensor};
+
     use crate::device::of_rank;
     use crate::dist::Place;
 
@@ -75,6 +80,21 @@ mod tests {
         of_rank("cpu", &Place::alone()).unwrap();
         if let Err(reason) = super::devices() {
             assert!(reason.contains("CUDA"), "{reason}");
+        }
+    }
+
+    /// Says something where there is a device alone.
+    #[test]
+    fn gradients_on_the_cpu_leave_the_device_s_as_they_are() {
+        let gradient = |device| {
+            let x = Tensor::ones([3], (Kind::Float, device)).set_requires_grad(true);
+            let loss = x.square().sum(Kind::Float);
+            Tensor::run_backward(&[loss], &[&x], false, false)[0].sum(Kind::Float).double_value(&[])
+        };
+        let found = super::devices();
+        assert_eq!(gradient(Device::Cpu), 6.0);
+        if found.is_ok() {
+            assert_eq!(gradient(Device::Cuda(0)), 6.0);
         }
     }
 }

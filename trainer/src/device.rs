@@ -3,6 +3,7 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
+use std::time::Instant;
 
 use pipeline::{Batch, Heap, HostBlock, HostMemory};
 use tch::{Device, Kind, Tensor};
@@ -12,30 +13,39 @@ use crate::dist::Place;
 use crate::error::{Error, Result};
 use crate::shim::{Callback, outcome, pinned, through};
 
-/// One batch on the device, the same views at two sides.
+/// One batch on the device, the same views at two sides: pixels as the pipeline gives them, u8 (N, R, R, 3), or
+/// images (N, 3, R, R) in [-1, 1]. The step makes images of pixels a micro-batch at a time ([`normalised`]): a whole
+/// batch of them takes four times the memory.
 #[derive(Debug)]
 pub struct Images {
-    /// What E sees: (N, 3, R_E, R_E) in [-1, 1].
+    /// What E sees, of side R_E.
     pub large: Tensor,
-    /// What D sees: (N, 3, R_G, R_G) in [-1, 1].
+    /// What D sees, of side R_G.
     pub small: Tensor,
 }
 
 impl Images {
-    /// Copies a batch to `device` as u8 and normalises it there, x / 127.5 − 1, in single precision.
+    /// Copies a batch to `device` as u8 and makes images of it there.
     #[must_use]
     pub fn upload(batch: &Batch, large: i64, small: i64, device: Device) -> Self {
         Self::of_pixels(batch.large(), batch.small(), (large, small), device)
     }
 
-    /// As [`Images::upload`], but from page-locked memory the copy may still be under way when this
-    /// returns: the batch must live until it is done.
+    /// Copies a batch to `device` and leaves it pixels. From page-locked memory the copy may still be under way
+    /// when this returns: the batch must live until it is done.
+    #[must_use]
+    pub fn pixels_later(batch: &Batch, large: i64, small: i64, device: Device) -> Self {
+        Self {
+            large: pixels(batch.large(), large, (device, true)),
+            small: pixels(batch.small(), small, (device, true)),
+        }
+    }
+
+    /// As [`Images::upload`], without waiting for the copy: the batch must live until it is done.
     #[must_use]
     pub fn upload_later(batch: &Batch, large: i64, small: i64, device: Device) -> Self {
-        Self {
-            large: normalised(batch.large(), large, (device, true)),
-            small: normalised(batch.small(), small, (device, true)),
-        }
+        let pixels = Self::pixels_later(batch, large, small, device);
+        Self { large: normalised(&pixels.large), small: normalised(&pixels.small) }
     }
 
     /// As [`Images::upload`], of pixels (N, S, S, 3) at both sides.
@@ -47,8 +57,8 @@ impl Images {
         device: Device,
     ) -> Self {
         Self {
-            large: normalised(large, large_side, (device, false)),
-            small: normalised(small, small_side, (device, false)),
+            large: normalised(&pixels(large, large_side, (device, false))),
+            small: normalised(&pixels(small, small_side, (device, false))),
         }
     }
 
@@ -90,6 +100,12 @@ unsafe extern "C" {
     ) -> *mut c_char;
     fn bb_event_finish(event: *mut c_void) -> *mut c_char;
     fn bb_event_now(index: c_int, event: *mut *mut c_void) -> *mut c_char;
+    fn bb_event_timed(index: c_int, event: *mut *mut c_void) -> *mut c_char;
+    fn bb_event_between(
+        first: *const c_void,
+        second: *const c_void,
+        seconds: *mut f64,
+    ) -> *mut c_char;
     fn bb_device_peak(index: c_int, bytes: *mut i64) -> *mut c_char;
     fn bb_device_name(index: c_int, name: *mut c_char, room: c_int) -> *mut c_char;
 }
@@ -140,7 +156,7 @@ impl Reached {
     ///
     /// # Errors
     /// [`Error::Torch`].
-    fn now(device: Device) -> Result<Option<Self>> {
+    pub fn now(device: Device) -> Result<Option<Self>> {
         let Device::Cuda(index) = device else { return Ok(None) };
         let mut event = null_mut();
         // SAFETY: the shim writes a handle of its own, which `drop` gives back.
@@ -204,6 +220,47 @@ pub(crate) fn reached(device: Device) -> Result<()> {
     Reached::now(device).map(drop) // waits
 }
 
+/// When a device came to a point of its work. Taking one waits for nothing.
+#[derive(Debug)]
+pub enum Moment {
+    /// The CPU is where the program is.
+    Now(Instant),
+    /// By the device's own clock.
+    Reached(Reached),
+}
+
+impl Moment {
+    /// When `device` has done all that it was given so far.
+    ///
+    /// # Errors
+    /// [`Error::Torch`].
+    pub fn of(device: Device) -> Result<Self> {
+        let Device::Cuda(index) = device else { return Ok(Self::Now(Instant::now())) };
+        let mut event = null_mut();
+        // SAFETY: the shim writes a handle of its own, which `Reached` gives back.
+        outcome(unsafe { bb_event_timed(index as c_int, &raw mut event) }).map_err(torch)?;
+        Ok(Self::Reached(Reached(event)))
+    }
+
+    /// Seconds since an earlier moment of the same device. Waits until both have come.
+    ///
+    /// # Errors
+    /// [`Error::Torch`].
+    pub fn since(&self, earlier: &Self) -> Result<f64> {
+        match (earlier, self) {
+            (Self::Now(from), Self::Now(to)) => Ok((*to - *from).as_secs_f64()),
+            (Self::Reached(from), Self::Reached(to)) => {
+                let mut seconds = 0.0;
+                // SAFETY: both events are alive and keep the time; the shim writes one number.
+                let error = unsafe { bb_event_between(from.0, to.0, &raw mut seconds) };
+                outcome(error).map_err(torch)?;
+                Ok(seconds)
+            }
+            _ => Err(torch("moments of two devices".to_owned())),
+        }
+    }
+}
+
 /// The most memory that tensors took on a CUDA device since the process began, in bytes; `None` on
 /// the CPU.
 ///
@@ -232,18 +289,25 @@ pub fn name(device: Device) -> Result<Option<String>> {
     Ok(Some(text.to_string_lossy().into_owned()))
 }
 
-/// `later`: without waiting for the copy, where it is from page-locked memory.
-fn normalised(pixels: &[u8], side: i64, (device, later): (Device, bool)) -> Tensor {
+/// Pixels (N, S, S, 3) on the device, in memory of their own. `later`: without waiting for the copy, where it is
+/// from page-locked memory.
+fn pixels(pixels: &[u8], side: i64, (device, later): (Device, bool)) -> Tensor {
     let row = side * side * 3;
     let shape = [pixels.len() as i64 / row, side, side, 3];
-    // SAFETY: `pixels` outlives `view`, whose (N, S, S, 3) bytes lie within it; to_kind copies.
+    // SAFETY: `pixels` outlives `view`, whose (N, S, S, 3) bytes lie within it; the copy is one on a CPU too.
     let view = unsafe { Tensor::from_blob(pixels.as_ptr(), &shape, &[], Kind::Uint8, Device::Cpu) };
-    // Its memory stays as it is: channels last, as convolutions want it.
-    let nchw = view
-        .to_device_(device, Kind::Uint8, later, false)
-        .to_kind(Kind::Float)
-        .permute([0, 3, 1, 2]);
-    (nchw / 127.5) - 1.0
+    view.to_device_(device, Kind::Uint8, later, true)
+}
+
+/// Pixels, u8 (N, S, S, 3), as images (N, 3, S, S): x / 127.5 − 1 in single precision, channels_last in memory as
+/// convolutions want it. What is no pixels is given back as it is.
+pub fn normalised(pixels: &Tensor) -> Tensor {
+    if pixels.kind() != Kind::Uint8 {
+        return pixels.shallow_clone();
+    }
+    let mut images = pixels.to_kind(Kind::Float).permute([0, 3, 1, 2]);
+    let _ = images.g_div_scalar_(127.5).g_sub_scalar_(1.0);
+    images
 }
 
 /// Images in [-1, 1] as u8, rounded to nearest, same shape, on the CPU.

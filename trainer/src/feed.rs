@@ -10,18 +10,13 @@ use crate::config::Config;
 use crate::device::{self, Images, Lane, Reached};
 use crate::dist::World;
 use crate::error::Result;
-use crate::eval::loader_config;
+use crate::eval::{loader_config, sides};
 use crate::stop::Stop;
 
 /// What rank `rank` of `ranks` reads of every batch.
 pub(crate) fn part(config: &Config, rank: usize, ranks: usize) -> Result<LoaderConfig> {
     let (batch, whole) = (config.rows(ranks)?, loader_config(config));
     Ok(LoaderConfig { rank, world: ranks, batch, ..whole })
-}
-
-/// Pixels a side of a loader's large and small rows.
-pub(crate) fn sides(config: &LoaderConfig) -> (i64, i64) {
-    (config.large as i64, config.small.unwrap_or(0) as i64)
 }
 
 /// Batches on the device, and how long the step waited for them. The run and the benchmark of loading
@@ -41,7 +36,8 @@ pub struct Feed {
     /// Behind the batch in use.
     pub cursor: Cursor,
     lane: Option<Lane>,
-    /// With a lane: the batch after the one in use, and the copy that may still be read from.
+    /// With a lane: the batch after the one in use where it was there in time, and the copy that may still be
+    /// read from.
     ahead: Option<Result<Sent>>,
     copying: Option<(Reached, pipeline::Batch)>,
 }
@@ -89,13 +85,25 @@ impl Feed {
         Ok(next.expect("the training loader is endless")?)
     }
 
-    /// Takes the next batch and starts its way to the device, beside the step's work where the device
-    /// has a lane for it.
-    fn send(&mut self, stop: &Stop) -> Result<Sent> {
+    /// Waits for the next batch and starts its way to the device.
+    fn await_and_send(&mut self, stop: &Stop) -> Result<Sent> {
         let asked = Instant::now();
         let batch = self.take(stop)?;
         self.loading += asked.elapsed();
-        let upload = || Images::upload_later(&batch, self.sides.0, self.sides.1, self.device);
+        self.send(batch)
+    }
+
+    /// The same where the next batch is there.
+    fn send_if_there(&mut self) -> Option<Result<Sent>> {
+        match self.loader.next_timeout(Duration::ZERO).expect("the training loader is endless") {
+            Err(pipeline::Error::TimedOut { .. }) => None,
+            batch => Some(batch.map_err(Into::into).and_then(|batch| self.send(batch))),
+        }
+    }
+
+    /// Starts the way of a batch to the device, beside the step's work where the device has a lane for it.
+    fn send(&self, batch: pipeline::Batch) -> Result<Sent> {
+        let upload = || Images::pixels_later(&batch, self.sides.0, self.sides.1, self.device);
         let (images, mark) = match &self.lane {
             None => (upload(), None),
             Some(lane) => lane.run(upload).map(|(images, mark)| (images, Some(mark)))?,
@@ -112,14 +120,15 @@ impl Feed {
         let asked = Instant::now();
         let Sent { images, mark, batch } = match self.ahead.take() {
             Some(sent) => sent?,
-            None => self.send(stop)?,
+            None => self.await_and_send(stop)?,
         };
         self.cursor = batch.cursor();
         if let Some(mark) = mark {
             mark.before(&[&images.large, &images.small])?;
             // Its copy is done when the next one's is asked for, and only then its rows are reused.
             self.copying = Some((mark, batch));
-            self.ahead = Some(self.send(stop));
+            // The step need not wait for a batch that only the next one needs.
+            self.ahead = self.send_if_there();
         }
         self.waited += asked.elapsed();
         Ok(images)

@@ -1,21 +1,20 @@
 //! Which micro-batch fits a machine: whole steps of growing size, run and measured.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Instant;
 
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::config::{Config, Precision};
 use crate::device::Images;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::measure::Meter;
 use crate::nn::Params;
-use crate::shim::{allow_tf32, words_of};
+use crate::shim::allow_tf32;
 use crate::state::TrainState;
 use crate::step::train_step;
 
 /// One size that was tried.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Tried {
     /// Images of one pass.
     pub micro_batch: i64,
@@ -26,6 +25,8 @@ pub struct Tried {
     /// Seconds of a pass of the step, the first of its size; `None` where it was not run, because the sizes
     /// before it say that it would not fit.
     pub seconds: Option<f64>,
+    /// What libtorch said where memory ran out.
+    pub ran_out: Option<String>,
 }
 
 /// The largest micro-batch up to `most` whose step fits, to a sixteenth; `None` if not even 2 images
@@ -33,7 +34,7 @@ pub struct Tried {
 /// hears of every size. Weights and images are zeros: memory and work do not depend on values.
 ///
 /// # Errors
-/// [`Error::Torch`](crate::error::Error::Torch) and what a step reports.
+/// [`Error::Torch`] and what a step reports.
 pub fn largest(
     config: &Config,
     device: Device,
@@ -48,7 +49,8 @@ pub fn largest(
         let expected = expected(&known, next).filter(|bytes| *bytes > limit);
         let tried = match expected {
             Some(_) => {
-                Tried { micro_batch: next, fits: false, peak_bytes: expected, seconds: None }
+                let (seconds, ran_out) = (None, None);
+                Tried { micro_batch: next, fits: false, peak_bytes: expected, seconds, ran_out }
             }
             None => attempt(config, device, limit, next)?,
         };
@@ -88,39 +90,30 @@ fn attempt(config: &Config, device: Device, limit: f64, size: i64) -> Result<Tri
         let mut state = TrainState::new(&config, device, false);
         let players = [&state.g.live.params, &state.d.params];
         players.into_iter().chain(state.e.as_ref().map(|e| &e.live.params)).for_each(clear);
-        let kinds = (Kind::Float, device);
         let images = |count: i64| {
-            let image = |side: i64| Tensor::zeros([count, 3, side, side], kinds);
+            let pixels = |side: i64| Tensor::zeros([count, side, side, 3], (Kind::Uint8, device));
             let large = if config.loss.encode() { config.e.res } else { config.g.res };
-            Images { large: image(large), small: image(config.g.res) }
+            Images { large: pixels(large), small: pixels(config.g.res) }
         };
         let held = images((whole - passes * size).max(0) + ahead);
         let began = Instant::now();
-        let losses = train_step(&config, &mut state, || {
-            Ok::<_, crate::error::Error>(images(passes * size))
-        })?;
+        let losses = train_step(&config, &mut state, || Ok::<_, Error>(images(passes * size)))?;
         // Reading a value back waits for the device.
         let _ = losses.g.double_value(&[]);
         drop(held);
         Ok(began.elapsed().as_secs_f64() / passes as f64)
     };
     let meter = Meter::start();
-    let outcome = catch_unwind(AssertUnwindSafe(step));
+    let outcome = Error::caught(step);
     let peak = meter.stop();
     let peak_bytes = (device == Device::Cpu).then_some(peak);
-    let seconds = match outcome {
-        Ok(seconds) => Some(seconds?),
-        Err(panic) if full(&*panic) => None,
-        Err(panic) => resume_unwind(panic),
+    let (seconds, ran_out) = match outcome {
+        Ok(seconds) => (Some(seconds), None),
+        Err(Error::Memory { reason }) => (None, Some(reason)),
+        Err(error) => return Err(error),
     };
     let fits = seconds.is_some() && peak_bytes.is_none_or(|bytes| bytes <= limit);
-    Ok(Tried { micro_batch: size, fits, peak_bytes, seconds })
-}
-
-/// Whether libtorch ran out of memory: its errors come as panics of operators.
-pub(crate) fn full(panic: &(dyn std::any::Any + Send)) -> bool {
-    let text = words_of(panic);
-    text.contains("out of memory") || text.contains("can't allocate memory")
+    Ok(Tried { micro_batch: size, fits, peak_bytes, seconds, ran_out })
 }
 
 fn clear(params: &Params) {
@@ -139,8 +132,8 @@ mod tests {
         let config = Config::resolve(&Origin::Preset("demo"), &keys).unwrap();
         let try_all = |limit: f64, most: i64| {
             let mut all = vec![];
-            let found =
-                largest(&config, Device::Cpu, limit, most, |tried| all.push(*tried)).unwrap();
+            let found = largest(&config, Device::Cpu, limit, most, |tried| all.push(tried.clone()))
+                .unwrap();
             (found, all)
         };
         let (found, all) = try_all(f64::MAX, 8);

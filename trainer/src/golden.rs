@@ -162,12 +162,14 @@ mod tests {
 
     #[test]
     fn attention_agrees_with_pytorch() {
-        check(
-            "attention",
-            &[("x", &[2, 16, 8, 8])],
-            |s| Attention::new(s, 16, 1e-4),
-            |net, x| net.forward(&x[0]),
-        );
+        for deterministic in [false, true] {
+            check(
+                "attention",
+                &[("x", &[2, 16, 8, 8])],
+                |s| Attention::new(&s.deterministic(deterministic), 16, 1e-4),
+                |net, x| net.forward(&x[0]),
+            );
+        }
     }
 
     #[test]

@@ -1,11 +1,21 @@
 //! CUDA graphs: what one call starts on a device, recorded once and started again as a whole.
 
+use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_void};
 use std::mem::transmute;
 use std::ptr::null_mut;
 
 use crate::cuda::entry;
 use crate::shim::{Callback, outcome, through};
+
+thread_local! {
+    static RECORDING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is inside the body of [`Graph::record`], where no other graph can be recorded.
+pub(crate) fn recording() -> bool {
+    RECORDING.get()
+}
 
 type Record = unsafe extern "C" fn(
     c_int,
@@ -51,6 +61,16 @@ impl Graph {
             )
         };
         let (beside, mut handle) = (beside.map_or(null_mut(), |graph| graph.handle), null_mut());
+        let body = || {
+            struct Outer(bool);
+            impl Drop for Outer {
+                fn drop(&mut self) {
+                    RECORDING.set(self.0);
+                }
+            }
+            let _outer = Outer(RECORDING.replace(true));
+            body()
+        };
         let value = through(body, |function, context| {
             // SAFETY: the other graph and the context are alive while the function runs; the shim writes a
             // handle of its own.

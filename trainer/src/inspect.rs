@@ -91,7 +91,7 @@ pub struct Cost {
     /// Floating-point operations of a whole step for each image of `train.batch`.
     pub step_flop: f64,
     /// A rough upper estimate of device memory for one micro-batch in single precision, in bytes:
-    /// weights, W/σ, gradients (twice while they are gathered), moments, averages, two batches of images
+    /// weights, W/σ, gradients (twice while they are gathered), moments, averages, two batches of pixels
     /// (a step's and the next) and everything that operators write in the larger of the two updates.
     pub memory_bytes: f64,
     /// Of these images and what operators write: the part that ranks share out among themselves.
@@ -103,8 +103,20 @@ impl Cost {
     /// never filled.
     #[must_use]
     pub fn of(config: &Config, counts: &Counts) -> Self {
-        let nets = Nets::build(config, Fill::Unset);
-        let modules = modules(config, &nets.g.0, nets.e.as_ref().map(|(e, _)| e), &nets.d.0);
+        let run = |config: &Config| {
+            let nets = Nets::build(config, Fill::Unset);
+            modules(config, &nets.g.0, nets.e.as_ref().map(|(e, _)| e), &nets.d.0)
+        };
+        let mut modules = run(config);
+        if config.g.attn_res + config.f.attn_res > 0 && !config.train.deterministic {
+            // Fused kernels of attention are given wider heads than the model has: what counts as its work is
+            // what it takes without.
+            let mut plain = config.clone();
+            plain.train.deterministic = true;
+            for (module, plain) in modules.iter_mut().zip(run(&plain)) {
+                module.flop = plain.flop;
+            }
+        }
         let activation_bytes = activations(config, &modules);
         let held = 4 * (6 * counts.total() + counts.g + counts.e);
         let memory_bytes = held as f64 + activation_bytes;
@@ -182,14 +194,16 @@ impl Nets {
     /// As one rank of several.
     pub(crate) fn build_in(world: &World, config: &Config, fill: Fill) -> Self {
         let kinds = (Kind::Float, Device::Cpu);
-        let latent = config.latent;
+        let (latent, same) = (config.latent, config.train.deterministic);
         Self {
-            g: Params::build_in(world, kinds, fill, |s| Generator::new(s, config.g, latent)),
+            g: Params::build_in(world, kinds, fill, |s| {
+                Generator::new(&s.deterministic(same), config.g, latent)
+            }),
             e: (config.loss.encode()).then(|| {
                 Params::build_in(world, kinds, fill, |s| Encoder::new(s, config.e, latent))
             }),
             d: Params::build_in(world, kinds, fill, |s| {
-                Discriminator::new(s, config.discriminator(), latent)
+                Discriminator::new(&s.deterministic(same), config.discriminator(), latent)
             }),
         }
     }
@@ -231,8 +245,9 @@ fn activations(config: &Config, modules: &[Module]) -> f64 {
     let of_d = 2.0 * written("F");
     let of_players = written("G") + written("E") + written("F");
     let sides = [if config.loss.encode() { config.e.res } else { config.g.res }, config.g.res];
-    let image: i64 = sides.iter().map(|side| 3 * 4 * side * side).sum();
-    let images = (2 * config.train.batch * image) as f64;
+    // The step's batch and the next one are pixels of a byte; those of a micro-batch are made floats.
+    let pixels: i64 = sides.iter().map(|side| 3 * side * side).sum();
+    let images = ((2 * config.train.batch + 4 * config.micro_batch()) * pixels) as f64;
     images + config.micro_batch() as f64 * of_d.max(of_players)
 }
 

@@ -12,6 +12,8 @@ unsafe extern "C" {
     fn bb_autocast(enabled: c_int) -> *mut c_char;
     fn bb_tf32(enabled: c_int) -> *mut c_char;
     fn bb_deterministic(enabled: c_int) -> *mut c_char;
+    fn bb_trials(enabled: c_int) -> *mut c_char;
+    fn bb_upsample(x: *const c_void, out: *mut *mut c_void) -> *mut c_char;
     fn bb_pinned(tensor: *const c_void, copy: *mut *mut c_void) -> *mut c_char;
     fn bb_copy_later(to: *const c_void, from: *const c_void) -> *mut c_char;
 }
@@ -48,10 +50,48 @@ pub(crate) fn with_bf16<T>(enabled: bool, body: impl FnOnce() -> T) -> T {
     body()
 }
 
+/// (N, C, H, W) to (N, C, 2H, 2W), each value four times, in the kind that it has.
+///
+/// # Panics
+/// If libtorch refuses, as for other shapes.
+pub(crate) fn upsample(x: &Tensor) -> Tensor {
+    let mut out = null_mut();
+    // SAFETY: the tensor is alive; the shim writes one that is ours.
+    outcome(unsafe { bb_upsample(x.as_ptr().cast(), &raw mut out) })
+        .expect("a map of four dimensions");
+    // SAFETY: as above; it is taken over once.
+    unsafe { Tensor::from_ptr(out.cast()) }
+}
+
 /// Whether products and convolutions on CUDA may round their inputs to TF32, in the whole process.
 pub(crate) fn allow_tf32(enabled: bool) {
     // SAFETY: no precondition.
     outcome(unsafe { bb_tf32(c_int::from(enabled)) }).expect("a switch of the process");
+}
+
+/// While it lives, cuDNN may choose an algorithm by trying all of them the first time it sees the shapes of a
+/// convolution, in the whole process: for work whose shapes come again and again.
+pub(crate) struct Trials;
+
+impl Trials {
+    /// Where `wanted`.
+    pub(crate) fn allow(wanted: bool) -> Option<Self> {
+        wanted.then(|| {
+            Self::switch(true);
+            Self
+        })
+    }
+
+    fn switch(enabled: bool) {
+        // SAFETY: no precondition.
+        outcome(unsafe { bb_trials(c_int::from(enabled)) }).expect("a switch of the process");
+    }
+}
+
+impl Drop for Trials {
+    fn drop(&mut self) {
+        Self::switch(false);
+    }
 }
 
 /// Whether operators give the same bits again, or fail where they cannot, in the whole process.
@@ -96,6 +136,8 @@ pub(crate) fn is_out_of_memory(text: &str) -> bool {
         "can't allocate memory",     // PyTorch's on the CPU
         "not enough memory",         // the same, of some systems
         "CUDNN_STATUS_ALLOC_FAILED", // its work space
+        "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+        "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
         "CUBLAS_STATUS_ALLOC_FAILED",
         "CUSOLVER_STATUS_ALLOC_FAILED",
         "std::bad_alloc",

@@ -170,8 +170,9 @@ impl TrainState {
         let seed = config.train.seed;
         let fill = |network| if fresh { Fill::Seed { seed, network } } else { Fill::Unset };
         let o = &config.opt;
+        let same = config.train.deterministic;
         let g = Player::new(config, o.lr_g, world, kinds, fill(NETWORKS[0]), |s| {
-            Generator::new(s, config.g, config.latent)
+            Generator::new(&s.deterministic(same), config.g, config.latent)
         });
         let e = config.loss.encode().then(|| {
             let rate = o.lr_g * o.e_lr_mult;
@@ -180,7 +181,7 @@ impl TrainState {
             }))
         });
         let d = Player::new(config, o.lr_d, world, kinds, fill(NETWORKS[2]), |s| {
-            Discriminator::new(s, config.discriminator(), config.latent)
+            Discriminator::new(&s.deterministic(same), config.discriminator(), config.latent)
         });
         let (step, of_d, cursor, rollbacks) = (0, None, Cursor::default(), 0);
         let replays = Default::default();

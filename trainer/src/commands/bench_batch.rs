@@ -41,9 +41,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let found = fit::largest(&config, device, limit, most, |tried| {
         let peak =
             tried.peak_bytes.map_or(String::new(), |bytes| format!("  {:.3} GB", bytes / 1e9));
-        let speed = match tried.seconds {
-            Some(seconds) => format!("  {seconds:.2} s"),
-            None => "  not run: it would not fit".to_owned(),
+        let speed = match (tried.seconds, &tried.ran_out) {
+            (Some(seconds), _) => format!("  {seconds:.2} s"),
+            (None, Some(said)) => format!("  memory ran out: {said}"),
+            (None, None) => "  not run: it would not fit".to_owned(),
         };
         let fits = if tried.fits { "fits" } else { "too large" };
         // What cannot be written now cannot be at the end.

@@ -577,6 +577,16 @@ impl Config {
             g.ch > 0 && f.ch > 0,
             format!("g.ch = {} and f.ch = {} must be above 0", g.ch, f.ch),
         );
+        for (key, ch, attends) in [("g", g.ch, g.attends()), ("f", f.ch, f.attends())] {
+            let channels = attends.map_or(8, |(_, channels)| channels);
+            require(
+                channels >= 8,
+                format!(
+                    "{key}.ch = {ch}: attention at {key}.attn_res wants 8 channels there, not {channels} (raise \
+                     {key}.ch, or {key}.attn_res = 0 for none)"
+                ),
+            );
+        }
         for (key, mlp) in [("h", h), ("j", j)] {
             require(
                 mlp.layers > 0 && mlp.layers % 2 == 0 && mlp.width > 0,

@@ -83,6 +83,20 @@ fn crops_of_one_s_own_are_words_of_a_configuration() {
 }
 
 #[test]
+fn attention_over_too_few_channels_is_refused_with_two_ways_out() {
+    let of = |set: &[&str]| {
+        let set: Vec<_> = set.iter().map(|s| (*s).to_owned()).collect();
+        Config::resolve(&Origin::Preset("base"), &set)
+    };
+    let said = of(&["g.ch=2", "f.ch=4"]).unwrap_err().to_string();
+    for words in ["g.ch = 2", "not 4 ", "f.ch = 4", "f.attn_res = 0"] {
+        assert!(said.contains(words), "{said}");
+    }
+    of(&["g.ch=2", "f.ch=4", "g.attn_res=0", "f.attn_res=0"]).unwrap();
+    of(&["g.ch=4", "f.ch=8"]).unwrap();
+}
+
+#[test]
 fn all_problems_are_reported_at_once() {
     let text = problem(&["train.batch=1", "opt.beta2=2", "f.res=32"]);
     for key in ["train.batch", "opt.beta2", "f.res"] {

@@ -12,4 +12,5 @@ mod model;
 pub mod pictures;
 pub mod resize;
 
+pub(crate) use model::sides;
 pub use model::{Model, Subject, Variant, loader_config};

@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::checkpoint;
 use crate::config::{Config, Precision};
-use crate::device::{self, Images};
+use crate::device::{self, Images, Reached};
 use crate::error::{Error, Result};
 use crate::model::{Encoded, Encoder, Generator};
 use crate::nn::{Fill, Params, Statistics};
@@ -382,7 +382,7 @@ impl Model {
         config.last = LastBatch::Keep;
         config.epochs = Some(1);
         config.batch = pass(&self.config).min(count) as usize;
-        let (large, small) = (config.large as i64, self.config.g.res);
+        let mut uploads = Uploads::of(&config, self.device);
         let mut loader =
             Loader::start(data.clone(), config, Cursor::default(), device::memory(self.device))?;
         let mut left = count;
@@ -393,11 +393,10 @@ impl Model {
             let batch = loader.next_while(|| !self.stop.wanted())?;
             let mut read = |batch: std::result::Result<pipeline::Batch, pipeline::Error>| {
                 self.stop.check()?;
-                let batch = batch?;
-                let images = Images::upload(&batch, large, small, self.device);
+                let (images, mut labels) = uploads.begin(batch?)?;
                 let rows = left.min(images.len());
                 left -= rows;
-                let labels = batch.labels()[..rows as usize].to_vec();
+                labels.truncate(rows as usize);
                 Ok((images.rows(0, rows), labels))
             };
             Some(read(batch))
@@ -429,16 +428,12 @@ impl Model {
         let mut config = loader_config(&self.config);
         config.shuffle = Shuffle::Global;
         config.batch = batch.min(data.len() as i64) as usize;
-        let (large, small) = (config.large as i64, self.config.g.res);
+        let mut uploads = Uploads::of(&config, self.device);
         let mut loader =
             Loader::start(data.clone(), config, Cursor::default(), device::memory(self.device))?;
         Ok(std::iter::from_fn(move || {
-            let read = |batch: std::result::Result<pipeline::Batch, pipeline::Error>| {
-                let batch = batch?;
-                let images = Images::upload(&batch, large, small, self.device);
-                Ok((images, batch.labels().to_vec()))
-            };
-            loader.next_while(|| !self.stop.wanted()).map(read)
+            let batch = loader.next_while(|| !self.stop.wanted())?;
+            Some(batch.map_err(Error::from).and_then(|batch| uploads.begin(batch)))
         }))
     }
 
@@ -464,6 +459,29 @@ impl Model {
     #[must_use]
     pub fn device(&self) -> Device {
         self.device
+    }
+}
+
+/// Batches on their way to a device, each read from page-locked memory while the work on the one before it goes on.
+#[derive(Debug)]
+struct Uploads {
+    device: Device,
+    sides: (i64, i64),
+    /// The last one, whose rows may still be read from. The mark comes before it: dropped, it waits for the copy.
+    copying: Option<(Reached, pipeline::Batch)>,
+}
+
+impl Uploads {
+    fn of(config: &LoaderConfig, device: Device) -> Self {
+        Self { device, sides: sides(config), copying: None }
+    }
+
+    /// Images and labels of a batch.
+    fn begin(&mut self, batch: pipeline::Batch) -> Result<(Images, Vec<i64>)> {
+        let labels = batch.labels().to_vec();
+        let images = Images::upload_later(&batch, self.sides.0, self.sides.1, self.device);
+        self.copying = Reached::now(self.device)?.map(|mark| (mark, batch));
+        Ok((images, labels))
     }
 }
 
@@ -511,4 +529,9 @@ pub fn loader_config(config: &Config) -> LoaderConfig {
         },
         ..LoaderConfig::default()
     }
+}
+
+/// Pixels a side of a loader's large and small rows.
+pub(crate) fn sides(config: &LoaderConfig) -> (i64, i64) {
+    (config.large as i64, config.small.unwrap_or(0) as i64)
 }

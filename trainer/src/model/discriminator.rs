@@ -1,11 +1,10 @@
-use std::rc::Rc;
-
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::LatentConfig;
 use crate::nn::{
-    Attention, Conv, ConvShape, Linear, Mlp, MlpConfig, Recompute, Scope, Statistics, recomputed,
+    Attention, Conv, ConvShape, Linear, Mlp, MlpConfig, Recompute, Scope, Shared, Statistics,
+    recomputed,
 };
 
 /// Size of F, the image part of D.
@@ -39,6 +38,13 @@ impl ImageConfig {
             256 => Some((&[1, 2, 4, 8, 8, 16, 16], 6)),
             _ => None,
         }
+    }
+
+    /// Number of the block with attention behind it, and its channels.
+    pub(crate) fn attends(&self) -> Option<(usize, i64)> {
+        let (m, halvings) = self.blocks()?;
+        let at = (0..halvings).find(|i| self.res >> (i + 1) == self.attn_res)?;
+        Some((at, m[at] * self.ch))
     }
 
     /// Width of f.
@@ -210,7 +216,7 @@ impl Discriminator {
 /// F: BigGAN's discriminator trunk without class projection.
 #[derive(Debug)]
 struct ImagePart {
-    blocks: Vec<Rc<(Block, Option<Attention>)>>,
+    blocks: Vec<Shared<(Block, Option<Attention>)>>,
     recompute: bool,
 }
 
@@ -231,10 +237,9 @@ impl ImagePart {
             let cin = if i == 0 { 3 } else { m[i - 1] * c.ch };
             let cout = m[i] * c.ch;
             let halves = i < halvings;
-            let side = c.res >> (i + 1).min(halvings);
-            let attends = side == c.attn_res && i < halvings;
-            let attention = attends.then(|| Attention::new(&s.sub("attention"), cout, c.sn_eps));
-            Rc::new((Block::new(&s, cin, cout, (i == 0, halves), c.sn_eps), attention))
+            let attention = (c.attends() == Some((i, cout)))
+                .then(|| Attention::new(&s.sub("attention"), cout, c.sn_eps));
+            Shared::new((Block::new(&s, cin, cout, (i == 0, halves), c.sn_eps), attention))
         };
         Self { blocks: (0..m.len()).map(block).collect(), recompute: c.recompute }
     }
@@ -247,7 +252,7 @@ impl ImagePart {
             x = if self.recompute {
                 recomputed(block, inputs, statistics)
             } else {
-                block.run(&inputs, statistics)
+                block.lock().run(&inputs, statistics)
             };
         }
         x.relu().sum_dim_intlist([2i64, 3].as_slice(), false, None::<Kind>)
@@ -335,7 +340,7 @@ mod tests {
         let x = Tensor::randn([2, 3, 32, 32], F64);
         let mut map = x.shallow_clone();
         for block in &f.blocks {
-            map = block.run(&[map], Statistics::Stored);
+            map = block.lock().run(&[map], Statistics::Stored);
         }
         assert_eq!(map.size(), [2, 32, 8, 8]);
         let mean = map.relu().mean_dim([2i64, 3].as_slice(), false, Kind::Double);

@@ -1,13 +1,12 @@
-use std::rc::Rc;
-
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::nn::{
     Attention, BatchNorm, ConditionalBatchNorm, Conv, ConvShape, Init, Linear, Recompute, Scope,
-    Statistics, channels_last, recomputed,
+    Shared, Statistics, channels_last, recomputed,
 };
 use crate::random::Prior;
+use crate::shim::upsample;
 
 /// The latent z: its width and how G cuts it up.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -57,6 +56,13 @@ impl GeneratorConfig {
             _ => None,
         }
     }
+
+    /// Number of the block with attention behind it, and its channels.
+    pub(crate) fn attends(&self) -> Option<(usize, i64)> {
+        let m = self.multipliers()?;
+        let at = (0..m.len() - 1).find(|i| BOTTOM << (i + 1) == self.attn_res)?;
+        Some((at, m[at + 1] * self.ch))
+    }
 }
 
 /// Momentum of G's stored statistics. They only serve before standing statistics are collected.
@@ -77,7 +83,7 @@ pub struct Generator {
     embedding: Tensor,
     first: Linear,
     width: i64,
-    blocks: Vec<Rc<(Block, Option<Attention>)>>,
+    blocks: Vec<Shared<(Block, Option<Attention>)>>,
     recompute: bool,
     norm: BatchNorm,
     last: Conv,
@@ -107,10 +113,9 @@ impl Generator {
         let block = |i: usize| {
             let s = s.sub(format!("block{i}"));
             let (cin, cout) = (m[i] * config.ch, m[i + 1] * config.ch);
-            let attends = BOTTOM << (i + 1) == config.attn_res;
-            let attention =
-                attends.then(|| Attention::new(&s.sub("attention"), cout, config.sn_eps));
-            Rc::new((Block::new(&s, cin, cout, condition, &config), attention))
+            let attention = (config.attends() == Some((i, cout)))
+                .then(|| Attention::new(&s.sub("attention"), cout, config.sn_eps));
+            Shared::new((Block::new(&s, cin, cout, condition, &config), attention))
         };
         Self {
             chunk: latent.chunk,
@@ -139,7 +144,7 @@ impl Generator {
             x = if self.recompute {
                 recomputed(block, inputs, statistics)
             } else {
-                block.run(&inputs, statistics)
+                block.lock().run(&inputs, statistics)
             };
         }
         self.last.forward(&self.norm.forward(&x, statistics).relu()).tanh()
@@ -192,13 +197,6 @@ impl Block {
     }
 }
 
-fn upsample(x: &Tensor) -> Tensor {
-    let (_, _, h, w) = x.size4().expect("images are (N, C, H, W)");
-    let y = x.upsample_nearest2d([2 * h, 2 * w], None, None);
-    // Under autocast CUDA widens it: values are only repeated, so going back loses nothing.
-    if y.kind() == x.kind() { y } else { y.to_kind(x.kind()) }
-}
-
 #[cfg(test)]
 mod tests {
     use tch::{Device, Kind, no_grad};
@@ -224,7 +222,7 @@ mod tests {
         let mut all = vec![g.first.forward(&chunks[0]).view([-1, g.width, BOTTOM, BOTTOM])];
         for (block, z) in g.blocks.iter().zip(&chunks[1..]) {
             let c = Tensor::cat(&[z, &e], 1);
-            all.push(block.0.forward(all.last().unwrap(), &c, Statistics::Stored));
+            all.push(block.lock().0.forward(all.last().unwrap(), &c, Statistics::Stored));
         }
         all.push(g.forward(z, Statistics::Stored));
         all

@@ -1,9 +1,7 @@
-use std::rc::Rc;
-
 use tch::Tensor;
 
 use super::encoder::{EncoderConfig, RootPad};
-use crate::nn::{BatchNorm, Conv, ConvShape, Recompute, Scope, Statistics, recomputed};
+use crate::nn::{BatchNorm, Conv, ConvShape, Recompute, Scope, Shared, Statistics, recomputed};
 
 /// Bottlenecks of each stage, by depth.
 pub(super) fn stages(depth: i64) -> Option<[i64; 4]> {
@@ -25,13 +23,16 @@ pub(super) fn norm(s: &Scope<'_>, channels: i64, c: &EncoderConfig) -> BatchNorm
 }
 
 /// One block, whose inside is kept or not.
-pub(super) fn forward<B: Recompute + 'static>(
-    block: &Rc<B>,
+pub(super) fn forward<B: Recompute + Send + 'static>(
+    block: &Shared<B>,
     x: Tensor,
     statistics: Statistics,
     recompute: bool,
 ) -> Tensor {
-    if recompute { recomputed(block, vec![x], statistics) } else { block.run(&[x], statistics) }
+    match recompute {
+        true => recomputed(block, vec![x], statistics),
+        false => block.lock().run(&[x], statistics),
+    }
 }
 
 /// 3×3/2 max-pool with symmetric padding 1 of the root's output, which no ReLU has made positive.
@@ -55,7 +56,7 @@ pub(super) fn max_pool(x: &Tensor, pad: RootPad) -> Tensor {
 #[derive(Debug)]
 pub(super) struct ResNet {
     root: Conv,
-    stages: Vec<Vec<Rc<Bottleneck>>>,
+    stages: Vec<Vec<Shared<Bottleneck>>>,
     end: BatchNorm,
     pad: RootPad,
     recompute: bool,
@@ -72,7 +73,7 @@ impl ResNet {
             for unit in 0..count {
                 let stride = if stage > 0 && unit == 0 { 2 } else { 1 };
                 let s = s.sub(format!("stage{}", stage + 1)).sub(unit);
-                units.push(Rc::new(Bottleneck::new(&s, (cin, mid), stride, &c)));
+                units.push(Shared::new(Bottleneck::new(&s, (cin, mid), stride, &c)));
                 cin = 4 * mid;
             }
             all.push(units);

@@ -1,10 +1,8 @@
-use std::rc::Rc;
-
 use tch::{Tensor, no_grad, with_grad};
 
 use super::encoder::{EncoderConfig, RootPad};
 use super::resnet::{conv, max_pool, norm, stages};
-use crate::nn::{BatchNorm, Conv, Scope, Statistics, attach, single};
+use crate::nn::{BatchNorm, Conv, Scope, Shared, Statistics, attach, grad, single};
 
 /// Reversible trunk, factor 4·width. Backward recomputes: a stage keeps its output alone, and each
 /// unit's input is worked out from its output, so memory does not grow with units per stage.
@@ -34,7 +32,7 @@ impl RevNet {
         let stage = |(stage, count): (usize, i64)| {
             let s = s.sub(format!("stage{}", stage + 1));
             let unit = |i: i64| Unit::new(&s.sub(i), channels(stage), &c);
-            Stage(Rc::new((0..count).map(unit).collect()))
+            Stage(Shared::new((0..count).map(unit).collect()))
         };
         Self {
             root: conv(&s.sub("root"), 3, channels(0), 7, 2),
@@ -77,7 +75,7 @@ impl RevNet {
 
 /// The units between two changes of width.
 #[derive(Debug)]
-struct Stage(Rc<Vec<Unit>>);
+struct Stage(Shared<Vec<Unit>>);
 
 impl Stage {
     fn forward(&self, x: &Tensor, statistics: Statistics) -> Tensor {
@@ -86,16 +84,16 @@ impl Stage {
         }
         let y = no_grad(|| self.plain(x, statistics));
         let mut inputs = vec![x.shallow_clone()];
-        inputs.extend(self.0.iter().flat_map(Unit::parameters));
+        inputs.extend(self.0.lock().iter().flat_map(Unit::parameters));
         let (units, kept) = (self.0.clone(), y.shallow_clone());
         let again = statistics.again();
-        attach(y, &inputs, move |gradient| backward(&units, &kept, gradient, again))
+        attach(y, &inputs, move |gradient| backward(&units.lock(), &kept, gradient, again))
     }
 
     /// Plain autograd.
     fn plain(&self, x: &Tensor, statistics: Statistics) -> Tensor {
         let first = x.shallow_clone();
-        self.0.iter().fold(first, |x, unit| unit.forward(&x, statistics))
+        self.0.lock().iter().fold(first, |x, unit| unit.forward(&x, statistics))
     }
 }
 
@@ -114,10 +112,9 @@ fn backward(units: &[Unit], y: &Tensor, gradient: &Tensor, again: Statistics) ->
         let x2 = a.detach().set_requires_grad(true);
         let residual = with_grad(|| unit.residual(&x2, again));
         let x1 = b - residual.detach();
-        let inner = with_grad(|| (residual * &gb).sum(gb.kind()));
         let mut inputs = vec![x2];
         inputs.extend(unit.parameters());
-        let mut gradients = Tensor::run_backward(&[inner], &inputs, false, false);
+        let mut gradients = grad(&residual, &gb, &inputs);
         let of_x2 = gradients.remove(0);
         of_units.push(gradients);
         (a, b) = (x1, inputs.swap_remove(0).detach());

@@ -1,10 +1,8 @@
-use std::rc::Rc;
-
 use tch::Tensor;
 
 use super::EncoderConfig;
 use super::resnet::{conv, forward, norm};
-use crate::nn::{BatchNorm, Conv, Recompute, Scope, Statistics};
+use crate::nn::{BatchNorm, Conv, Recompute, Scope, Shared, Statistics};
 
 /// Channels of the three stages, times `width`.
 const CHANNELS: [i64; 3] = [32, 64, 128];
@@ -17,7 +15,7 @@ const CHANNELS: [i64; 3] = [32, 64, 128];
 #[derive(Debug)]
 pub(super) struct Small {
     root: Conv,
-    stages: Vec<Vec<Rc<Basic>>>,
+    stages: Vec<Vec<Shared<Basic>>>,
     end: BatchNorm,
     recompute: bool,
 }
@@ -36,7 +34,7 @@ impl Small {
             for block in 0..(c.depth - 2) / 6 {
                 let s = s.sub(format!("stage{}", stage + 1)).sub(block);
                 let stride = if block == 0 { 2 } else { 1 };
-                blocks.push(Rc::new(Basic::new(&s, (cin, channels * c.width), stride, &c)));
+                blocks.push(Shared::new(Basic::new(&s, (cin, channels * c.width), stride, &c)));
                 cin = channels * c.width;
             }
             stages.push(blocks);

@@ -252,13 +252,12 @@ extern "C" fn drop_context(context: *mut c_void) {
 
 #[cfg(test)]
 mod tests {
-    use std::rc::Rc;
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use tch::{Device, Kind};
 
     use super::*;
-    use crate::nn::{Fill, Init, Recompute, Statistics, Weights, attach, recomputed};
+    use crate::nn::{Fill, Init, Recompute, Shared, Statistics, Weights, attach, recomputed};
 
     const ROWS: i64 = 16;
 
@@ -279,12 +278,12 @@ mod tests {
         }
     }
 
-    fn net(world: &World) -> (Rc<Net>, Params) {
+    fn net(world: &World) -> (Shared<Net>, Params) {
         let fill = Fill::Seed { seed: 1, network: 0 };
         let (net, params) = Params::build_in(world, (Kind::Float, Device::Cpu), fill, |s| {
             let weight = |name| s.normed(name, &[ROWS, ROWS], Init::Normal(1.0), 1e-12);
             let _ = weight("unread");
-            Rc::new(Net { first: weight("first"), second: weight("second") })
+            Shared::new(Net { first: weight("first"), second: weight("second") })
         });
         params.use_weights(Weights::Train);
         (net, params)
@@ -299,15 +298,16 @@ mod tests {
         let world = World::rehearsal(2);
         let (net, params) = net(&world);
         // Between the two weights: the pass has come by the second and not by the first.
-        let sent = Rc::new(AtomicU64::new(0));
+        let sent = Arc::new(AtomicU64::new(0));
         let (counter, watched) = (sent.clone(), world.clone());
-        let inner = x().matmul(&net.first);
+        let [first, second] = net.lock().parameters().try_into().unwrap();
+        let inner = x().matmul(&first);
         let inner = attach(inner.detach(), &[inner], move |gradient| {
             counter.store(watched.traffic().collectives, Ordering::Relaxed);
             vec![gradient.shallow_clone()]
         });
         let mut gradients = Gradients::of([&params]);
-        gradients.add(&inner.matmul(&net.second).sum(Kind::Float), true);
+        gradients.add(&inner.matmul(&second).sum(Kind::Float), true);
         assert_eq!(sent.load(Ordering::Relaxed), 1);
         assert_eq!((world.traffic().collectives, gradients.under_way.len()), (3, 3));
     }
@@ -334,7 +334,7 @@ mod tests {
             // Twice, so that one block's gradients are not yet the weights'.
             let run = |times: f64| match recompute {
                 true => recomputed(&net, vec![x() * times], Statistics::Batch),
-                false => net.run(&[x() * times], Statistics::Batch),
+                false => net.lock().run(&[x() * times], Statistics::Batch),
             };
             let y = run((pass + 1) as f64) * run(0.1);
             gradients.add(&y.sum(Kind::Float), pass + 1 == passes);

@@ -18,7 +18,7 @@ pub use gradients::Gradients;
 pub use linear::Linear;
 pub use mlp::{Mlp, MlpConfig};
 pub use params::{Fill, Init, Kinds, Params, Scope, Weights};
-pub use recompute::{Recompute, attach, recomputed};
+pub use recompute::{Recompute, Shared, attach, grad, recomputed};
 pub use spectral_norm::{SpectralNorm, SpectralNorms};
 
 /// What was computed in bfloat16, in single precision; anything else as it is.

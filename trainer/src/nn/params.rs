@@ -106,7 +106,7 @@ impl Params {
             norms: SpectralNorms::default(),
             buffers: vec![],
         });
-        let net = build(&Scope { builder: &cell, prefix: String::new() });
+        let net = build(&Scope { builder: &cell, prefix: String::new(), deterministic: false });
         let Builder { parameters, norms, buffers, .. } = cell.into_inner();
         let empty = || Tensor::empty([0], kinds);
         let (flat, flat_scaled) = (empty(), empty());
@@ -335,13 +335,25 @@ struct Builder {
 pub struct Scope<'a> {
     builder: &'a RefCell<Builder>,
     prefix: String,
+    deterministic: bool,
 }
 
 impl Scope<'_> {
     /// The place `name` below this one.
     #[must_use]
     pub fn sub(&self, name: impl std::fmt::Display) -> Self {
-        Self { builder: self.builder, prefix: format!("{}{name}.", self.prefix) }
+        Self { prefix: format!("{}{name}.", self.prefix), ..self.clone() }
+    }
+
+    /// The same place, for layers that give the same bits each time on CUDA too, or that need not.
+    #[must_use]
+    pub fn deterministic(&self, wanted: bool) -> Self {
+        Self { deterministic: wanted, ..self.clone() }
+    }
+
+    /// Whether they are to.
+    pub(super) fn is_deterministic(&self) -> bool {
+        self.deterministic
     }
 
     /// A trainable tensor.

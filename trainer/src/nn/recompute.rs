@@ -2,7 +2,7 @@ use std::cell::Cell;
 use std::ffi::{CString, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::null_mut;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tch::{Tensor, no_grad, with_grad};
 
@@ -19,7 +19,7 @@ pub(super) fn recomputing() -> bool {
 }
 
 /// Computes the gradients of a block's inputs from the gradient of its output.
-type Backward = Box<dyn Fn(&Tensor) -> Vec<Tensor>>;
+type Backward = Box<dyn Fn(&Tensor) -> Vec<Tensor> + Send>;
 
 unsafe extern "C" {
     fn bb_attach(
@@ -30,6 +30,58 @@ unsafe extern "C" {
         backward: extern "C" fn(*mut c_void, *mut c_void, *mut *mut c_void) -> *mut c_char,
         drop: extern "C" fn(*mut c_void),
     ) -> *mut c_char;
+    fn bb_grad(
+        output: *const c_void,
+        gradient: *const c_void,
+        inputs: *const *mut c_void,
+        count: usize,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+}
+
+/// The gradients of `inputs`, which want them, given that of `output`; undefined where `output` does not
+/// depend on one.
+///
+/// # Panics
+/// If libtorch refuses.
+pub fn grad(output: &Tensor, gradient: &Tensor, inputs: &[Tensor]) -> Vec<Tensor> {
+    let pointers: Vec<*mut c_void> = inputs.iter().map(|t| t.as_ptr().cast_mut().cast()).collect();
+    let mut out = vec![null_mut(); inputs.len()];
+    // SAFETY: all pointers are to live tensors, and `out` has room for one an input, which are ours.
+    let error = unsafe {
+        let (output, gradient) = (output.as_ptr().cast(), gradient.as_ptr().cast());
+        bb_grad(output, gradient, pointers.as_ptr(), pointers.len(), out.as_mut_ptr())
+    };
+    outcome(error).unwrap_or_else(|reason| panic!("{reason}"));
+    let owned = |t: *mut c_void| match t.is_null() {
+        true => Tensor::new(),
+        // SAFETY: as above; each is taken over once.
+        false => unsafe { Tensor::from_ptr(t.cast()) },
+    };
+    out.into_iter().map(owned).collect()
+}
+
+/// A part of a network that backward passes use on threads of autograd's, too.
+#[derive(Debug)]
+pub struct Shared<B>(Arc<Mutex<B>>);
+
+impl<B> Shared<B> {
+    /// Of a part that nobody else has.
+    pub fn new(part: B) -> Self {
+        Self(Arc::new(Mutex::new(part)))
+    }
+
+    /// The part, for one pass.
+    pub fn lock(&self) -> MutexGuard<'_, B> {
+        // A pass that panicked changed nothing of it but statistics.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<B> Clone for Shared<B> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
 }
 
 /// A part of a network whose inside can be computed again instead of kept.
@@ -49,12 +101,12 @@ pub trait Recompute {
 ///
 /// # Panics
 /// As [`Recompute::run`].
-pub fn recomputed<B: Recompute + 'static>(
-    block: &Rc<B>,
+pub fn recomputed<B: Recompute + Send + 'static>(
+    block: &Shared<B>,
     inputs: Vec<Tensor>,
     statistics: Statistics,
 ) -> Tensor {
-    let parameters = block.parameters();
+    let parameters = block.lock().parameters();
     let tracked = |inputs: &[Tensor], parameters: &[Tensor]| -> Vec<Tensor> {
         let all = inputs.iter().chain(parameters).filter(|t| t.requires_grad());
         all.map(Tensor::shallow_clone).collect()
@@ -62,18 +114,15 @@ pub fn recomputed<B: Recompute + 'static>(
     let wanted = tracked(&inputs, &parameters);
     // A leaf wants gradients under `no_grad` too; what is made of it does not.
     if !wanted.first().is_some_and(|t| t.view_as(t).requires_grad()) {
-        return block.run(&inputs, statistics);
+        return block.lock().run(&inputs, statistics);
     }
-    let output = no_grad(|| block.run(&inputs, statistics));
+    let output = no_grad(|| block.lock().run(&inputs, statistics));
     let block = block.clone();
     attach(output, &wanted, move |gradient| {
         let cut = |t: &Tensor| t.detach().set_requires_grad(t.requires_grad());
         let inputs: Vec<Tensor> = inputs.iter().map(cut).collect();
-        let loss = with_grad(|| {
-            let output = block.run(&inputs, statistics.again());
-            (output * gradient).sum(gradient.kind())
-        });
-        Tensor::run_backward(&[loss], &tracked(&inputs, &parameters), false, false)
+        let output = with_grad(|| block.lock().run(&inputs, statistics.again()));
+        grad(&output, gradient, &tracked(&inputs, &parameters))
     })
 }
 
@@ -96,7 +145,7 @@ struct Context {
 pub fn attach(
     output: Tensor,
     inputs: &[Tensor],
-    backward: impl Fn(&Tensor) -> Vec<Tensor> + 'static,
+    backward: impl Fn(&Tensor) -> Vec<Tensor> + Send + 'static,
 ) -> Tensor {
     let mut output = output.detach();
     let mut handles: Vec<Tensor> = inputs.iter().map(Tensor::shallow_clone).collect();
@@ -104,8 +153,8 @@ pub fn attach(
     let context =
         Box::new(Context { backward: Box::new(backward), bf16: in_bf16(), count: inputs.len() });
     // SAFETY: all pointers are to live tensors; the shim takes `context` over and gives it back to
-    // `drop_context` exactly once. It may do so, and call `run_backward`, on a thread of autograd's;
-    // the thread that owns the tensors then waits inside the backward pass.
+    // `drop_context` exactly once. It may do so, and call `run_backward`, on a thread of autograd's, which
+    // the closure's type allows.
     let error = unsafe {
         bb_attach(
             output.as_mut_ptr().cast(),
@@ -126,6 +175,7 @@ extern "C" fn run_backward(
     out: *mut *mut c_void,
 ) -> *mut c_char {
     let outer = AGAIN.replace(true);
+    // Autograd passes what it says on to whoever started the pass.
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         // SAFETY: `context` is the box made in `attach`, still owned by the node that calls.
         let context = unsafe { &*context.cast::<Context>() };
@@ -156,8 +206,6 @@ extern "C" fn drop_context(context: *mut c_void) {
 
 #[cfg(test)]
 mod tests {
-    use std::rc::Rc;
-
     use tch::{Kind, kind::DOUBLE_CPU, no_grad};
 
     use super::*;
@@ -166,7 +214,7 @@ mod tests {
     fn the_given_backward_is_part_of_the_graph_and_is_dropped_with_it() {
         let x = Tensor::randn([5], DOUBLE_CPU).set_requires_grad(true);
         let inner = &x * 3.0;
-        let alive = Rc::new(());
+        let alive = Arc::new(());
         let (saved, token) = (inner.detach(), alive.clone());
         let square = attach(no_grad(|| inner.square()), &[inner], move |g| {
             let _ = &token;
@@ -176,7 +224,7 @@ mod tests {
         let g = Tensor::run_backward(&[loss], &[&x], false, false).remove(0);
         assert!((g - &x * 18.0).abs().max().double_value(&[]) < 1e-12);
         drop(square);
-        assert_eq!(Rc::strong_count(&alive), 1);
+        assert_eq!(Arc::strong_count(&alive), 1);
     }
 
     #[test]

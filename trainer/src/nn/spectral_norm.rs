@@ -1,7 +1,8 @@
 use std::ffi::{c_char, c_void};
 
-use tch::{Tensor, no_grad};
+use tch::{Device, Tensor, no_grad};
 
+use crate::graph::{Graph, recording};
 use crate::shim::outcome;
 
 /// One layer of a shim call; the layout is that of `bb_layer`.
@@ -54,6 +55,25 @@ pub struct SpectralNorm {
 pub struct SpectralNorms {
     layers: Vec<SpectralNorm>,
     eps: f64,
+    after_update: AfterUpdate,
+}
+
+/// How the one iteration after an update is made on a CUDA device: some five kernels a layer, short ones, whose
+/// tensors never change place. So one call starts them all, from the third time on.
+#[derive(Debug)]
+enum AfterUpdate {
+    /// One by one; so many times more before they are recorded.
+    Plain(u32),
+    /// From a recorded graph.
+    Graph(Graph),
+    /// One by one: CUDA recorded none.
+    Always,
+}
+
+impl Default for AfterUpdate {
+    fn default() -> Self {
+        Self::Plain(2)
+    }
 }
 
 impl SpectralNorms {
@@ -83,12 +103,38 @@ impl SpectralNorms {
     /// # Panics
     /// If libtorch refuses.
     pub fn advance(&mut self, iterations: usize) {
+        let device = self.layers.first().map_or(Device::Cpu, |layer| layer.weight.device());
+        let (Device::Cuda(index), 1, false) = (device, iterations, recording()) else {
+            return self.one_by_one(iterations).expect("weights and vectors fit together");
+        };
+        match &mut self.after_update {
+            AfterUpdate::Plain(0) => {
+                let made = Graph::record(index, None, || self.one_by_one(1));
+                self.after_update = match made.and_then(|(graph, begun)| begun.map(|()| graph)) {
+                    Ok(graph) => AfterUpdate::Graph(graph),
+                    Err(reason) => {
+                        tracing::warn!("CUDA records no advance of spectral norms: {reason}");
+                        AfterUpdate::Always
+                    }
+                };
+            }
+            AfterUpdate::Plain(times) => *times -= 1,
+            _ => (),
+        }
+        match &self.after_update {
+            AfterUpdate::Graph(graph) => graph.replay(),
+            _ => self.one_by_one(1),
+        }
+        .expect("what ran before runs again");
+    }
+
+    fn one_by_one(&self, iterations: usize) -> Result<(), String> {
         let layers = self.handles();
         // SAFETY: the handles are of live tensors, of the shapes that `add` was given.
         let error = unsafe {
             bb_spectral_advance(layers.as_ptr(), layers.len(), iterations as i64, self.eps)
         };
-        outcome(error).expect("weights and vectors fit together");
+        outcome(error)
     }
 
     /// The largest singular value itself, to a thousandth whatever the gap to the next: 2¹⁴ power iterations, by

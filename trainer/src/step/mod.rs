@@ -9,7 +9,7 @@
 use tch::{Device, Tensor, no_grad};
 
 use crate::config::{Config, OnFault, Precision};
-use crate::device::Images;
+use crate::device::{Images, normalised};
 use crate::dist::World;
 use crate::error::Error;
 use crate::graph::Graph;
@@ -18,7 +18,7 @@ use crate::model::{Encoder, Pair};
 use crate::nn::{Gradients, Params, Statistics, Weights};
 use crate::optim::Pace;
 use crate::random::{Key, Purpose};
-use crate::shim::{allow_tf32, want_determinism, with_bf16};
+use crate::shim::{Trials, allow_tf32, want_determinism, with_bf16};
 use crate::state::{Averaged, Done, OfD, Replayed, TrainState, Update};
 
 /// What a step says of itself; still on the device.
@@ -112,6 +112,7 @@ fn update_by(
     inputs: Inputs,
     body: fn(&Config, &mut TrainState, &Inputs) -> Vec<Done>,
 ) -> Vec<Done> {
+    let _trials = Trials::allow(chooses_by_trial(config));
     if !config.train.graphs {
         return body(config, state, &inputs);
     }
@@ -141,6 +142,12 @@ fn update_by(
     };
     state.replays[which] = Some(replayed);
     done
+}
+
+/// Whether cuDNN chooses the algorithm of a convolution by trying all of them once: where every pass has the
+/// same shapes and other bits each time are no fault.
+fn chooses_by_trial(config: &Config) -> bool {
+    !config.train.deterministic && config.train.batch % config.micro_batch() == 0
 }
 
 /// Sets the process's switches as steps need them: before the first.
@@ -237,10 +244,10 @@ fn update_discriminator(config: &Config, state: &mut TrainState, inputs: &Inputs
 fn joint_pairs(state: &TrainState, images: &Images, draws: &Draws) -> Pair {
     let generated = state.g.live.net.forward(&draws.prior, Statistics::Batch);
     let latent = state.e.as_ref().map(|e| {
-        let code = e.live.net.forward(&images.large, Statistics::Batch).code;
+        let code = e.live.net.forward(&normalised(&images.large), Statistics::Batch).code;
         Tensor::cat(&[&code.sample(&draws.noise), &draws.prior], 0)
     });
-    Pair { image: Tensor::cat(&[&images.small, &generated], 0), latent }
+    Pair { image: Tensor::cat(&[&normalised(&images.small), &generated], 0), latent }
 }
 
 /// One joint update of G and E, then of their averages. D is only read. Returns G's and E's part of
@@ -309,8 +316,8 @@ fn encoder_loss(
     images: &Images,
     draws: &Draws,
 ) -> Tensor {
-    let f = no_grad(|| state.d.net.image_features(&images.small));
-    let code = e.live.net.forward(&images.large, Statistics::Batch).code;
+    let f = no_grad(|| state.d.net.image_features(&normalised(&images.small)));
+    let code = e.live.net.forward(&normalised(&images.large), Statistics::Batch).code;
     loss::encoder(&state.d.net.scores_of(&f, Some(&code.sample(&draws.noise))))
 }
 
@@ -411,5 +418,7 @@ impl<'a> Sum<'a> {
     }
 }
 
+#[cfg(test)]
+mod audit;
 #[cfg(test)]
 mod tests;
