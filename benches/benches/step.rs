@@ -8,7 +8,7 @@ use std::mem;
 use benches::{Subject, median, peak_rss};
 use clap::Parser;
 use serde_json::json;
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 use trainer::config::Config;
 use trainer::device::{self, Images, Moment};
 use trainer::inspect::{Cost, Counts};
@@ -16,12 +16,13 @@ use trainer::measure::Audit;
 use trainer::peak;
 use trainer::state::TrainState;
 use trainer::step::{discriminator_step, encoder_generator_step, prepare};
+use trainer::timing::random_images;
 
 #[derive(Debug, Parser)]
 struct Args {
     #[command(flatten)]
     subject: Subject,
-    /// Steps to time, after a tenth of it (at least one) to warm up
+    /// Steps to time, after a tenth of it (at least three) to warm up
     #[arg(long, default_value_t = 30)]
     steps: usize,
     /// Also print what the kernels of a step read and write
@@ -41,7 +42,8 @@ fn main() -> anyhow::Result<()> {
     let mut state = TrainState::new(&config, device, true);
     let images = random_images(&config, device);
     let (mut losses, mut moments) = (vec![], vec![]);
-    for _ in 0..(args.steps / 10).max(1) {
+    // In the third, spectral norms are recorded.
+    for _ in 0..(args.steps / 10).max(3) {
         whole_step(&config, &mut state, &images, &mut losses, &mut vec![])?;
     }
     check(&mem::take(&mut losses))?;
@@ -96,13 +98,6 @@ fn main() -> anyhow::Result<()> {
     });
     println!("{line}");
     Ok(())
-}
-
-fn random_images(config: &Config, device: Device) -> Images {
-    // As batches come from the pipeline.
-    let draw =
-        |side| Tensor::randint(256, [config.train.batch, side, side, 3], (Kind::Uint8, device));
-    Images { large: draw(config.e.res), small: draw(config.g.res) }
 }
 
 fn again(images: &Images) -> Images {

@@ -41,11 +41,10 @@ impl Images {
         }
     }
 
-    /// As [`Images::upload`], without waiting for the copy: the batch must live until it is done.
+    /// Pixels made images; images stay as they are.
     #[must_use]
-    pub fn upload_later(batch: &Batch, large: i64, small: i64, device: Device) -> Self {
-        let pixels = Self::pixels_later(batch, large, small, device);
-        Self { large: normalised(&pixels.large), small: normalised(&pixels.small) }
+    pub fn normalised(&self) -> Self {
+        Self { large: normalised(&self.large), small: normalised(&self.small) }
     }
 
     /// As [`Images::upload`], of pixels (N, S, S, 3) at both sides.
@@ -156,7 +155,7 @@ impl Reached {
     ///
     /// # Errors
     /// [`Error::Torch`].
-    pub fn now(device: Device) -> Result<Option<Self>> {
+    fn now(device: Device) -> Result<Option<Self>> {
         let Device::Cuda(index) = device else { return Ok(None) };
         let mut event = null_mut();
         // SAFETY: the shim writes a handle of its own, which `drop` gives back.

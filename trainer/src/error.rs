@@ -322,7 +322,10 @@ mod tests {
         let large: Result<Tensor> = Error::caught(|| Ok(Tensor::empty([1i64 << 58], FLOAT_CPU)));
         let Err(error @ Error::Memory { .. }) = large else { panic!("{large:?}") };
         assert!(error.to_string().contains("train.micro_batch"), "{error}");
-        // Within a backward pass, too.
+        // In the shim, and within a backward pass, too.
+        let map = Tensor::zeros([1], FLOAT_CPU).expand([1, 1 << 20, 1 << 15, 1 << 15], false);
+        let ours: Result<Tensor> = Error::caught(|| Ok(crate::shim::upsample(&map)));
+        assert!(matches!(ours, Err(Error::Memory { .. })), "{ours:?}");
         let weight = Tensor::zeros([3], FLOAT_CPU).set_requires_grad(true);
         let late: Result<()> = Error::caught(|| {
             let y = weight.sum(tch::Kind::Float) * Tensor::zeros([2], FLOAT_CPU);

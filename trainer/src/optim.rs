@@ -6,7 +6,7 @@ use std::ptr::null;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::shim::outcome;
+use crate::shim::{must, outcome};
 
 unsafe extern "C" {
     fn bb_adam(
@@ -123,7 +123,7 @@ impl Adam {
                 fault,
             )
         };
-        outcome(error).expect("parameters, gradient and moments are alike");
+        must(outcome(error));
     }
 }
 

@@ -57,8 +57,7 @@ pub(crate) fn with_bf16<T>(enabled: bool, body: impl FnOnce() -> T) -> T {
 pub(crate) fn upsample(x: &Tensor) -> Tensor {
     let mut out = null_mut();
     // SAFETY: the tensor is alive; the shim writes one that is ours.
-    outcome(unsafe { bb_upsample(x.as_ptr().cast(), &raw mut out) })
-        .expect("a map of four dimensions");
+    must(outcome(unsafe { bb_upsample(x.as_ptr().cast(), &raw mut out) }));
     // SAFETY: as above; it is taken over once.
     unsafe { Tensor::from_ptr(out.cast()) }
 }
@@ -163,15 +162,14 @@ pub(crate) fn sent(tensor: &Tensor, device: Device) -> Tensor {
     if !device.is_cuda() {
         return tensor.to_device(device);
     }
-    pinned(tensor).expect("page-locked memory").to_device_(device, tensor.kind(), true, false)
+    must(pinned(tensor)).to_device_(device, tensor.kind(), true, false)
 }
 
 /// Copies `from` to `to`, of the same shape and type, without waiting for the copy where one of them is in page-locked
 /// memory and the other on a device.
 pub(crate) fn copy_later(to: &Tensor, from: &Tensor) {
     // SAFETY: both are alive; the copy writes to the first alone.
-    outcome(unsafe { bb_copy_later(to.as_ptr().cast(), from.as_ptr().cast()) })
-        .expect("the same shape")
+    must(outcome(unsafe { bb_copy_later(to.as_ptr().cast(), from.as_ptr().cast()) }));
 }
 
 /// A function of the shim's that it is given to call, with the context that it is given beside it.
@@ -205,6 +203,13 @@ pub(crate) fn through<T>(
         Some(Ok(value)) => ended.map(|()| value),
         None => Err(ended.err().unwrap_or_else(|| "the function was not called".to_owned())),
     }
+}
+
+/// What the shim gave. What libtorch refused is a panic in tch's words, which [`Error::caught`] knows.
+///
+/// [`Error::caught`]: crate::error::Error::caught
+pub(crate) fn must<T>(ended: Result<T, String>) -> T {
+    ended.unwrap_or_else(|reason| panic!("an `Err` value: Torch({reason:?})"))
 }
 
 /// What an error of the shim says, or `Ok` where there is none.

@@ -100,13 +100,11 @@ pub fn median(mut values: Vec<f64>) -> Option<f64> {
     values.get(values.len() / 2).copied()
 }
 
-/// A batch in [-1, 1], channels last in memory as batches come from the pipeline.
+/// A batch of pixels, u8 as batches come from the pipeline.
 #[must_use]
 pub fn random_images(config: &Config, device: Device) -> Images {
-    let draw = |side| {
-        let shape = [config.train.batch, side, side, 3];
-        Tensor::rand(shape, (Kind::Float, device)).permute([0, 3, 1, 2]) * 2.0 - 1.0
-    };
+    let draw =
+        |side| Tensor::randint(256, [config.train.batch, side, side, 3], (Kind::Uint8, device));
     let large = if config.loss.encode() { config.e.res } else { config.g.res };
     Images { large: draw(large), small: draw(config.g.res) }
 }

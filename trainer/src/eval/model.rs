@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::checkpoint;
 use crate::config::{Config, Precision};
-use crate::device::{self, Images, Reached};
+use crate::device::{self, Images, Lane, Reached};
 use crate::error::{Error, Result};
 use crate::model::{Encoded, Encoder, Generator};
 use crate::nn::{Fill, Params, Statistics};
@@ -382,7 +382,7 @@ impl Model {
         config.last = LastBatch::Keep;
         config.epochs = Some(1);
         config.batch = pass(&self.config).min(count) as usize;
-        let mut uploads = Uploads::of(&config, self.device);
+        let mut uploads = Uploads::of(&config, self.device)?;
         let mut loader =
             Loader::start(data.clone(), config, Cursor::default(), device::memory(self.device))?;
         let mut left = count;
@@ -428,7 +428,7 @@ impl Model {
         let mut config = loader_config(&self.config);
         config.shuffle = Shuffle::Global;
         config.batch = batch.min(data.len() as i64) as usize;
-        let mut uploads = Uploads::of(&config, self.device);
+        let mut uploads = Uploads::of(&config, self.device)?;
         let mut loader =
             Loader::start(data.clone(), config, Cursor::default(), device::memory(self.device))?;
         Ok(std::iter::from_fn(move || {
@@ -462,26 +462,35 @@ impl Model {
     }
 }
 
-/// Batches on their way to a device, each read from page-locked memory while the work on the one before it goes on.
+/// Batches on their way to a device, beside its work on the one before.
 #[derive(Debug)]
 struct Uploads {
     device: Device,
     sides: (i64, i64),
+    lane: Option<Lane>,
     /// The last one, whose rows may still be read from. The mark comes before it: dropped, it waits for the copy.
     copying: Option<(Reached, pipeline::Batch)>,
 }
 
 impl Uploads {
-    fn of(config: &LoaderConfig, device: Device) -> Self {
-        Self { device, sides: sides(config), copying: None }
+    fn of(config: &LoaderConfig, device: Device) -> Result<Self> {
+        Ok(Self { device, sides: sides(config), lane: Lane::new(device)?, copying: None })
     }
 
     /// Images and labels of a batch.
     fn begin(&mut self, batch: pipeline::Batch) -> Result<(Images, Vec<i64>)> {
         let labels = batch.labels().to_vec();
-        let images = Images::upload_later(&batch, self.sides.0, self.sides.1, self.device);
-        self.copying = Reached::now(self.device)?.map(|mark| (mark, batch));
-        Ok((images, labels))
+        let upload = || Images::pixels_later(&batch, self.sides.0, self.sides.1, self.device);
+        let pixels = match &self.lane {
+            None => upload(),
+            Some(lane) => {
+                let (pixels, mark) = lane.run(upload)?;
+                mark.before(&[&pixels.large, &pixels.small])?;
+                self.copying = Some((mark, batch));
+                pixels
+            }
+        };
+        Ok((pixels.normalised(), labels))
     }
 }
 

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use super::{Init, Linear, Scope, attach};
 use crate::dist::World;
-use crate::shim::outcome;
+use crate::shim::{must, outcome};
 
 unsafe extern "C" {
     fn bb_norm_backward(
@@ -176,7 +176,7 @@ fn constant_backward(
         let (g, x, m, v) = (pointer(gradient), pointer(x), pointer(mean), pointer(var));
         bb_norm_backward(g, x, gain, m, v, eps, out.as_mut_ptr())
     };
-    outcome(error).expect("tensors of matching shapes");
+    must(outcome(error));
     // SAFETY: as above; each is taken over once.
     out.map(|t: *mut c_void| unsafe { Tensor::from_ptr(t.cast()) })
 }

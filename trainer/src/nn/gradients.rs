@@ -10,7 +10,7 @@ use tch::Tensor;
 use super::Params;
 use super::recompute::recomputing;
 use crate::dist::{Pending, World};
-use crate::shim::outcome;
+use crate::shim::{must, outcome};
 
 unsafe extern "C" {
     fn bb_watch(
@@ -232,7 +232,7 @@ fn watch(leaf: &Tensor, arrived: impl Fn(&Tensor) + Send + Sync + 'static) {
         bb_watch(leaf.as_ptr().cast(), Box::into_raw(context).cast(), call, drop_context)
     };
     let _ = leaf.set_requires_grad(wanted);
-    outcome(error).expect("it is a leaf that wants gradients");
+    must(outcome(error));
 }
 
 extern "C" fn call(context: *mut c_void, gradient: *const c_void) -> c_int {

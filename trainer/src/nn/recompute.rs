@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tch::{Tensor, no_grad, with_grad};
 
 use super::Statistics;
-use crate::shim::{in_bf16, outcome, with_bf16, words_of};
+use crate::shim::{in_bf16, message, must, outcome, with_bf16, words_of};
 
 thread_local! {
     static AGAIN: Cell<bool> = const { Cell::new(false) };
@@ -52,7 +52,7 @@ pub fn grad(output: &Tensor, gradient: &Tensor, inputs: &[Tensor]) -> Vec<Tensor
         let (output, gradient) = (output.as_ptr().cast(), gradient.as_ptr().cast());
         bb_grad(output, gradient, pointers.as_ptr(), pointers.len(), out.as_mut_ptr())
     };
-    outcome(error).unwrap_or_else(|reason| panic!("{reason}"));
+    must(outcome(error));
     let owned = |t: *mut c_void| match t.is_null() {
         true => Tensor::new(),
         // SAFETY: as above; each is taken over once.
@@ -165,7 +165,7 @@ pub fn attach(
             drop_context,
         )
     };
-    outcome(error).expect("inputs require gradients");
+    must(outcome(error));
     output
 }
 
@@ -194,7 +194,7 @@ extern "C" fn run_backward(
     AGAIN.set(outer);
     let Err(panic) = outcome else { return null_mut() };
     // What it says matters: that memory ran out, for one.
-    let said = CString::new(words_of(&*panic).replace('\0', " ")).unwrap_or_default();
+    let said = CString::new(message(words_of(&*panic)).replace('\0', " ")).unwrap_or_default();
     // SAFETY: a zero-terminated text, copied to memory that the C++ side frees.
     unsafe { libc::strdup(said.as_ptr()) }
 }

@@ -3,7 +3,7 @@ use std::ffi::{c_char, c_void};
 use tch::{Device, Tensor, no_grad};
 
 use crate::graph::{Graph, recording};
-use crate::shim::outcome;
+use crate::shim::{must, outcome};
 
 /// One layer of a shim call; the layout is that of `bb_layer`.
 #[repr(C)]
@@ -105,7 +105,7 @@ impl SpectralNorms {
     pub fn advance(&mut self, iterations: usize) {
         let device = self.layers.first().map_or(Device::Cpu, |layer| layer.weight.device());
         let (Device::Cuda(index), 1, false) = (device, iterations, recording()) else {
-            return self.one_by_one(iterations).expect("weights and vectors fit together");
+            return must(self.one_by_one(iterations));
         };
         match &mut self.after_update {
             AfterUpdate::Plain(0) => {
@@ -121,11 +121,10 @@ impl SpectralNorms {
             AfterUpdate::Plain(times) => *times -= 1,
             _ => (),
         }
-        match &self.after_update {
+        must(match &self.after_update {
             AfterUpdate::Graph(graph) => graph.replay(),
             _ => self.one_by_one(1),
-        }
-        .expect("what ran before runs again");
+        });
     }
 
     fn one_by_one(&self, iterations: usize) -> Result<(), String> {
@@ -177,7 +176,7 @@ impl SpectralNorms {
         // SAFETY: all handles are of live tensors, one gradient a layer.
         let error =
             unsafe { bb_spectral_pull_back(layers.as_ptr(), layers.len(), pointers.as_ptr()) };
-        outcome(error).expect("gradients have the weights' shapes");
+        must(outcome(error));
     }
 
     /// The layers, in the order of `add`.

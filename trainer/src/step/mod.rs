@@ -18,7 +18,7 @@ use crate::model::{Encoder, Pair};
 use crate::nn::{Gradients, Params, Statistics, Weights};
 use crate::optim::Pace;
 use crate::random::{Key, Purpose};
-use crate::shim::{Trials, allow_tf32, want_determinism, with_bf16};
+use crate::shim::{Trials, allow_tf32, must, want_determinism, with_bf16};
 use crate::state::{Averaged, Done, OfD, Replayed, TrainState, Update};
 
 /// What a step says of itself; still on the device.
@@ -134,7 +134,7 @@ fn update_by(
     replayed.updates += 1;
     let done = match &replayed.graph {
         Some((graph, done)) => {
-            graph.replay().expect("what was recorded can be started");
+            must(graph.replay());
             // The next one writes to the same place.
             done.iter().map(|(loss, update)| (loss.copy(), update.copy())).collect()
         }
