@@ -39,6 +39,9 @@ struct Tolerance {
 
 const SINGLE: Tolerance =
     Tolerance { losses: 1e-4, norms: 2e-3, weights: 2e-2, statistics: 1e-5, sigma: 1e-5 };
+/// Models in which a CPU in single precision, too, leaves double precision early.
+const UNEVEN: Tolerance =
+    Tolerance { losses: 2e-2, norms: 1e-2, weights: 5e-2, statistics: 1e-5, sigma: 1e-4 };
 /// Batch norms of 50 layers over 8 values each take rounding far from where it began.
 const DEEP: Tolerance =
     Tolerance { losses: 5e-2, norms: 1e-1, weights: 5e-1, statistics: 5e-3, sigma: 1e-3 };
@@ -107,23 +110,26 @@ const CASES: [Case; 18] = [
         false,
     ),
     case("point encoder", &["e.stochastic=false"], false),
-    case("uniform prior", &["latent.prior=uniform", "e.stochastic=false"], false),
+    within(UNEVEN, case("uniform prior", &["latent.prior=uniform", "e.stochastic=false"], false)),
     case("joint term alone", &["loss.sx=false", "loss.sz=false"], false),
     case("no encoder", &["loss.sxz=false", "loss.sz=false"], false),
     within(DEEP, case("resnet", &RESNET, false)),
     within(DEEP, case("revnet", &REVNET, false)),
-    case(
-        "128 px",
-        &[
-            "g.res=128",
-            "f.res=128",
-            "e.res=128",
-            "latent.dim=120",
-            "g.attn_res=64",
-            "f.attn_res=64",
-            "train.batch=2",
-        ],
-        false,
+    within(
+        UNEVEN,
+        case(
+            "128 px",
+            &[
+                "g.res=128",
+                "f.res=128",
+                "e.res=128",
+                "latent.dim=120",
+                "g.attn_res=64",
+                "f.attn_res=64",
+                "train.batch=2",
+            ],
+            false,
+        ),
     ),
     case(
         "64 px",
