@@ -111,6 +111,10 @@ impl Cache {
 
     /// Removes what was not used for longest until a sixteenth of the limit is free.
     fn evict(&self) -> io::Result<()> {
+        // One at a time, of all threads and processes: two that list the same parts while their times of use change
+        // remove more than either means to, up to all. Where files cannot be locked, that is all that happens.
+        let turn = File::create(self.root.join("lock"));
+        let _ = turn.as_ref().map(File::lock);
         self.fresh.store(0, Ordering::Relaxed);
         let mut parts = Vec::new();
         let mut total = 0;
