@@ -5,7 +5,7 @@
 //! of last use is the file's modification time, so that all processes agree on what is oldest.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -112,9 +112,14 @@ impl Cache {
     /// Removes what was not used for longest until a sixteenth of the limit is free.
     fn evict(&self) -> io::Result<()> {
         // One at a time, of all threads and processes: two that list the same parts while their times of use change
-        // remove more than either means to, up to all. Where files cannot be locked, that is all that happens.
-        let turn = File::create(self.root.join("lock"));
-        let _ = turn.as_ref().map(File::lock);
+        // remove more than either means to, up to all. Whoever finds another at it leaves it to that one, and
+        // waits for nobody: a process may be stopped. Where files cannot be locked, all go on at once.
+        let turn = File::open(&self.root);
+        if let Ok(file) = &turn
+            && let Err(TryLockError::WouldBlock) = file.try_lock()
+        {
+            return Ok(());
+        }
         self.fresh.store(0, Ordering::Relaxed);
         let mut parts = Vec::new();
         let mut total = 0;

@@ -353,6 +353,15 @@ mod tests {
         Arc::new(Dataset::open(dir, "train").unwrap())
     }
 
+    /// A loader and all slabs there are, so that no batch can be filled.
+    fn all_held(dir: &std::path::Path) -> (Loader, Vec<Batch>) {
+        let config = LoaderConfig { batch: 2, depth: 1, ..LoaderConfig::default() };
+        let memory = Arc::new(crate::slab::Heap);
+        let mut loader = Loader::start(data(dir), config, Cursor::default(), memory).unwrap();
+        let held = (0..3).map(|_| loader.next().unwrap().unwrap()).collect();
+        (loader, held)
+    }
+
     #[test]
     fn a_decode_thread_that_panics_ends_the_run_with_an_error() {
         let dir = tempfile::tempdir().unwrap();
@@ -372,12 +381,7 @@ mod tests {
     #[test]
     fn a_batch_that_is_not_waited_for_any_more_comes_with_the_next_call() {
         let dir = tempfile::tempdir().unwrap();
-        let data = data(dir.path());
-        let config = LoaderConfig { batch: 2, depth: 1, ..LoaderConfig::default() };
-        let memory = Arc::new(crate::slab::Heap);
-        let mut loader = Loader::start(data, config, Cursor::default(), memory).unwrap();
-        // All slabs there are, so that no batch can be filled.
-        let mut held: Vec<_> = (0..3).map(|_| loader.next().unwrap().unwrap()).collect();
+        let (mut loader, mut held) = all_held(dir.path());
         for _ in 0..2 {
             let error = loader.next_while(|| false).unwrap().unwrap_err();
             assert!(matches!(error, Error::Stopped) && !error.is_input());
@@ -392,11 +396,7 @@ mod tests {
     #[test]
     fn a_batch_that_is_not_there_is_not_waited_for_where_there_is_no_patience() {
         let dir = tempfile::tempdir().unwrap();
-        let data = data(dir.path());
-        let config = LoaderConfig { batch: 2, depth: 1, ..LoaderConfig::default() };
-        let memory = Arc::new(crate::slab::Heap);
-        let mut loader = Loader::start(data, config, Cursor::default(), memory).unwrap();
-        let mut held: Vec<_> = (0..3).map(|_| loader.next().unwrap().unwrap()).collect();
+        let (mut loader, mut held) = all_held(dir.path());
         let (asked, times) = (Instant::now(), 20);
         for _ in 0..times {
             let error = loader.next_timeout(Duration::ZERO).unwrap().unwrap_err();
