@@ -22,8 +22,8 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::eval::Model;
 use crate::eval::linear::BN_EPS;
+use crate::eval::{Model, Subject};
 use crate::model::{Code, Encoder};
 use crate::nn::{Params, Statistics};
 use crate::provenance::Provenance;
@@ -39,7 +39,7 @@ pub const OUTPUTS: [&str; 5] = ["z_sample", "z_mean", "z_stdev", "avepool_feat",
 
 /// Writes `generator.safetensors`, `generator.pt` and, where `model` has an encoder, the same of
 /// `encoder` into `out`, then `export.json`, which says what made them, of which checkpoint, and their
-/// SHA-256. Every file is whole before the first appears, and on the disk in the end. `step` is noted in
+/// SHA-256. Every file is whole before the first appears, and on the disk in the end. The step is noted in
 /// them, `train` is the training split. Equal weights give equal files, but for `export.json`. Returns
 /// what was written.
 ///
@@ -49,11 +49,11 @@ pub const OUTPUTS: [&str; 5] = ["z_sample", "z_mean", "z_stdev", "avepool_feat",
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::Data`] if images cannot be read; [`Error::Torch`] if libtorch refuses.
-pub fn export(model: &Model, step: u64, train: &Arc<Dataset>, out: &Path) -> Result<Vec<PathBuf>> {
+pub fn export(model: &Model, train: &Arc<Dataset>, out: &Path) -> Result<Vec<PathBuf>> {
     make_folder(out)?;
     let aside = out.join(format!(".export.{}.tmp", std::process::id()));
     fs::create_dir_all(&aside).map_err(Error::io("create", &aside))?;
-    let written = write(model, step, train, &aside).and_then(|written| publish(written, out));
+    let written = write(model, train, &aside).and_then(|written| publish(written, out));
     // Empty by then, or of no use.
     let removed = fs::remove_dir_all(&aside).map_err(Error::io("remove", &aside));
     written.and_then(|written| removed.map(|()| written))
@@ -86,8 +86,8 @@ fn publish(written: Vec<PathBuf>, out: &Path) -> Result<Vec<PathBuf>> {
     Ok(named)
 }
 
-fn write(model: &Model, step: u64, train: &Arc<Dataset>, out: &Path) -> Result<Vec<PathBuf>> {
-    let c = model.config();
+fn write(model: &Model, train: &Arc<Dataset>, out: &Path) -> Result<Vec<PathBuf>> {
+    let (c, step) = (model.config(), model.subject().step);
     let (g, params) = model.generator();
     let network = Network {
         name: "generator",
@@ -114,7 +114,7 @@ fn write(model: &Model, step: u64, train: &Arc<Dataset>, out: &Path) -> Result<V
         let x = Tensor::zeros([2, 3, c.e.res, c.e.res], (Kind::Float, model.device()));
         written.extend(network.write(out, &x, &|x| encoded(e, &norm, x))?);
     }
-    written.push(About::of(model, step, &written)?.write(out)?);
+    written.push(About::of(model, &written)?.write(out)?);
     Ok(written)
 }
 
@@ -131,8 +131,9 @@ struct About<'a> {
 }
 
 impl<'a> About<'a> {
-    fn of(model: &'a Model, step: u64, written: &[PathBuf]) -> Result<Self> {
-        let checkpoint = model.subject().checkpoint.as_deref();
+    fn of(model: &'a Model, written: &[PathBuf]) -> Result<Self> {
+        let Subject { step, checkpoint, .. } = model.subject();
+        let (step, checkpoint) = (*step, checkpoint.as_deref());
         let mut files = BTreeMap::new();
         for path in written {
             let hash = File::open(path).and_then(files::sha256_of);

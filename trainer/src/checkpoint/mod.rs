@@ -153,22 +153,29 @@ fn patiently<T>(mut read: impl FnMut() -> Result<T>) -> Result<T> {
     read()
 }
 
-/// The newest checkpoint under `folder` that verifies; those passed over are reported as warnings.
+/// The newest checkpoint under `folder` that verifies; those passed over are reported as warnings. Training may go
+/// on meanwhile: one that is no longer kept was not passed over, and there are newer ones.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] if there is none; [`Error::Io`] if one cannot be read, which need not be its fault.
 pub fn newest(folder: &Path) -> Result<PathBuf> {
-    let found = if folder.is_dir() { list(folder)? } else { vec![] };
-    for (_, path) in found.into_iter().rev() {
-        match patiently(|| verify(&path)) {
-            Ok(_) => return Ok(path),
-            Err(e @ Error::Checkpoint { .. }) => {
-                tracing::warn!("{e}; going back to the one before");
+    'again: loop {
+        let found = if folder.is_dir() { list(folder)? } else { vec![] };
+        for (_, path) in found.into_iter().rev() {
+            match patiently(|| verify(&path)) {
+                Ok(_) => return Ok(path),
+                Err(_) if !path.exists() => continue 'again,
+                Err(e @ Error::Checkpoint { .. }) => {
+                    tracing::warn!("{e}; going back to the one before");
+                }
+                Err(e) => return Err(e),
             }
-            Err(e) => return Err(e),
         }
+        return Err(fault(
+            folder,
+            "no usable checkpoint here; start a new run, or name another --run",
+        ));
     }
-    Err(fault(folder, "no usable checkpoint here; start a new run, or name another --run"))
 }
 
 /// The checkpoint of a whole step.

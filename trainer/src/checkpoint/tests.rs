@@ -227,6 +227,41 @@ fn what_the_system_does_not_read_is_tried_again_and_is_no_damage() {
 }
 
 #[test]
+fn the_newest_is_found_while_others_come_and_go() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let folder = tempfile::tempdir().unwrap();
+    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    save(folder.path(), &mut state, 1, ALL);
+    let path = |step| folder.path().join(name_of(step, 0));
+    let begun = std::time::Instant::now();
+    verify(&path(1)).unwrap();
+    let verified = begun.elapsed();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            // As a run that keeps one, a little more often than one is read.
+            for step in 1.. {
+                if done.load(Ordering::Relaxed) {
+                    break;
+                }
+                let aside = folder.path().join("aside");
+                fs::create_dir(&aside).unwrap();
+                for file in fs::read_dir(path(step)).unwrap() {
+                    let file = file.unwrap();
+                    fs::hard_link(file.path(), aside.join(file.file_name())).unwrap();
+                }
+                fs::rename(&aside, path(step + 1)).unwrap();
+                fs::remove_dir_all(path(step)).unwrap();
+                std::thread::sleep(verified.mul_f64(1.5));
+            }
+        });
+        let found: Vec<_> = (0..20).map(|_| newest(folder.path())).collect();
+        done.store(true, Ordering::Relaxed);
+        assert!(found.iter().all(Result::is_ok), "{found:?}");
+    });
+}
+
+#[test]
 fn a_manifest_says_what_was_trained_by_which_program_and_where() {
     let folder = tempfile::tempdir().unwrap();
     let mut state = TrainState::new(&config(), Device::Cpu, true);

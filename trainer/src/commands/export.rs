@@ -1,11 +1,11 @@
 use std::path::PathBuf;
 
 use trainer::error::Result;
-use trainer::eval::{Model, Variant};
+use trainer::eval::Variant;
 use trainer::export::{export, make_folder};
-use trainer::{checkpoint, run, say};
+use trainer::{run, say};
 
-use super::{Networks, config_of, stop};
+use super::{Networks, config_of};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: trainer export --run demo/run --out demo/export")]
@@ -24,13 +24,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let of = &args.networks;
     let config = config_of(&of.run, args.data.as_deref())?;
     let train = run::open_data(&config, "train")?;
-    let path = of.checkpoint()?;
-    let step = checkpoint::read_manifest(&path)?.step;
     // Found out now, not after the statistics are collected.
     make_folder(&args.out)?;
-    let model =
-        Model::load(&path, &config, of.device()?, Variant::Average, Some(&train), &stop()?)?;
-    for file in export(&model, step, &train, &args.out)? {
+    let model = of.load_checkpoint(&config, Variant::Average, Some(&train))?;
+    for file in export(&model, &train, &args.out)? {
         say::print(file.display())?;
     }
     Ok(())

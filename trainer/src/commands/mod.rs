@@ -18,10 +18,11 @@ pub(crate) mod study;
 pub(crate) mod walk;
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use clap::Args;
 use comfy_table::{Table, presets::UTF8_HORIZONTAL_ONLY};
+use pipeline::Dataset;
 use tch::Device;
 use trainer::config::{Config, Origin};
 use trainer::error::{Error, Result};
@@ -88,12 +89,6 @@ impl Networks {
         device::parse(&self.device)
     }
 
-    /// The checkpoint's folder.
-    pub(crate) fn checkpoint(&self) -> Result<PathBuf> {
-        let folder = self.run.join("checkpoints");
-        self.step.map_or_else(|| checkpoint::newest(&folder), |s| checkpoint::of_step(&folder, s))
-    }
-
     /// Nothing is written to the folder.
     pub(crate) fn load(&self, config: &Config, variant: Variant, with_data: bool) -> Result<Model> {
         let (out, device, stop) = (&self.run, self.device()?, stop()?);
@@ -112,9 +107,22 @@ impl Networks {
             };
         }
         let train = with_data.then(|| open_data(config, "train")).transpose()?;
+        self.load_checkpoint(config, variant, train.as_ref())
+    }
+
+    /// As [`Self::load`], of a run.
+    pub(crate) fn load_checkpoint(
+        &self,
+        config: &Config,
+        variant: Variant,
+        train: Option<&Arc<Dataset>>,
+    ) -> Result<Model> {
+        let (device, stop) = (self.device()?, stop()?);
+        let folder = self.run.join("checkpoints");
         loop {
-            let path = self.checkpoint()?;
-            match Model::load(&path, config, device, variant, train.as_ref(), &stop) {
+            let newest = || checkpoint::newest(&folder);
+            let path = self.step.map_or_else(newest, |s| checkpoint::of_step(&folder, s))?;
+            match Model::load(&path, config, device, variant, train, &stop) {
                 // Training went on, and this one is no longer kept.
                 Err(_) if !path.exists() => {}
                 loaded => return loaded,
