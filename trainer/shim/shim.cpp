@@ -159,8 +159,8 @@ char *bb_spectral_advance(const bb_layer *layers, size_t count, int64_t iteratio
     if (iterations == 0)
       products(false);
     at::_foreach_copy_(sigmas, norms);
-    at::_foreach_copy_(scaled, weights);
-    at::_foreach_div_(scaled, sigmas);
+    for (size_t i = 0; i < count; ++i)
+      at::div_out(scaled[i], weights[i], sigmas[i]); // in one pass over each
   });
 }
 
