@@ -68,6 +68,17 @@ pub struct StatsLine {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+/// What a file holds; what is not text in it, such as half a letter at its end, as other signs.
+fn read_if_there(path: &Path) -> Result<String> {
+    match fs::read(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        bytes => {
+            let bytes = bytes.map_err(Error::io("read", path))?;
+            Ok(String::from_utf8_lossy(&bytes).into_owned())
+        }
+    }
+}
+
 fn is_zero(number: &u64) -> bool {
     *number == 0
 }
@@ -139,11 +150,7 @@ impl Lines {
 
     /// All lines there are, those that wait too.
     fn text(&self) -> Result<String> {
-        let bytes = match fs::read(&self.path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => vec![],
-            bytes => bytes.map_err(Error::io("read", &self.path))?,
-        };
-        let mut text = String::from_utf8_lossy(&bytes).into_owned();
+        let mut text = read_if_there(&self.path)?;
         self.waiting.iter().for_each(|line| text.push_str(line));
         Ok(text)
     }
@@ -160,7 +167,8 @@ impl Lines {
         let mut text = self.text()?;
         // Of commands, those of today in a file of their own.
         let of_commands = self.path.with_file_name(evaluations::FILE);
-        text.push_str(&fs::read_to_string(of_commands).unwrap_or_default());
+        text.push('\n');
+        text.push_str(&read_if_there(&of_commands)?);
         let read = |line: &str| {
             let line: serde_json::Value = serde_json::from_str(line).ok()?;
             let averaged = line.get("weights").is_none_or(|w| w == "average");
@@ -338,6 +346,21 @@ fn words(s: &StatsLine, steps: u64) -> [String; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_cut_off_hides_no_other_and_what_cannot_be_read_is_not_taken_for_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut lines = Lines::open(&folder.path().join("metrics.jsonl"), 0).unwrap();
+        lines.write(&serde_json::json!({"metric": "fd", "step": 3, "fd": 1})).unwrap();
+        let of_commands = folder.path().join(evaluations::FILE);
+        let mut text = br#"{"metric":"knn","step":8,"top1":9,"checkpoint":"3f"}"#.to_vec();
+        text.extend(b"\n{\"host\":\"b\xc3"); // half a letter
+        fs::write(&of_commands, text).unwrap();
+        assert_eq!(lines.best("knn.top1").unwrap(), Some(8));
+        fs::remove_file(&of_commands).unwrap();
+        fs::create_dir(&of_commands).unwrap();
+        assert!(matches!(lines.best("fd.fd").unwrap_err(), Error::Io { .. }));
+    }
 
     #[test]
     fn the_best_step_is_that_of_the_metric_asked_for() {

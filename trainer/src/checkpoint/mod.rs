@@ -121,14 +121,20 @@ pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let mut found = vec![];
     for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
         let path = entry.map_err(Error::io("read", folder))?.path();
-        let step = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix("step-"));
-        let step = step.map(|s| s.split_once('+').map_or(s, |(step, _)| step));
-        if let Some(step) = step.and_then(|s| s.parse().ok()) {
+        if let Some(step) = path.file_name().and_then(|name| step_of(name.to_str()?)) {
             found.push((step, path));
         }
     }
     found.sort();
     Ok(found)
+}
+
+/// The step of a checkpoint's name; of no other name, such as that of one set aside.
+fn step_of(name: &str) -> Option<u64> {
+    let number = name.strip_prefix("step-")?;
+    let (step, updates) = number.split_once('+').unwrap_or((number, "0"));
+    let (step, updates) = (step.parse().ok()?, updates.parse().ok()?);
+    (name == name_of(step, updates)).then_some(step)
 }
 
 fn name_of(step: u64, updates: u32) -> String {
@@ -153,6 +159,12 @@ fn patiently<T>(mut read: impl FnMut() -> Result<T>) -> Result<T> {
     read()
 }
 
+/// Whether training has removed a checkpoint, or set it aside. One that cannot be looked at is not gone.
+#[must_use]
+pub fn is_gone(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
+}
+
 /// The newest checkpoint under `folder` that verifies; those passed over are reported as warnings. Training may go
 /// on meanwhile: one that is no longer kept was not passed over, and there are newer ones.
 ///
@@ -164,7 +176,7 @@ pub fn newest(folder: &Path) -> Result<PathBuf> {
         for (_, path) in found.into_iter().rev() {
             match patiently(|| verify(&path)) {
                 Ok(_) => return Ok(path),
-                Err(_) if !path.exists() => continue 'again,
+                Err(_) if is_gone(&path) => continue 'again,
                 Err(e @ Error::Checkpoint { .. }) => {
                     tracing::warn!("{e}; going back to the one before");
                 }
@@ -188,7 +200,8 @@ pub fn of_step(folder: &Path, step: u64) -> Result<PathBuf> {
         return Ok(path);
     }
     let found = if folder.is_dir() { list(folder)? } else { vec![] };
-    let steps: Vec<_> = found.iter().map(|(step, _)| step.to_string()).collect();
+    let whole = found.iter().filter(|(step, path)| path.ends_with(name_of(*step, 0)));
+    let steps: Vec<_> = whole.map(|(step, _)| step.to_string()).collect();
     let reason = format!("no checkpoint of step {step}; there are those of {}", steps.join(", "));
     Err(fault(folder, reason))
 }

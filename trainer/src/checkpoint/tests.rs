@@ -252,13 +252,34 @@ fn the_newest_is_found_while_others_come_and_go() {
                 }
                 fs::rename(&aside, path(step + 1)).unwrap();
                 fs::remove_dir_all(path(step)).unwrap();
-                std::thread::sleep(verified.mul_f64(1.5));
+                // On a machine that has become slower, too, one is read at last.
+                std::thread::sleep(verified.mul_f64(1.5 + step as f64 / 20.0));
             }
         });
         let found: Vec<_> = (0..20).map(|_| newest(folder.path())).collect();
         done.store(true, Ordering::Relaxed);
         assert!(found.iter().all(Result::is_ok), "{found:?}");
     });
+}
+
+#[test]
+fn one_that_cannot_be_looked_at_is_passed_over_and_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    save(folder.path(), &mut state, 1, ALL);
+    std::os::unix::fs::symlink("/nowhere", folder.path().join(name_of(2, 0))).unwrap();
+    assert!(newest(folder.path()).unwrap().ends_with(name_of(1, 0)));
+}
+
+#[test]
+fn a_name_is_of_a_step_or_of_updates_of_one_and_of_nothing_else() {
+    for (step, updates) in [(0, 0), (7, 1), (123_456_789, 2)] {
+        assert_eq!(step_of(&name_of(step, updates)), Some(step));
+    }
+    let others = ["00000007+1.damaged", "00000007.damaged", "00000007+", "7", "00000007+01", ""];
+    for name in others {
+        assert_eq!(step_of(&format!("step-{name}")), None, "{name}");
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::files::{self, sync_folder, sync_folder_of};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use tch::{Device, Kind, Tensor};
 
 use super::{
@@ -298,18 +299,20 @@ impl Snapshot {
     }
 }
 
-/// Gives a folder the name `path`. One that has it is never missing meanwhile: they change names.
+/// Gives a folder the name `path`. One that has it is never missing meanwhile: they change names. Where a file
+/// system cannot do that, it is missing for a moment, but there.
 fn give_name(aside: &Path, path: &Path) -> std::io::Result<()> {
     if !path.exists() {
         return fs::rename(aside, path);
     }
     match renameat_with(CWD, aside, CWD, path, RenameFlags::EXCHANGE) {
-        Ok(()) => Ok(()),
-        // A file system that cannot do it.
-        Err(_) => {
-            fs::remove_dir_all(path)?;
-            fs::rename(aside, path)
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            let replaced = aside.with_extension("replaced");
+            fs::rename(path, &replaced)?;
+            fs::rename(aside, path)?;
+            fs::remove_dir_all(replaced)
         }
+        done => Ok(done?),
     }
 }
 

@@ -122,15 +122,10 @@ pub(crate) fn search(args: &SearchArgs) -> Result<()> {
         let hash = |path: &PathBuf| checkpoint::hash_of(&path.join("manifest.json")).ok();
         let all = checkpoint::list(&args.run.join("checkpoints"))?.into_iter();
         let path = all.map(|(_, path)| path).find(|path| hash(path) == wanted.checkpoint);
-        let train = open_data(&config, "train")?;
-        Model::load(
-            &path.ok_or_else(other)?,
-            &config,
-            device,
-            wanted.weights,
-            Some(&train),
-            &stop()?,
-        )?
+        let (path, train) = (path.ok_or_else(other)?, open_data(&config, "train")?);
+        let model = Model::load(&path, &config, device, wanted.weights, Some(&train), &stop()?);
+        // Training may go on, and this one be no longer kept.
+        model.map_err(|e| if checkpoint::is_gone(&path) { other() } else { e })?
     };
     if model.subject() != wanted {
         return Err(other());

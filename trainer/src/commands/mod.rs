@@ -92,19 +92,20 @@ impl Networks {
     /// Nothing is written to the folder.
     pub(crate) fn load(&self, config: &Config, variant: Variant, with_data: bool) -> Result<Model> {
         let (out, device, stop) = (&self.run, self.device()?, stop()?);
-        if Model::is_exported(out) {
-            if self.step.is_some() {
-                return Err(usage("an exported model is of one step: leave --step out"));
+        let exported = Model::is_exported(out);
+        if exported && self.step.is_some() {
+            return Err(usage("an exported model is of one step: leave --step out"));
+        }
+        match variant {
+            // Of no checkpoint: that of the model itself may be gone by now.
+            Variant::Initial => {
+                return Model::untrained(config, device, &open_data(config, "train")?, &stop);
             }
-            return match variant {
-                Variant::Average => Model::exported(out, config, device, &stop),
-                Variant::Initial => {
-                    Model::untrained(config, device, &open_data(config, "train")?, &stop)
-                }
-                Variant::Live => {
-                    Err(usage("an exported model has averaged weights alone, not --live"))
-                }
-            };
+            Variant::Average if exported => return Model::exported(out, config, device, &stop),
+            Variant::Live if exported => {
+                return Err(usage("an exported model has averaged weights alone, not --live"));
+            }
+            Variant::Average | Variant::Live => (),
         }
         let train = with_data.then(|| open_data(config, "train")).transpose()?;
         self.load_checkpoint(config, variant, train.as_ref())
@@ -120,11 +121,12 @@ impl Networks {
         let (device, stop) = (self.device()?, stop()?);
         let folder = self.run.join("checkpoints");
         loop {
+            stop.check()?;
             let newest = || checkpoint::newest(&folder);
             let path = self.step.map_or_else(newest, |s| checkpoint::of_step(&folder, s))?;
             match Model::load(&path, config, device, variant, train, &stop) {
                 // Training went on, and this one is no longer kept.
-                Err(_) if !path.exists() => {}
+                Err(Error::Checkpoint { .. } | Error::Io { .. }) if checkpoint::is_gone(&path) => {}
                 loaded => return loaded,
             }
         }

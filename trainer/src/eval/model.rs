@@ -162,7 +162,12 @@ impl Model {
             let a = no_grad(|| e.features(&x, Statistics::Stored)).squeeze_dim(0);
             // Probes make these themselves.
             all.extend(["mean", "var"].map(|n| (format!("feature_norm.{n}"), a.zeros_like())));
-            checkpoint::read_tensors(&folder.join("encoder.safetensors"), &mut all)?;
+            let path = folder.join("encoder.safetensors");
+            if entry(&path, "step")? != step.to_string() {
+                let reason = format!("is not of step {step}, as its generator is: export it again");
+                return Err(Error::Checkpoint { path, reason });
+            }
+            checkpoint::read_tensors(&path, &mut all)?;
         }
         model.subject.checkpoint = Some(checkpoint::hash_of(&path)?);
         Ok(model)

@@ -723,7 +723,9 @@ impl Run {
         };
         let CheckpointConfig { keep: last, keep_every: every, best, .. } = &self.config.checkpoint;
         recorder.sync();
-        let keep = Keep { last: *last, every: *every, best: recorder.best(best) };
+        // Where nobody can tell which is the best, none is removed this time.
+        let (last, best) = recorder.best(best).map_or((usize::MAX, None), |best| (*last, best));
+        let keep = Keep { last, every: *every, best };
         writer.save(&self.state, self.data.fingerprint(), keep)
     }
 

@@ -206,13 +206,14 @@ impl Recorder {
         self.tried("metrics", read).unwrap_or(false)
     }
 
-    /// The step that is the best by `measure`, of [`Lines::best`]; nothing where it is empty.
-    pub(super) fn best(&mut self, measure: &str) -> Option<u64> {
+    /// The step that is the best by `measure`, of [`Lines::best`], if there is one, and there is none where
+    /// `measure` is empty. Nothing where it cannot be told now.
+    pub(super) fn best(&mut self, measure: &str) -> Option<Option<u64>> {
         if measure.is_empty() {
-            return None;
+            return Some(None);
         }
         let read = self.metrics.best(measure);
-        self.tried("metrics", read).flatten()
+        self.tried("metrics", read)
     }
 
     /// Brings the logs to the disk, before the checkpoint of a step that they tell of.
