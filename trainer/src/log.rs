@@ -68,6 +68,10 @@ pub struct StatsLine {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 /// What a file holds; what is not text in it, such as half a letter at its end, as other signs.
 fn read_if_there(path: &Path) -> Result<String> {
     match fs::read(path) {
@@ -77,10 +81,6 @@ fn read_if_there(path: &Path) -> Result<String> {
             Ok(String::from_utf8_lossy(&bytes).into_owned())
         }
     }
-}
-
-fn is_zero(number: &u64) -> bool {
-    *number == 0
 }
 
 /// Most lines that wait for a disk that does not take them.
