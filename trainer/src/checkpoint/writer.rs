@@ -300,7 +300,7 @@ impl Snapshot {
 }
 
 /// Gives a folder the name `path`. One that has it is never missing meanwhile: they change names. Where a file
-/// system cannot do that, it is missing for a moment, but there.
+/// system cannot do that, it has another name for a moment; a process that is killed just then loses it.
 fn give_name(aside: &Path, path: &Path) -> std::io::Result<()> {
     if !path.exists() {
         return fs::rename(aside, path);
