@@ -1,5 +1,5 @@
 # A menu. The checks themselves are listed in .ci/run.
-.PHONY: help setup demo evidence test test-long golden check
+.PHONY: help setup demo evidence test test-long asan mutants deny golden check
 
 help: ## show this menu
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -20,6 +20,15 @@ test: setup ## run every test
 
 test-long: setup ## the same tests at full counts; interrupted, it goes on where it was
 	@scripts/test-long
+
+asan: setup ## the decoder's and the shim's tests under AddressSanitizer
+	@scripts/asan
+
+mutants: setup ## change 200 places of what exactness rests on, and see which no test notices
+	@scripts/mutants
+
+deny: ## licences, sources and bans of all dependencies (cargo-deny)
+	@scripts/deny
 
 golden: setup ## remake the golden files from Python's PyTorch
 	@scripts/golden

@@ -1,7 +1,8 @@
 //! A run is killed before any of its writes, syncs and renames, and any of them fails.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use integration::faults::{self, Call, Failing, Fault};
@@ -24,7 +25,7 @@ fn run(out: &Path) -> Command {
     command
 }
 
-/// How many calls of a kind a run makes in its folder.
+/// How many calls of a kind a run makes in its folder; of [`Call::Any`], at least.
 fn count(call: Call, folder: &Path) -> u64 {
     let (out, log) = (folder.join("counted"), folder.join("log"));
     let _ = (fs::remove_dir_all(&out), fs::remove_file(&log));
@@ -36,6 +37,7 @@ fn count(call: Call, folder: &Path) -> u64 {
         Call::Write => &["write\t"],
         Call::Fsync => &["fsync\t"],
         Call::Rename => &["rename\t"],
+        Call::Any => &["open\t", "create\t", "write\t", "fsync\t", "rename\t"],
     };
     let text = fs::read_to_string(log).unwrap();
     let here = out.display().to_string();
@@ -93,9 +95,15 @@ fn a_call_that_fails_costs_no_more_than_an_interval() {
         (Fault::Eio, false, "one write, sync or rename fails (EIO)"),
         (Fault::Enospc, false, "one write, sync or rename finds the disk full (ENOSPC)"),
         (Fault::Enospc, true, "the disk is full from the n-th call on (ENOSPC)"),
+        (Fault::Erofs, true, "the disk is read-only from the n-th call on (EROFS)"),
     ] {
         let mut tried = 0;
-        for (call, some) in [(Call::Write, 3), (Call::Fsync, 2), (Call::Rename, 2)] {
+        let calls: &[_] = match fault {
+            // As the kernel leaves a file system in which it found a fault.
+            Fault::Erofs => &[(Call::Any, 5)],
+            _ => &[(Call::Write, 3), (Call::Fsync, 2), (Call::Rename, 2)],
+        };
+        for &(call, some) in calls {
             for at in numbers(count(call, folder.path()), times(some, 30)) {
                 let out = folder.path().join(format!("{call:?}-{at}"));
                 let output = hurt(&out, call, at, onwards, fault);
@@ -105,7 +113,11 @@ fn a_call_that_fails_costs_no_more_than_an_interval() {
                 assert!(!said.contains("panicked"), "{fault:?} {call:?} {at}: {said}");
                 // The last calls may come in another order, and not at all.
                 if code == Some(1) {
-                    let cause = if fault == Fault::Eio { "os error 5" } else { "os error 28" };
+                    let cause = match fault {
+                        Fault::Eio => "os error 5",
+                        Fault::Erofs => "os error 30",
+                        _ => "os error 28",
+                    };
                     assert!(said.contains(cause), "{fault:?} {call:?} {at}: {said}");
                 }
                 finished(&unattended(data(), &out, &KEYS));
@@ -118,5 +130,51 @@ fn a_call_that_fails_costs_no_more_than_an_interval() {
         let outcome =
             "trains on with a warning, or ends with exit code 1; then the same command goes on";
         tell(what, tried, outcome, "one interval at most; the end is bit-equal");
+    }
+}
+
+/// A `shard-imagenet` that makes some shards of procedural images.
+fn synth(output: &Path) -> Command {
+    let mut command = Command::new(program("shard-imagenet"));
+    let size = ["--images", "40", "--classes", "4", "--size", "32", "--shard-bytes", "20K"];
+    command.args(["synth", "--output"]).arg(output).args(size);
+    command
+}
+
+#[test]
+fn a_build_killed_before_any_call_goes_on_to_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let contents = |folder: &Path| -> BTreeMap<PathBuf, Vec<u8>> {
+        let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let file = |path: PathBuf| (path.file_name().unwrap().into(), fs::read(&path).unwrap());
+        entries.map(file).collect()
+    };
+    let whole = folder.path().join("whole");
+    assert!(synth(&whole).status().unwrap().success());
+    let whole = contents(&whole);
+    let pattern = format!("{}/*", folder.path().display());
+    // Far more writes than syncs and renames.
+    for (call, every) in [(Call::Rename, 1), (Call::Fsync, 1), (Call::Write, times(9, 1))] {
+        let mut killed = 0;
+        for at in (1..).step_by(every) {
+            let output = folder.path().join(format!("out-{call:?}-{at}"));
+            let mut build = synth(&output);
+            let fault = Fault::Kill;
+            faults::hurt(&mut build, &Failing { call, path: &pattern, at, onwards: false, fault });
+            let ended = build.output().unwrap();
+            if ended.status.success() {
+                break;
+            }
+            assert_eq!(ended.status.signal(), Some(9), "{call:?} {at}");
+            killed += 1;
+            let again = synth(&output).output().unwrap();
+            let said = String::from_utf8_lossy(&again.stderr);
+            assert!(again.status.success(), "killed before {call:?} {at}: {said}");
+            assert!(contents(&output) == whole, "killed before {call:?} {at}");
+            fs::remove_dir_all(output).unwrap();
+        }
+        assert!(killed > 3, "{killed} kills before a {call:?}");
+        let what = format!("kill -9 before the n-th {call:?} of a build of shards, n from 1 on");
+        tell(&what.to_lowercase(), killed, "the same command goes on", "nothing; the same bytes");
     }
 }

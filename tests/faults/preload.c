@@ -3,11 +3,12 @@
 //
 //   FAULT_LOG    file that each call is appended to: CALL, its path or paths, and 0 or the error's number,
 //                with tabs between them
-//   FAULT_CALL   open, write, fsync or rename: the calls that are counted (each with its kin)
+//   FAULT_CALL   open, write, fsync or rename: the calls that are counted (each with its kin); any: all of them, and
+//                those that make and remove files and folders
 //   FAULT_MATCH  pattern as a shell's of the whole path, * for anything, slashes too; of a rename, of either
 //                path; none for every path
 //   FAULT_AT     N: the Nth such call of the process, from 1; N+: it and all that follow
-//   FAULT_DO     eio, enospc, or kill: SIGKILL before the call is made
+//   FAULT_DO     eio, enospc, erofs, or kill: SIGKILL before the call is made
 //   FAULT_CLOCK  N: the clock (CLOCK_REALTIME) goes an hour back at its Nth reading, forth again at the 2Nth,
 //                and so on; clocks that only go forth are left alone
 //
@@ -72,20 +73,22 @@ static __attribute__((constructor)) void begin(void) {
   onwards = rest && strcmp(rest, "+") == 0;
   if (at < 1 || (!onwards && *rest))
     refuse("FAULT_AT is N or N+, from 1");
-  const char *calls[] = {"open", "write", "fsync", "rename"};
+  const char *calls[] = {"open", "write", "fsync", "rename", "any"};
   int known = 0;
-  for (int i = 0; i < 4; ++i)
+  for (int i = 0; i < 5; ++i)
     known |= call_name && strcmp(call_name, calls[i]) == 0;
   if (!known)
-    refuse("FAULT_CALL is open, write, fsync or rename");
+    refuse("FAULT_CALL is open, write, fsync, rename or any");
   if (strcmp(fault, "eio") == 0)
     failure = EIO;
   else if (strcmp(fault, "enospc") == 0)
     failure = ENOSPC;
+  else if (strcmp(fault, "erofs") == 0)
+    failure = EROFS;
   else if (strcmp(fault, "kill") == 0)
     killing = 1;
   else
-    refuse("FAULT_DO is eio, enospc or kill");
+    refuse("FAULT_DO is eio, enospc, erofs or kill");
 }
 
 static void say(const char *call, const char *path, const char *to, int error) {
@@ -102,7 +105,9 @@ static int matches(const char *path) { return path && (!pattern || fnmatch(patte
 
 // Whether this call is to fail, with errno set; it does not return where the process is to die.
 static int falls(const char *call, const char *path, const char *to) {
-  if (!(failure || killing) || strcmp(call, call_name) != 0 || !(matches(path) || matches(to)))
+  if (!(failure || killing) || !(matches(path) || matches(to)))
+    return 0;
+  if (strcmp(call, call_name) != 0 && strcmp("any", call_name) != 0)
     return 0;
   const long number = atomic_fetch_add(&counted, 1) + 1;
   if (number != at && !(onwards && number > at))
@@ -246,6 +251,26 @@ int renameat2(int of, const char *from, int in, const char *to, unsigned flags) 
 }
 int renameat(int of, const char *from, int in, const char *to) { return renameat2(of, from, in, to, 0); }
 int rename(const char *from, const char *to) { return renameat2(AT_FDCWD, from, AT_FDCWD, to, 0); }
+
+// A call on a name below a folder: a fault, or the call.
+#define ON_NAME(call, folder, name, made)                                                                    \
+  char path[PATH];                                                                                           \
+  const int before = errno;                                                                                  \
+  whole(folder, name, path);                                                                                 \
+  if (falls(call, path, NULL))                                                                               \
+    return -1;                                                                                               \
+  errno = before;                                                                                            \
+  return made;
+
+int mkdirat(int folder, const char *name, mode_t mode) {
+  ON_NAME("make", folder, name, syscall(SYS_mkdirat, folder, name, mode))
+}
+int mkdir(const char *name, mode_t mode) { return mkdirat(AT_FDCWD, name, mode); }
+int unlinkat(int folder, const char *name, int flags) {
+  ON_NAME("remove", folder, name, syscall(SYS_unlinkat, folder, name, flags))
+}
+int unlink(const char *name) { return unlinkat(AT_FDCWD, name, 0); }
+int rmdir(const char *name) { return unlinkat(AT_FDCWD, name, AT_REMOVEDIR); }
 
 int clock_gettime(clockid_t clock, struct timespec *now) {
   const int done = syscall(SYS_clock_gettime, clock, now);

@@ -17,6 +17,8 @@ pub enum Call {
     Fsync,
     /// Giving a file or folder another name.
     Rename,
+    /// Any of these, and making and removing files and folders.
+    Any,
 }
 
 /// What becomes of a call.
@@ -26,6 +28,8 @@ pub enum Fault {
     Eio,
     /// It fails: the disk is full.
     Enospc,
+    /// It fails: the file system is read-only.
+    Erofs,
     /// SIGKILL comes before it.
     Kill,
 }

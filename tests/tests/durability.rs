@@ -205,38 +205,6 @@ fn shards_whose_index_can_be_kept_nowhere_are_read_all_the_same() {
 }
 
 #[test]
-fn a_build_that_is_killed_before_any_of_its_syncs_and_renames_goes_on_to_the_same_bytes() {
-    let folder = tempfile::tempdir().unwrap();
-    let whole = folder.path().join("whole");
-    ended_well(&synth(&whole).output().unwrap());
-    let contents = |folder: &Path| {
-        let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-        let mut files: Vec<_> =
-            entries.map(|path| (path.file_name().unwrap().to_owned(), fs::read(&path))).collect();
-        files.sort_by(|a, b| a.0.cmp(&b.0));
-        files.into_iter().map(|(name, bytes)| (name, bytes.unwrap())).collect::<Vec<_>>()
-    };
-    let whole = contents(&whole);
-    let pattern = format!("{}/*", folder.path().display());
-    let mut killed = 0;
-    for call in [Call::Rename, Call::Fsync] {
-        for at in 1.. {
-            let output = folder.path().join(format!("out-{call:?}-{at}"));
-            let mut build = synth(&output);
-            let fault = Fault::Kill;
-            faults::hurt(&mut build, &Failing { call, path: &pattern, at, onwards: false, fault });
-            if build.output().unwrap().status.success() {
-                break;
-            }
-            killed += 1;
-            ended_well(&synth(&output).output().unwrap());
-            assert!(contents(&output) == whole, "killed before {call:?} {at}");
-        }
-    }
-    assert!(killed > 15, "{killed} kills");
-}
-
-#[test]
 fn a_run_is_on_the_disk_as_far_as_it_says_it_has_come() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
