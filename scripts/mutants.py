@@ -162,6 +162,8 @@ def build(tree, target, packages):
     """Compiles the tests; gives executables by (package, target), or the lines that were refused."""
     command = ["cargo", "test", "--workspace", "--no-run", "--message-format=json"]
     environment = dict(os.environ, CARGO_TARGET_DIR=str(target))
+    # By the same name as in the repository, so that what was compiled there, and copied here, is found good.
+    environment.setdefault("LIBTORCH", str(Path(__file__).resolve().parent.parent / ".libtorch"))
     # The bins of the workspace are what the stories start.
     for words in (["cargo", "build", "--workspace", "--bins", "--message-format=json"], command):
         made = subprocess.run(words, cwd=tree, env=environment, capture_output=True, text=True)
@@ -227,10 +229,6 @@ def main():
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         if (root / name).exists():
             shutil.copy2(root / name, tree / name)
-    for link in (".libtorch", "target/judges"):
-        if (root / link).exists():
-            (tree / link).parent.mkdir(parents=True, exist_ok=True)
-            os.symlink(os.path.realpath(root / link), tree / link)
 
     areas = [area for area in AREAS if not chosen_by.area or area[0] in chosen_by.area]
     texts = {path: (root / path).read_text() for area in areas for path in area[3]}
@@ -265,6 +263,7 @@ def main():
     print(f"{number} mutants built", flush=True)
 
     environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHON=str(root / "target/judges/bin/python"))
+    environment["CARGO_TARGET_DIR"] = str(chosen_by.target / "build")
     state = chosen_by.target / "tried.json"
     plans = {}
     for crate in packages & {area[2] for area in areas}:
