@@ -130,7 +130,8 @@ impl LoaderConfig {
             ),
         );
         require((1..=1024).contains(&threads), format!("threads = {threads}: 1 to 1024"));
-        require(world > 0 && rank < world, format!("rank = {rank}: must be below world = {world}"));
+        require((1..=1 << 20).contains(&world), format!("world = {world}: 1 to 1048576 processes"));
+        require(rank < world, format!("rank = {rank}: must be below world = {world}"));
         require((1..=1024).contains(&depth), format!("depth = {depth}: 1 to 1024 batches"));
         if let Err(problem) = self.mode.check(large) {
             require(false, problem);
@@ -184,6 +185,10 @@ impl LoaderConfig {
             if !differences.is_empty() {
                 return Err(Error::Cursor { differences: differences.join("; ") });
             }
+        }
+        if cursor.epoch > 1 << 48 {
+            let problem = format!("cursor at epoch {}: 2^48 is the last", cursor.epoch);
+            return Err(Error::Config { problem });
         }
         let batches = self.batches_per_epoch(data)?;
         if cursor.batch >= batches {

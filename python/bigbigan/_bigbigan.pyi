@@ -1,11 +1,11 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from collections.abc import Buffer  # 3.12; for 3.11 the checker reads it as such
+from typing_extensions import Buffer
 
 class DataError(RuntimeError): ...
 
@@ -41,8 +41,8 @@ class Loader:
         size: int = 224,
         small: int | None = None,
         mode: str = "random-resized-crop",
-        scale: tuple[float, float] | None = None,
-        ratio: tuple[float, float] | None = None,
+        scale: Sequence[float] | None = None,
+        ratio: Sequence[float] | None = None,
         law: Literal["torchvision", "tensorflow"] | None = None,
         flip: bool | None = None,
         resize: int | None = None,

@@ -24,7 +24,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 def pinned(size: int) -> memoryview:
     """Page-locked memory from PyTorch's allocator, for `bigbigan.Loader(memory=pinned)`."""
-    return memoryview(torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy())
+    return memoryview(torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=True).numpy())
 
 
 class Loader:
@@ -36,6 +36,8 @@ class Loader:
     On CUDA the batches' memory is page-locked, and the next batch is copied and normalised on a stream of its own.
     Rank and world are those of `torch.distributed` where it is initialised and they are not given. All other
     options are those of `bigbigan.Loader`.
+
+    A new loop, `set_epoch` and `load_state_dict` end the loop before.
 
     `state_dict()` is the position after the batch that the loop was given last, however many are under way.
     """
@@ -66,18 +68,26 @@ class Loader:
             options.setdefault("memory", pinned)
         self.loader = bigbigan.Loader(source, split, rank=rank, world=world, **options)
         self.dtype = dtype
-        scale = torch.tensor(std, dtype=torch.float32) * 255
+        scale = torch.tensor(std, dtype=torch.float32, device="cpu") * 255
         # x / 255 / std - mean / std, as one product and one sum.
         shape = (1, 3, 1, 1)
         self._factor = (1 / scale).reshape(shape).to(self.device)
-        self._shift = (-torch.tensor(mean, dtype=torch.float32) * 255 / scale).reshape(shape).to(self.device)
+        self._shift = (-torch.tensor(mean, dtype=torch.float32, device="cpu") * 255 / scale).reshape(shape).to(self.device)
         self._stream = torch.cuda.Stream(self.device) if cuda else None
         self._given: dict[str, Any] | None = None
+        # Counts what makes loops that are under way old: their batches ahead are no longer to be given.
+        self._turn = 0
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
+        self._turn += 1
+        return self._loop(self._turn)
+
+    def _loop(self, turn: int) -> Iterator[tuple[torch.Tensor, ...]]:
+        if turn != self._turn:
+            return
         if self._given is not None:
             # A loop that was left early had batches under way that nobody saw.
             self.loader.load_state_dict(self._given)
@@ -86,6 +96,8 @@ class Loader:
             for batch in batches:
                 self._given = batch.state_dict()
                 yield self._tensors(batch)
+                if turn != self._turn:
+                    return
             return
         ahead: deque[tuple[Any, torch.cuda.Event, tuple[torch.Tensor, ...]]] = deque()
         for batch in batches:
@@ -94,7 +106,9 @@ class Loader:
             ahead.append((batch, self._stream.record_event(), tensors))
             if len(ahead) > 1:
                 yield self._hand_over(ahead.popleft())
-        while ahead:
+                if turn != self._turn:
+                    return
+        while ahead and turn == self._turn:
             yield self._hand_over(ahead.popleft())
 
     def _tensors(self, batch: bigbigan.Batch) -> tuple[torch.Tensor, ...]:
@@ -121,8 +135,9 @@ class Loader:
 
     def set_epoch(self, epoch: int) -> None:
         """Goes to the first batch of an epoch, counted from 0."""
-        self._given = None
         self.loader.set_epoch(epoch)
+        self._given = None
+        self._turn += 1
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the batch that was given last."""
@@ -132,3 +147,9 @@ class Loader:
         """Goes on at a position that `state_dict` gave, of any number of ranks and threads."""
         self.loader.load_state_dict(state)
         self._given = None
+        self._turn += 1
+
+    def close(self) -> None:
+        """Ends the loader's threads."""
+        self._turn += 1
+        self.loader.close()

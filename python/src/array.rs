@@ -37,8 +37,9 @@ impl Part {
     fn element(self) -> (usize, &'static CStr) {
         match self {
             Self::Large | Self::Small => (1, c"B"),
-            Self::Labels => (8, c"q"),
-            Self::Ids => (8, c"Q"),
+            // Of eight bytes where this is built, and what NumPy calls int64 and uint64.
+            Self::Labels => (8, c"l"),
+            Self::Ids => (8, c"L"),
         }
     }
 }
@@ -60,12 +61,14 @@ impl Array {
     }
 
     fn start(&self) -> *mut c_void {
-        let (batch, part) = (&self.batch, self.part);
-        match part {
-            Part::Large => batch.large().as_ptr().cast_mut().cast(),
-            Part::Small => batch.small().as_ptr().cast_mut().cast(),
-            Part::Labels => batch.labels().as_ptr().cast_mut().cast(),
-            Part::Ids => batch.ids().as_ptr().cast_mut().cast(),
+        let batch = &self.batch;
+        match self.part {
+            Part::Large => batch.large_array().0.as_ptr().cast(),
+            Part::Small => {
+                batch.small_array().map_or(ptr::null_mut(), |(start, _)| start.as_ptr().cast())
+            }
+            Part::Labels => batch.labels_array().0.as_ptr().cast(),
+            Part::Ids => batch.ids_array().0.as_ptr().cast(),
         }
     }
 }

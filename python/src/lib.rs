@@ -1,13 +1,14 @@
 //! The package `bigbigan` of Python: [`pipeline`]'s loader and `shard-imagenet`.
 //!
 //! Python waits here and nowhere else: the interpreter's lock is released while a batch is waited for, and
-//! signals are looked for ten times a second. Batches are the loader's own memory: an array that Python holds
+//! signals are looked for twenty times a second. Batches are the loader's own memory: an array that Python holds
 //! keeps its batch, and with the last of them the batch goes back.
 
 mod array;
 mod error;
 mod loader;
 mod memory;
+mod warnings;
 
 use pyo3::prelude::*;
 

@@ -1,7 +1,7 @@
 //! `bigbigan.Loader`, its epochs and batches.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use pyo3::types::{PyBytes, PyDict};
 use crate::array::{Array, Part};
 use crate::error::raised;
 use crate::memory::Given;
+use crate::warnings;
 
 /// Time between looks for Ctrl-C.
 const LOOK: Duration = Duration::from_millis(50);
@@ -48,16 +49,22 @@ const LOOK: Duration = Duration::from_millis(50);
 /// held_s: seconds to wait for a batch while the caller holds all; then RuntimeError
 /// cache, cache_bytes, read_ahead: of URLs: a folder that keeps what was read, its most bytes, and bytes asked
 ///     for ahead
-/// memory: a function, bytes to a writable buffer, for batch memory of one's own; None for ordinary memory
+/// memory: a function, number of bytes to a writable buffer of as many bytes that nothing else uses, called a few
+///     times as threads start; None for ordinary memory. A method of what holds the loader keeps both until `close`
 ///
-/// Raises ValueError for options that cannot be, FileNotFoundError, OSError, DataError.
+/// Raises ValueError (OverflowError, TypeError) for options that cannot be, FileNotFoundError, OSError, DataError.
+///
+/// After any exception the next loop goes on where it was. Warnings go to Python's logger "bigbigan".
 #[pyclass(module = "bigbigan", frozen, weakref)]
 #[derive(Debug)]
 pub(crate) struct Loader {
     data: Arc<Dataset>,
     config: LoaderConfig,
     memory: Arc<dyn HostMemory>,
+    given: Option<Arc<Given>>,
     state: Mutex<State>,
+    /// The thread that has the state; 0 for none.
+    holder: AtomicUsize,
     batches: u64,
     /// Who made it.
     process: u32,
@@ -86,6 +93,8 @@ enum Not {
     /// The loader says so.
     Failed(Error),
     Closed,
+    /// It was asked for by what it waits for.
+    Within,
 }
 
 impl From<Not> for PyErr {
@@ -93,6 +102,9 @@ impl From<Not> for PyErr {
         match why {
             Not::Failed(error) => raised(&error),
             Not::Closed => PyRuntimeError::new_err("the loader is closed"),
+            Not::Within => {
+                PyRuntimeError::new_err("the loader is used by memory=, which it waits for")
+            }
         }
     }
 }
@@ -105,16 +117,28 @@ impl Loader {
         py: Python<'_>,
         use_it: impl FnOnce(&mut State) -> Result<T, Not> + Send,
     ) -> Result<T, Not> {
+        thread_local! {
+            static THREAD: u8 = const { 0 };
+        }
+        let thread = THREAD.with(|here| std::ptr::from_ref(here).addr());
         py.detach(|| {
+            if self.holder.load(Ordering::Relaxed) == thread {
+                return Err(Not::Within);
+            }
             let (me, owner) = (std::process::id(), self.owner.load(Ordering::Relaxed));
             let forked = || Not::Failed(Error::Forked { process: self.process });
+            if me != self.process && self.data.traffic().is_some() {
+                return Err(forked()); // the threads that read from the URL stayed behind
+            }
             let mut state = match (me == self.process || me == owner, owner) {
                 (true, _) => self.state.lock().unwrap_or_else(PoisonError::into_inner),
                 // Nothing was started before the fork, but a thread that stayed behind may hold the lock.
                 (false, 0) => self.state.try_lock().map_err(|_| forked())?,
                 (false, _) => return Err(forked()),
             };
+            self.holder.store(thread, Ordering::Relaxed);
             let used = use_it(&mut state);
+            self.holder.store(0, Ordering::Relaxed);
             self.owner.store(if state.loader.is_some() { me } else { 0 }, Ordering::Relaxed);
             used
         })
@@ -137,38 +161,59 @@ impl Loader {
     /// The next batch of this epoch; none at its end.
     fn next_of(&self, py: Python<'_>, epoch: u64) -> PyResult<Option<Batch>> {
         loop {
-            let next = self.with(py, |state| {
+            let (next, ended) = self.with(py, |state| {
                 if state.closed {
                     return Err(Not::Closed);
                 }
                 if state.cursor().epoch != epoch {
-                    return Ok(None);
+                    return Ok((Ok(None), None));
                 }
-                self.start(state).map_err(Not::Failed)?;
-                let next = state.loader.as_mut().and_then(|loader| loader.next_timeout(LOOK));
-                next.transpose().map_err(Not::Failed)
-            });
+                let next = self.start(state).and_then(|()| {
+                    state.loader.as_mut().and_then(|loader| loader.next_timeout(LOOK)).transpose()
+                });
+                let over = |error: &Error| !matches!(error, Error::TimedOut { .. });
+                // It has ended its threads: the next call begins again here, and is told again.
+                let ended = next.as_ref().is_err_and(over).then(|| {
+                    state.at = state.cursor();
+                    state.loader.take()
+                });
+                Ok((next, ended))
+            })?;
+            py.detach(|| drop(ended));
+            warnings::pass_on(py)?;
             match next {
-                Err(Not::Failed(Error::TimedOut { .. })) => py.check_signals()?,
-                next => {
-                    let data = || Arc::clone(&self.data);
-                    return Ok(next?.map(|batch| Batch { batch, data: data() }));
+                Err(Error::TimedOut { .. }) => py.check_signals()?,
+                Err(error) => return Err(self.raised(&error)),
+                Ok(next) => {
+                    let batch = |batch: pipeline::Batch| {
+                        let ids = batch.ids().to_vec();
+                        Batch { batch, ids, data: Arc::clone(&self.data) }
+                    };
+                    return Ok(next.map(batch));
                 }
             }
         }
     }
 
+    /// The exception of an error; of memory that Python should have given, Python's own.
+    fn raised(&self, error: &Error) -> PyErr {
+        match (error, &self.given) {
+            (Error::Memory { .. }, Some(given)) => given.raised().unwrap_or_else(|| raised(error)),
+            _ => raised(error),
+        }
+    }
+
     /// Goes to a position. Threads that work elsewhere are stopped.
     fn go_to(&self, py: Python<'_>, to: impl FnOnce(Cursor) -> Cursor + Send) -> PyResult<()> {
-        Ok(self.with(py, |state| {
+        let ended = self.with(py, |state| {
             let now = state.cursor();
             let then = to(now);
-            if (now.epoch, now.batch) != (then.epoch, then.batch) {
-                state.loader = None;
-            }
             state.at = then;
-            Ok(())
-        })?)
+            let elsewhere = (now.epoch, now.batch) != (then.epoch, then.batch);
+            Ok(elsewhere.then(|| state.loader.take()))
+        })?;
+        py.detach(|| drop(ended)); // not while others wait for the state: it joins threads
+        Ok(())
     }
 }
 
@@ -181,12 +226,12 @@ fn word<T: serde::de::DeserializeOwned>(name: &str, value: &str, known: &str) ->
 /// The mode that these options are of.
 fn mode(
     name: &str,
-    [scale, ratio]: [Option<(f64, f64)>; 2],
+    [scale, ratio]: [Option<[f64; 2]>; 2],
     (law, flip, resize): (Option<&str>, Option<bool>, Option<usize>),
 ) -> PyResult<Mode> {
     let mut text = name.to_owned();
     for (key, range) in [("scale", scale), ("ratio", ratio)] {
-        text += &range.map_or(String::new(), |(low, high)| format!(",{key}={low}..{high}"));
+        text += &range.map_or(String::new(), |[low, high]| format!(",{key}={low}..{high}"));
     }
     text += &law.map_or(String::new(), |law| format!(",law={law}"));
     text += &flip.map_or(String::new(), |flip| format!(",flip={flip}"));
@@ -212,8 +257,8 @@ impl Loader {
         size: usize,
         small: Option<usize>,
         mode: &str,
-        scale: Option<(f64, f64)>,
-        ratio: Option<(f64, f64)>,
+        scale: Option<[f64; 2]>,
+        ratio: Option<[f64; 2]>,
         law: Option<&str>,
         flip: Option<bool>,
         resize: Option<usize>,
@@ -232,6 +277,7 @@ impl Loader {
         read_ahead: Option<u64>,
         memory: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
+        warnings::listen();
         let usual = LoaderConfig::default();
         let shuffle = match shuffle {
             None => Shuffle::Global,
@@ -240,7 +286,7 @@ impl Loader {
                 Ok(false) => Shuffle::None,
                 Err(_) => {
                     let known = "\"global\", \"shards\", \"none\", True or False";
-                    word("shuffle", &value.extract::<String>()?, known)?
+                    word("shuffle", &value.str()?.to_string(), known)?
                 }
             },
         };
@@ -277,30 +323,37 @@ impl Loader {
             Ok((data, batches))
         });
         let (data, batches) = made.map_err(|error| raised(&error))?;
-        let memory: Arc<dyn HostMemory> = match memory {
-            Some(given) => Arc::new(Given(given)),
+        if memory.as_ref().is_some_and(|memory| !memory.bind(py).is_callable()) {
+            return Err(PyValueError::new_err(
+                "memory = a function, of a number of bytes, or None",
+            ));
+        }
+        let given = memory.map(|function| Arc::new(Given::new(function)));
+        let memory: Arc<dyn HostMemory> = match &given {
+            Some(given) => Arc::clone(given) as _,
             None => Arc::new(Heap),
         };
+        warnings::pass_on(py)?;
         let at = Cursor::default();
         let state = Mutex::new(State { loader: None, at, closed: false });
         let process = std::process::id();
-        let owner = AtomicU32::new(0);
-        Ok(Self { data, config, memory, state, batches, process, owner })
+        let (owner, holder) = (AtomicU32::new(0), AtomicUsize::new(0));
+        Ok(Self { data, config, memory, given, state, holder, batches, process, owner })
     }
 
     /// The rest of the epoch at hand.
     fn __iter__(slf: Bound<'_, Self>) -> PyResult<Epoch> {
         let this = slf.get();
-        let epoch = this.with(slf.py(), |state| {
+        let (epoch, started) = this.with(slf.py(), |state| {
             if state.closed {
                 return Err(Not::Closed);
             }
             let epoch = state.cursor().epoch;
-            if this.config.epochs.is_none_or(|end| epoch < end) {
-                this.start(state).map_err(Not::Failed)?;
-            }
-            Ok(epoch)
+            let over = this.config.epochs.is_some_and(|end| epoch >= end);
+            Ok((epoch, if over { Ok(()) } else { this.start(state) }))
         })?;
+        started.map_err(|error| this.raised(&error))?;
+        warnings::pass_on(slf.py())?;
         Ok(Epoch { loader: slf.unbind(), epoch })
     }
 
@@ -331,16 +384,19 @@ impl Loader {
 
     /// Ends the threads. Batches that are held stay what they are.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        Ok(self.with(py, |state| {
+        let ended = self.with(py, |state| {
             state.at = state.cursor();
             state.closed = true;
-            drop(state.loader.take());
-            Ok(())
-        })?)
+            Ok(state.loader.take())
+        })?;
+        py.detach(|| drop(ended));
+        Ok(())
     }
 
     /// Goes to the first batch of an epoch, counted from 0.
     fn set_epoch(&self, py: Python<'_>, epoch: u64) -> PyResult<()> {
+        let at = Cursor::new(epoch, 0);
+        self.config.check_cursor(&self.data, at).map_err(|error| raised(&error))?;
         self.go_to(py, |now| Cursor { epoch, batch: 0, ..now })
     }
 
@@ -464,6 +520,8 @@ impl Epoch {
 #[derive(Debug)]
 pub(crate) struct Batch {
     batch: pipeline::Batch,
+    /// What `ids` was: the array may be written to.
+    ids: Vec<u64>,
     data: Arc<Dataset>,
 }
 
@@ -504,7 +562,7 @@ impl Batch {
     /// N strings.
     #[getter]
     fn keys(&self) -> Vec<String> {
-        self.batch.keys()
+        self.ids.iter().map(|&id| self.data.key(id)).collect()
     }
 
     /// The members of the samples with this extension, such as "json" or "txt": N of bytes or None.
@@ -513,9 +571,8 @@ impl Batch {
         py: Python<'py>,
         extension: &str,
     ) -> PyResult<Vec<Option<Bound<'py, PyBytes>>>> {
-        let all: Result<Vec<_>, Error> = py.detach(|| {
-            self.batch.ids().iter().map(|&id| self.data.member(id, extension)).collect()
-        });
+        let all: Result<Vec<_>, Error> =
+            py.detach(|| self.ids.iter().map(|&id| self.data.member(id, extension)).collect());
         let all = all.map_err(|error| raised(&error))?;
         Ok(all.into_iter().map(|bytes| bytes.map(|bytes| PyBytes::new(py, &bytes))).collect())
     }

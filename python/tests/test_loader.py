@@ -51,6 +51,8 @@ def test_every_way_to_see_a_batch_shows_the_same_bytes(data):
     assert view.nbytes == 4 * 32 * 32 * 3 and bytes(view) == image.tobytes()
     assert np.from_dlpack(image).ctypes.data == image.ctypes.data
     torch = pytest.importorskip("torch")
+    for array in (batch.images, batch.labels, batch.ids):
+        assert torch.from_numpy(array).data_ptr() == array.ctypes.data
     for tensor in (torch.from_numpy(image), torch.from_dlpack(image), torch.as_tensor(image)):
         assert tensor.data_ptr() == image.ctypes.data and tensor.shape == image.shape
     image[0, 0, 0, 0] ^= 255
@@ -67,6 +69,9 @@ def test_images_are_those_of_the_files(data):
     for file, pixels in zip(files, batch.images):
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(file)).convert("RGB")), pixels)
     assert batch.member("json") == [None] * 4
+    keys = batch.keys
+    batch.ids[:] = 2**40
+    assert batch.keys == keys and batch.member("jpg") == files, "ids may be written to"
 
 
 def test_a_loop_is_an_epoch_and_the_next_loop_the_next(data):
@@ -175,12 +180,14 @@ def test_a_row_that_is_held_keeps_its_batch_and_nothing_else_does(data):
     assert np.array_equal(row, kept), "a view outlives its loader"
 
 
-def test_a_caller_that_keeps_all_batches_is_told(data):
-    loader = Loader(data, batch=10, size=16, depth=1, held_s=1)
+def test_a_caller_that_keeps_all_batches_is_told_and_goes_on(data, caplog):
+    loader = Loader(data, batch=10, size=16, depth=1, held_s=3)
     begun = time.monotonic()
     with pytest.raises(RuntimeError, match="depth"):
         list(loader)
     assert time.monotonic() - begun < 10
+    assert [record.name for record in caplog.records] == ["bigbigan"] and "held" in caplog.text
+    assert len(ids(loader)) == 17, "the three before are gone, the rest of the epoch comes"
     held, loader = [], Loader(data, batch=10, size=16, depth=1, held_s=20)
     epoch = iter(loader)
     held = [next(epoch) for _ in range(3)]
@@ -263,6 +270,39 @@ def forked(work):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_loader_of_a_url_stays_in_its_process(data):
+    import functools
+    import http.server
+
+    class Ranges(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *words):
+            pass
+
+        def do_GET(self):
+            path = Path(self.translate_path(self.path))
+            if not path.is_file():
+                return self.send_error(404)
+            whole, part = path.read_bytes(), self.headers.get("Range")
+            first, last = 0, len(whole) - 1
+            if part:
+                low, high = part.removeprefix("bytes=").split("-")
+                first, last = (int(low), int(high or last)) if low else (len(whole) - int(high), last)
+            body = whole[first : last + 1]
+            self.send_response(206 if part else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(whole)}")
+            self.end_headers()
+            self.wfile.write(body)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Ranges, directory=data))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    loader = Loader(f"http://127.0.0.1:{server.server_address[1]}", batch=7, size=16, seed=2)
+    assert forked(lambda: len(ids(loader))).startswith("RuntimeError")
+    assert ids(loader) == ids(Loader(data, batch=7, size=16, seed=2))
+    server.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_process_forked_off_is_told_or_begins_its_own(data):
     loader = Loader(data, batch=7, size=16, seed=2)
     assert forked(lambda: len(ids(loader))) == "29", "no thread was there before"
@@ -297,9 +337,13 @@ def test_what_is_wrong_is_said(data, tmp_path):
         (dict(batch=1, mode="upside-down"), "random-resized-crop"), (dict(batch=1, last="lost"), "drop"),
         (dict(batch=1, rank=2, world=2), "rank"), (dict(batch=1, scale=(0, 1)), "scale"),
         (dict(batch=1, mode="full", scale=(0.5, 1)), "scale"), (dict(batch=1, shuffle="twice"), "shards"),
+        (dict(batch=1, shuffle=1.5), "shards"), (dict(batch=1, world=2**63, last="keep"), "world"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=words):
             Loader(data, **options)
+    with pytest.raises(ValueError, match="epoch"):
+        Loader(data, batch=1).set_epoch(2**64 - 1)
+    assert "scale=0.1..1" in repr(Loader(data, batch=1, scale=[0.1, 1]))
     with pytest.raises(bigbigan.DataError, match="val"):
         Loader(data, "test", batch=1)
     with pytest.raises(KeyError, match="batch"):
@@ -319,8 +363,10 @@ def test_a_bad_image_is_an_error_or_stood_in_for(data, tmp_path):
     start = bytes_.index(b"\xff\xd8\xff")
     bytes_[start : start + 300] = bytes(300)
     shard.write_bytes(bytes_)
-    with pytest.raises(bigbigan.DataError, match="cannot be decoded"):
-        ids(Loader(tmp_path / "bad", batch=7, size=16))
+    halting = Loader(tmp_path / "bad", batch=7, size=16)
+    for _ in range(2):
+        with pytest.raises(bigbigan.DataError, match="cannot be decoded"):
+            ids(halting)
     loader = Loader(tmp_path / "bad", batch=7, size=16, bad=0.1)
     assert len(ids(loader)) == 29
     stats = loader.stats()
@@ -338,10 +384,15 @@ def test_memory_may_be_the_callers(data):
     batch = next(iter(loader))
     assert len(given) == 3 and {array.size for array in given} == {4 * 32 * 32 * 3}
     assert batch.images.ctypes.data in {array.ctypes.data for array in given}
-    with pytest.raises(MemoryError, match="no more"):
-        next(iter(Loader(data, batch=4, memory=lambda size: exec("raise OSError('no more')"))))
-    with pytest.raises(MemoryError, match="read-only"):
+    with pytest.raises(KeyboardInterrupt, match="no more"):
+        next(iter(Loader(data, batch=4, memory=lambda size: exec("raise KeyboardInterrupt('no more')"))))
+    with pytest.raises(ValueError, match="read-only"):
         next(iter(Loader(data, batch=4, memory=lambda size: bytes(size))))
+    with pytest.raises(ValueError, match="function"):
+        Loader(data, batch=4, memory=5)
+    within = Loader(data, batch=4, memory=lambda size: within.state_dict())
+    with pytest.raises(RuntimeError, match="memory="):
+        next(iter(within))
     watched = weakref.ref(given[0])
     del loader, batch
     given.clear()
@@ -391,3 +442,13 @@ def test_the_program_is_in_the_wheel(tmp_path):
     said = subprocess.run([program("shard-imagenet"), "--nonsense"], capture_output=True, text=True)
     assert said.returncode == 2 and "Usage" in said.stderr
     assert bigbigan.__version__ and Path(bigbigan.__file__).with_name("py.typed").exists()
+
+
+def test_ctrl_c_ends_the_program_as_it_ends_any(tmp_path):
+    words = ["synth", "--output", tmp_path / "out", "--images", "100000", "--classes", "5", "--size", "64"]
+    child = subprocess.Popen([program("shard-imagenet"), *words], stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob(".out.partial/*.tar")) and child.poll() is None:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    said = child.communicate(timeout=60)[1]
+    assert child.returncode == 75 and "Traceback" not in said, said

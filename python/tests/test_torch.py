@@ -61,6 +61,26 @@ def test_a_state_is_that_of_what_was_given(data, device):
     assert torch.equal(next(iter(first))[0], whole[0][0])
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_loop_that_is_old_gives_nothing_more(data, device):
+    loader = bigbigan.torch.Loader(data, batch=6, size=32, seed=4, device=device)
+    first = iter(loader)
+    begun = next(first)[0]
+    loader.set_epoch(0)
+    assert list(first) == []
+    second = iter(loader)
+    assert torch.equal(next(second)[0], begun)
+    third = iter(loader)
+    assert torch.equal(next(third)[0], list(bigbigan.torch.Loader(data, batch=6, size=32, seed=4))[1][0].to(device))
+    assert list(second) == []
+
+
+def test_a_default_device_changes_nothing(data):
+    with torch.device("meta"):
+        images, labels = next(iter(bigbigan.torch.Loader(data, batch=6, size=32)))
+    assert images.device.type == labels.device.type == "cpu"
+
+
 def test_ranks_are_those_of_torch_distributed(data):
     torch.distributed.init_process_group("gloo", init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
     try:
