@@ -1,5 +1,5 @@
 # A menu. The checks themselves are listed in .ci/run.
-.PHONY: help setup demo evidence test test-long asan mutants deny golden check
+.PHONY: help setup demo evidence test test-long asan mutants deny wheel golden check
 
 help: ## show this menu
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -29,6 +29,9 @@ mutants: setup ## change 200 places of what exactness rests on, and see which no
 
 deny: ## licences, sources and bans of all dependencies (cargo-deny)
 	@scripts/deny
+
+wheel: ## the Python package, as a wheel in target/wheels
+	@scripts/wheel
 
 golden: setup ## remake the golden files from Python's PyTorch
 	@scripts/golden

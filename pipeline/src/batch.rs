@@ -76,16 +76,27 @@ impl Batch {
     }
 
     /// Where [`Batch::large`] begins, and its shape (N, H, W, 3): for programs in other languages.
-    /// Valid, and never written to, for as long as this batch or a clone of it lives.
+    /// Valid for as long as this batch or a clone of it lives. The loader does not write to it before; who has the
+    /// only clone may, while nothing reads a slice of it.
     pub fn large_array(&self) -> (NonNull<u8>, [usize; 4]) {
         let side = self.0.sides.0;
-        (start(self.large()), [self.rows(), side, side, 3])
+        (self.start(|starts| starts.0), [self.rows(), side, side, 3])
     }
 
     /// The same of [`Batch::small`]; none where the loader makes one size only.
     pub fn small_array(&self) -> Option<(NonNull<u8>, [usize; 4])> {
         let side = self.0.sides.1?;
-        Some((start(self.small()), [self.rows(), side, side, 3]))
+        Some((self.start(|starts| starts.1), [self.rows(), side, side, 3]))
+    }
+
+    /// The same of [`Batch::labels`], and their number.
+    pub fn labels_array(&self) -> (NonNull<i64>, usize) {
+        (self.start(|starts| starts.2), self.rows())
+    }
+
+    /// The same of [`Batch::ids`].
+    pub fn ids_array(&self) -> (NonNull<SampleId>, usize) {
+        (self.start(|starts| starts.3), self.rows())
     }
 
     /// The position after this batch: start there to go on with the next one.
@@ -96,10 +107,15 @@ impl Batch {
     fn read<'a, T: Default>(&'a self, part: impl FnOnce(&'a Filled) -> T) -> T {
         self.0.filled.as_ref().map_or_else(T::default, part)
     }
-}
 
-fn start(bytes: &[u8]) -> NonNull<u8> {
-    NonNull::from(bytes).cast()
+    /// One of [`Filled::starts`]; some address where there are no rows.
+    fn start<T>(
+        &self,
+        which: impl FnOnce((*mut u8, *mut u8, *mut i64, *mut SampleId)) -> *mut T,
+    ) -> NonNull<T> {
+        let start = self.0.filled.as_ref().and_then(|filled| NonNull::new(which(filled.starts())));
+        start.unwrap_or(NonNull::dangling())
+    }
 }
 
 #[cfg(test)]

@@ -130,7 +130,8 @@ impl LoaderConfig {
             ),
         );
         require((1..=1024).contains(&threads), format!("threads = {threads}: 1 to 1024"));
-        require(world > 0 && rank < world, format!("rank = {rank}: must be below world = {world}"));
+        require((1..=1 << 20).contains(&world), format!("world = {world}: 1 to 1048576 processes"));
+        require(rank < world, format!("rank = {rank}: must be below world = {world}"));
         require((1..=1024).contains(&depth), format!("depth = {depth}: 1 to 1024 batches"));
         if let Err(problem) = self.mode.check(large) {
             require(false, problem);
@@ -165,13 +166,51 @@ impl LoaderConfig {
         Ok(self.plan(data)?.epoch(at.epoch).samples(at.batch))
     }
 
+    /// Batches of an epoch, the same on every rank.
+    ///
+    /// # Errors
+    /// As [`Loader::start`](crate::Loader::start): options that do not hold together, too few samples.
+    pub fn batches_per_epoch(&self, data: &Dataset) -> Result<u64, Error> {
+        self.check()?;
+        Ok(self.plan(data)?.batches())
+    }
+
+    /// Whether a loader may start there.
+    ///
+    /// # Errors
+    /// As [`Loader::start`](crate::Loader::start).
+    pub fn check_cursor(&self, data: &Dataset, cursor: Cursor) -> Result<(), Error> {
+        if let Some(made_for) = cursor.made_for {
+            let differences = self.fingerprint(data).differences(&made_for);
+            if !differences.is_empty() {
+                return Err(Error::Cursor { differences: differences.join("; ") });
+            }
+        }
+        if cursor.epoch > 1 << 48 {
+            let problem = format!("cursor at epoch {}: 2^48 is the last", cursor.epoch);
+            return Err(Error::Config { problem });
+        }
+        let batches = self.batches_per_epoch(data)?;
+        if cursor.batch >= batches {
+            let problem = format!(
+                "cursor at batch {} of an epoch of {batches}: was it made with another batch size or data?",
+                cursor.batch
+            );
+            return Err(Error::Config { problem });
+        }
+        Ok(())
+    }
+
     pub(crate) fn decode(&self) -> DecodeOptions {
         let Self { filter, scaling, orientation, max_pixels, .. } = *self;
         DecodeOptions { filter, scaling, orientation, max_pixels }
     }
 
     /// What the cursors of such a loader's batches are made for.
-    pub(crate) fn fingerprint(&self, data: &Dataset) -> Fingerprint {
+    ///
+    /// # Panics
+    /// Never.
+    pub fn fingerprint(&self, data: &Dataset) -> Fingerprint {
         /// What changes no batch, and what the fingerprint names by itself.
         const APART: [&str; 13] = [
             "batch",

@@ -54,6 +54,8 @@ pub struct Loader {
     bad_this_epoch: (u64, u64), // epoch, count
     bad_total: u64,
     quarantine: Vec<Quarantined>,
+    /// Since when, over calls that gave up, the caller has held all batches, and whether it was told.
+    all_out: Option<(Instant, bool)>,
     threads: Vec<JoinHandle<()>>,
     process: u32,
 }
@@ -73,21 +75,8 @@ impl Loader {
     ) -> Result<Self, Error> {
         config.check()?;
         let plan = config.plan(&data)?;
+        config.check_cursor(&data, cursor)?;
         let fingerprint = config.fingerprint(&data);
-        if let Some(made_for) = cursor.made_for {
-            let differences = fingerprint.differences(&made_for);
-            if !differences.is_empty() {
-                return Err(Error::Cursor { differences: differences.join("; ") });
-            }
-        }
-        if cursor.batch >= plan.batches() {
-            let problem = format!(
-                "cursor at batch {} of an epoch of {}: was it made with another batch size or data?",
-                cursor.batch,
-                plan.batches()
-            );
-            return Err(Error::Config { problem });
-        }
         if data.remote().is_some() && config.shuffle == Shuffle::Global {
             tracing::warn!(
                 "shuffle = \"global\" over {} takes a request for each image; \"shards\" reads \
@@ -117,6 +106,7 @@ impl Loader {
             bad_this_epoch: (0, 0),
             bad_total: 0,
             quarantine: Vec::new(),
+            all_out: None,
             threads: Vec::new(),
             process: std::process::id(),
         };
@@ -269,7 +259,7 @@ impl Loader {
             self.at = plan.after(self.at);
             return Some(Ok(None));
         }
-        let (asked, mut all_out) = (Instant::now(), None);
+        let asked = Instant::now();
         let result = loop {
             match pool.next(look) {
                 Some(Next::Batch(filled)) => break Ok(filled),
@@ -277,18 +267,19 @@ impl Loader {
                 Some(Next::Broken(error)) => return Some(Err(error)),
                 None => {}
             }
+            if pool.hand_over().all_out() {
+                let since = self.all_out.get_or_insert_with(|| (Instant::now(), false));
+                if let Some(error) = config.held_for(since) {
+                    return Some(Err(error));
+                }
+            } else {
+                self.all_out = None;
+            }
             if let Some(error) = give_up(asked.elapsed()) {
                 return Some(Err(error));
             }
-            if !pool.hand_over().all_out() {
-                all_out = None;
-                continue;
-            }
-            let since = all_out.get_or_insert_with(|| (Instant::now(), false));
-            if let Some(error) = config.held_for(since) {
-                return Some(Err(error));
-            }
         };
+        self.all_out = None;
         let counted = self.count_bad(self.published, epoch);
         self.published += 1;
         let batch = counted.and(result);
@@ -421,6 +412,19 @@ mod tests {
         assert_eq!(all.iter().filter(|batch| batch.is_ok()).count(), 3);
         let Err(Error::AllHeld { slabs: 3, .. }) = &all[3] else { panic!("{:?}", all[3]) };
         assert!(all[3].as_ref().is_err_and(Error::is_input) && all.len() == 4);
+
+        // Of one that asks again and again, too.
+        let mut loader = start();
+        let held: Vec<_> = (0..3).map(|_| loader.next().unwrap().unwrap()).collect();
+        let asked = Instant::now();
+        let error = loop {
+            match loader.next_timeout(Duration::from_millis(5)).unwrap().unwrap_err() {
+                Error::TimedOut { .. } => assert!(asked.elapsed() < Duration::from_secs(60)),
+                error => break error,
+            }
+        };
+        assert!(matches!(error, Error::AllHeld { slabs: 3, .. }), "{error}");
+        drop(held);
 
         let mut loader = start();
         let held: Vec<_> = (0..3).map(|_| loader.next().unwrap().unwrap()).collect();

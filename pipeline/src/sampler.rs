@@ -400,6 +400,44 @@ mod tests {
     }
 
     #[test]
+    fn more_samples_than_a_window_come_once_an_epoch_too() {
+        for samples in [WINDOW, WINDOW + 1, 2 * WINDOW + 900] {
+            let mut seen = epoch(&plan(samples, 1, 1, Shuffle::Shards), 1);
+            assert!(!seen.iter().copied().eq(0..samples as u64));
+            // What is read together lies together: a window's samples are of at most two stretches.
+            let mut window = seen[..WINDOW].to_vec();
+            window.sort_unstable();
+            let gaps = window.windows(2).filter(|pair| pair[0] + 1 < pair[1]).count();
+            assert!(gaps <= 1, "{gaps} gaps");
+            seen.sort_unstable();
+            assert!(seen.into_iter().eq(0..samples as u64), "{samples} samples");
+        }
+    }
+
+    /// Checkpoints and other programs' states rest on it: it never changes. (Hashes of what it was.)
+    #[test]
+    fn the_order_is_what_it_always_was() {
+        let hash = |samples, shuffle| {
+            let ids = epoch(&plan(samples, 1, 1, shuffle), 2);
+            let bytes: Vec<u8> = ids.into_iter().flat_map(u64::to_le_bytes).collect();
+            xxhash_rust::xxh3::xxh3_64(&bytes)
+        };
+        let all = [1, 2, 3, 49, 64, 100, 1000, 2 * WINDOW + 900]
+            .map(|samples| [hash(samples, Shuffle::Global), hash(samples, Shuffle::Shards)]);
+        let was = [
+            [14374147212387527897, 14374147212387527897],
+            [935533381143019749, 2806482627441532945],
+            [14915489147650565433, 11865779135772897219],
+            [16717379186523497475, 13451313804921193409],
+            [4123120023529437101, 14319336079489140490],
+            [7906288326942256499, 2693736865842343794],
+            [3469553846526600057, 18062706087087073924],
+            [2902284758601551859, 13385119598615249410],
+        ];
+        assert_eq!(all, was);
+    }
+
+    #[test]
     fn epochs_and_seeds_differ() {
         let base = plan(100, 10, 1, Shuffle::Global);
         let other = Plan { seed: 8, ..base.clone() };

@@ -282,6 +282,14 @@ impl Filled {
         self.rows
     }
 
+    /// Where large and small pixels, labels and ids begin. They may be written to while no slice of them is used.
+    pub(crate) fn starts(&self) -> (*mut u8, *mut u8, *mut i64, *mut SampleId) {
+        let Slab { labels, ids, .. } = &*self.slab;
+        let (labels, ids) =
+            (UnsafeCell::raw_get(labels.as_ptr()), UnsafeCell::raw_get(ids.as_ptr()));
+        (self.slab.large_start(), self.slab.small_start(), labels, ids)
+    }
+
     pub(crate) fn large(&self) -> &[u8] {
         let slab = &*self.slab;
         // SAFETY: all rows are written and no run of this slab can be had before `self` is dropped,

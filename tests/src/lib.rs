@@ -227,7 +227,7 @@ fn cargo(args: &[&str]) -> Command {
     // What cargo told this test of its own package would make it build some crates anew, now and then
     // again without.
     let of_package = |name: &str| {
-        ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_BIN_", "CARGO_PRIMARY_"]
+        ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_BIN_", "CARGO_PRIMARY_", "OUT_DIR"]
             .iter()
             .any(|prefix| name.starts_with(prefix))
     };

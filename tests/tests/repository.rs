@@ -126,7 +126,7 @@ fn imports_go_one_way() {
 
 #[test]
 fn pipeline_and_tools_need_no_torch() {
-    for member in ["common", "pipeline", "tools"] {
+    for member in ["common", "pipeline", "tools", "python"] {
         let manifest = fs::read_to_string(repository().join(member).join("Cargo.toml")).unwrap();
         assert!(!manifest.contains("\ntch"), "{member} depends on tch");
     }

@@ -10,6 +10,7 @@
 
 pub mod build;
 pub mod catalog;
+pub mod cli;
 mod error;
 mod formats;
 pub mod inspect;

@@ -128,7 +128,7 @@ pub(crate) fn message(text: &str) -> String {
     lines.join("; ")
 }
 
-/// Whether libtorch, CUDA, cuDNN, cuBLAS or NCCL says that there was no room for something.
+/// Whether libtorch, CUDA, cuDNN, cuBLAS, NCCL or oneDNN says that there was no room for something.
 pub(crate) fn is_out_of_memory(text: &str) -> bool {
     let words = [
         "out of memory",             // CUDA's, and PyTorch's allocator over it
@@ -140,6 +140,7 @@ pub(crate) fn is_out_of_memory(text: &str) -> bool {
         "CUBLAS_STATUS_ALLOC_FAILED",
         "CUSOLVER_STATUS_ALLOC_FAILED",
         "std::bad_alloc",
+        "could not create a primitive", // oneDNN's, which names no cause: there is no room for the code it makes
     ];
     words.iter().any(|word| text.contains(word))
 }

@@ -1,0 +1,33 @@
+//! What goes wrong, as Python's exceptions.
+
+use pipeline::Error;
+use pyo3::PyErr;
+use pyo3::create_exception;
+use pyo3::exceptions::{
+    PyFileNotFoundError, PyMemoryError, PyOSError, PyRuntimeError, PyTimeoutError, PyValueError,
+};
+
+create_exception!(
+    bigbigan,
+    DataError,
+    PyRuntimeError,
+    "Data that cannot be read as they are: a shard, an index, an image. The message says where, and what to do."
+);
+
+/// The exception that a Python programmer expects of it, with the whole message.
+pub(crate) fn raised(error: &Error) -> PyErr {
+    let words = pipeline::report(error);
+    match error {
+        Error::Config { .. } | Error::Cursor { .. } | Error::TooFew { .. } => {
+            PyValueError::new_err(words)
+        }
+        Error::NoFolder { .. } => PyFileNotFoundError::new_err(words),
+        Error::Io { .. } | Error::Remote { .. } => PyOSError::new_err(words),
+        Error::Memory { .. } => PyMemoryError::new_err(words),
+        Error::TimedOut { .. } => PyTimeoutError::new_err(words),
+        Error::Forked { .. } | Error::AllHeld { .. } | Error::Panic { .. } | Error::Stopped => {
+            PyRuntimeError::new_err(words)
+        }
+        _ => DataError::new_err(words),
+    }
+}
