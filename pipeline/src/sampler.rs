@@ -438,6 +438,17 @@ mod tests {
     }
 
     #[test]
+    fn ranks_that_are_left_nothing_have_nothing_to_read() {
+        // 2 samples of 5 ranks: one batch an epoch, of a row on two of them.
+        for rank in 0..5 {
+            let plan = Plan { rank, last: LastBatch::Keep, ..plan(2, 3, 5, Shuffle::Global) };
+            assert_eq!((plan.batches(), plan.rows_of(0)), (1, usize::from(rank < 2)));
+            let end = if rank < 2 { 4 } else { 0 };
+            assert_eq!(plan.deal(Cursor::new(1, 0), 5, 2).end, end, "rank {rank}");
+        }
+    }
+
+    #[test]
     fn epochs_and_seeds_differ() {
         let base = plan(100, 10, 1, Shuffle::Global);
         let other = Plan { seed: 8, ..base.clone() };
