@@ -384,8 +384,12 @@ def test_memory_may_be_the_callers(data):
     batch = next(iter(loader))
     assert len(given) == 3 and {array.size for array in given} == {4 * 32 * 32 * 3}
     assert batch.images.ctypes.data in {array.ctypes.data for array in given}
+
+    def interrupted(size):
+        raise KeyboardInterrupt("no more")
+
     with pytest.raises(KeyboardInterrupt, match="no more"):
-        next(iter(Loader(data, batch=4, memory=lambda size: exec("raise KeyboardInterrupt('no more')"))))
+        next(iter(Loader(data, batch=4, memory=interrupted)))
     with pytest.raises(ValueError, match="read-only"):
         next(iter(Loader(data, batch=4, memory=lambda size: bytes(size))))
     with pytest.raises(ValueError, match="function"):
