@@ -13,16 +13,16 @@ use super::{
 };
 
 /// Numbers that are the same each time.
-struct Seeded(u64);
+pub(super) struct Seeded(pub(super) u64);
 
 impl Seeded {
-    fn below(&mut self, most: usize) -> usize {
+    pub(super) fn below(&mut self, most: usize) -> usize {
         self.0 = self.0.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
         (self.0 >> 33) as usize % most.max(1)
     }
 
     /// Bytes with something wrong, and what.
-    fn spoil(&mut self, bytes: &mut Vec<u8>) -> &'static str {
+    pub(super) fn spoil(&mut self, bytes: &mut Vec<u8>) -> &'static str {
         let at = self.below(bytes.len());
         let most = bytes.len() - at;
         let some = 1 + self.below(most.min(4096));

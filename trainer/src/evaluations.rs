@@ -1,8 +1,8 @@
 //! `evaluations.jsonl`: what commands found of a run, a JSON object a line. What the run measures of itself
 //! is in its `metrics.jsonl`, which goes back with it when it resumes; this file only grows.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -83,12 +83,25 @@ pub fn of(run: &Path) -> Vec<Map<String, Value>> {
 
 /// The objects of a file of JSON lines; a line being written, or no file, is none.
 pub(crate) fn lines(path: &Path) -> Vec<Map<String, Value>> {
-    let text = fs::read(path).unwrap_or_default();
-    text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
+    let mut all = vec![];
+    each_line(path, |line| all.extend(serde_json::from_slice::<Map<String, Value>>(line)));
+    all
+}
+
+/// Gives each line of a file to `take`, in memory for one line. What cannot be read is no line.
+pub(crate) fn each_line(path: &Path, mut take: impl FnMut(&[u8])) {
+    let Ok(file) = File::open(path) else { return };
+    let (mut file, mut line) = (BufReader::new(file), vec![]);
+    while file.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
+        take(&line);
+        line.clear();
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -3,9 +3,10 @@
 //! `checkpoints/step-00000012/` (`step-00000012+1` after the first update of D of the step that follows)
 //! holds `NETWORK.safetensors` (weights, singular vectors, statistics),
 //! `NETWORK.adam.safetensors` (moments `m.NAME`, `v.NAME`), `NETWORK.average.safetensors` (G and E)
-//! and `manifest.json`, which is written last and carries the size and SHA-256 of every file. No
-//! file but safetensors is ever read as weights.
+//! and `manifest.json`, which is written last and carries the size and SHA-256 of every file and of itself.
+//! No file but safetensors is ever read as weights.
 
+mod manifest;
 mod writer;
 
 use std::borrow::Cow;
@@ -16,102 +17,21 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::files::{self, sha256_of};
-use pipeline::Cursor;
 use safetensors::{Dtype, SafeTensorError, SafeTensors, View};
-use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::config::Config;
 use crate::dist::World;
 use crate::error::{Error, Result};
 use crate::nn::Params;
-use crate::provenance::Provenance;
-use crate::state::{Averaged, OfD, Player, TrainState, Update};
+use crate::state::{Averaged, Player, TrainState};
+pub use manifest::{FORMAT, FileRecord, Manifest, OfDRecord, read_manifest, write_manifest};
 pub use writer::{Keep, Saved, Writer, room_for};
-
-/// Version of the folder's format.
-pub const FORMAT: u32 = 1;
 
 pub(crate) type Named = Vec<(String, Tensor)>;
 
 /// The tensors of a checkpoint by file.
 type Files = Vec<(String, Named)>;
-
-/// What `manifest.json` says.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Manifest {
-    /// [`FORMAT`].
-    pub format: u32,
-    /// G/E updates done.
-    pub step: u64,
-    /// Of the step that follows, what was done.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub of_d: Option<OfDRecord>,
-    /// Where the next image comes from.
-    pub cursor: Cursor,
-    /// Updates done by each Adam.
-    pub adam_steps: BTreeMap<String, u64>,
-    /// Times that training went back to a checkpoint.
-    #[serde(default)]
-    pub rollbacks: u64,
-    /// Hash of the data index.
-    pub data_fingerprint: u64,
-    /// CPU threads of libtorch: sums depend on it in the last bit.
-    pub threads: i32,
-    /// The run's configuration, as in `config.toml`; empty in checkpoints of before it was written here.
-    #[serde(default)]
-    pub config: String,
-    /// Its SHA-256.
-    #[serde(default)]
-    pub config_sha256: String,
-    /// By which program, where and when it was saved.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub provenance: Option<Provenance>,
-    /// Every other file.
-    pub files: BTreeMap<String, FileRecord>,
-}
-
-/// [`OfD`] as numbers; those that are not finite are left out.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct OfDRecord {
-    /// Updates of D done.
-    pub updates: u32,
-    /// Loss of the last.
-    pub loss: Option<f32>,
-    /// ‖gradient‖₂ of the last.
-    pub norm: Option<f32>,
-    /// Whether one of them met a value that is not finite.
-    pub fault: bool,
-}
-
-impl OfDRecord {
-    fn of(d: &OfD) -> Self {
-        let number =
-            |t: &Tensor| Some(t.double_value(&[]) as f32).filter(|value| value.is_finite());
-        let fault = d.update.fault.double_value(&[]) != 0.0;
-        Self { updates: d.updates, loss: number(&d.loss), norm: number(&d.update.norm), fault }
-    }
-
-    fn restored(&self, device: Device) -> OfD {
-        let tensor = |value: f32| Tensor::from(value).to_device(device);
-        let number = |value: Option<f32>| tensor(value.unwrap_or(f32::NAN));
-        let fault = tensor(if self.fault { 1.0 } else { 0.0 });
-        let update = Update { norm: number(self.norm), fault };
-        OfD { updates: self.updates, loss: number(self.loss), update }
-    }
-}
-
-/// One file of a checkpoint.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FileRecord {
-    /// Length.
-    pub bytes: u64,
-    /// Hexadecimal SHA-256.
-    pub sha256: String,
-}
 
 /// The checkpoints under `folder`, oldest first, whether sound or not.
 ///
@@ -253,12 +173,18 @@ pub fn set_aside_after(folder: &Path, loaded: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Reads the manifest and checks that it lists what a checkpoint holds, and every file's length and hash.
+/// Reads the manifest and checks that it is that of the folder's step and lists what a checkpoint holds, and every
+/// file's length and hash.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] naming the first file that is wrong; [`Error::Io`] if one cannot be read.
 pub fn verify(path: &Path) -> Result<Manifest> {
     let manifest = read_manifest(path)?;
+    let name = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    let own_name = name_of(manifest.step, manifest.of_d.map_or(0, |d| d.updates));
+    if step_of(&name).is_some() && name != own_name {
+        return Err(fault(path, format!("holds what belongs into {own_name}")));
+    }
     let file_names = |networks: &[&str], kinds: &[&str]| -> BTreeSet<String> {
         let name = |network, kind: &&str| format!("{network}{kind}.safetensors");
         networks.iter().flat_map(|network| kinds.iter().map(move |k| name(*network, k))).collect()
@@ -361,20 +287,6 @@ pub fn load_live(path: &Path, network: &str, params: &mut Params) -> Result<()> 
     read_tensors(&path.join(format!("{network}.safetensors")), &mut params.state())?;
     params.rescale();
     Ok(())
-}
-
-/// Reads `manifest.json` without checking the files it lists.
-///
-/// # Errors
-/// [`Error::Checkpoint`] if it is missing, unreadable, or of another version.
-pub fn read_manifest(path: &Path) -> Result<Manifest> {
-    let file = path.join("manifest.json");
-    let text = fs::read(&file).map_err(|e| unread(&file, e))?;
-    let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| fault(&file, e))?;
-    if manifest.format != FORMAT {
-        return Err(fault(&file, format!("format {}, expected {FORMAT}", manifest.format)));
-    }
-    Ok(manifest)
 }
 
 /// Every tensor of a state, by file and name. Writing to them writes to the state; [`Params::rescale`]

@@ -1,7 +1,9 @@
 use super::*;
 use crate::config::Origin;
 use crate::device::Images;
+use crate::provenance::Provenance;
 use crate::random::{Key, Purpose};
+use crate::state::{OfD, Update};
 use crate::step::train_step;
 
 fn config() -> Config {
@@ -186,13 +188,13 @@ fn a_manifest_that_lists_other_files_than_a_checkpoint_s_verifies_nothing() {
     for forge in forged {
         let mut manifest = good.clone();
         forge(&mut manifest);
-        fs::write(path.join("manifest.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
+        write_manifest(&path, &mut manifest).unwrap();
         let error = verify(&path).unwrap_err();
         assert!(matches!(error, Error::Checkpoint { .. }), "{error}");
         assert!(error.to_string().contains("not the files of a checkpoint"), "{error}");
     }
     // A device in a file's place is not read, whatever its length is said to be.
-    fs::write(path.join("manifest.json"), serde_json::to_vec(&good).unwrap()).unwrap();
+    write_manifest(&path, &mut good.clone()).unwrap();
     let file = path.join("generator.safetensors");
     fs::remove_file(&file).unwrap();
     std::os::unix::fs::symlink("/dev/zero", &file).unwrap();
@@ -250,6 +252,9 @@ fn the_newest_is_found_while_others_come_and_go() {
                     let file = file.unwrap();
                     fs::hard_link(file.path(), aside.join(file.file_name())).unwrap();
                 }
+                let mut manifest = read_manifest(&aside).unwrap();
+                manifest.step += 1;
+                write_manifest(&aside, &mut manifest).unwrap();
                 fs::rename(&aside, path(step + 1)).unwrap();
                 fs::remove_dir_all(path(step)).unwrap();
                 // On a machine that has become slower, too, one is read at last.
@@ -294,6 +299,42 @@ fn a_manifest_says_what_was_trained_by_which_program_and_where() {
     assert_eq!((provenance.host, provenance.device), (common::host(), "cpu".to_owned()));
 }
 
+/// A manifest holds the step, the place in the data and Adam's counts: one wrong digit would train on from elsewhere.
+#[test]
+fn no_byte_of_a_manifest_can_change_unnoticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    save(folder.path(), &mut state, 1, ALL);
+    let path = newest(folder.path()).unwrap();
+    let file = path.join("manifest.json");
+    let good = fs::read(&file).unwrap();
+    for place in 0..good.len() {
+        for bit in [0, 1, 4] {
+            let mut bad = good.clone();
+            bad[place] ^= 1 << bit;
+            fs::write(&file, &bad).unwrap();
+            let error = read_manifest(&path).unwrap_err();
+            assert!(matches!(error, Error::Checkpoint { .. }), "{place}: {error}");
+        }
+    }
+    // Judged by others: what is said is the hash of what is left.
+    let text = String::from_utf8(good).unwrap();
+    let manifest: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let own = manifest["own_sha256"].as_str().unwrap();
+    fs::write(&file, text.replace(own, "")).unwrap();
+    let sum = std::process::Command::new("sha256sum").arg(&file).output().unwrap().stdout;
+    assert!(sum.starts_with(own.as_bytes()));
+    // Those of before had none.
+    fs::write(&file, text.replace(&format!("  \"own_sha256\": \"{own}\",\n"), "")).unwrap();
+    assert_eq!(read_manifest(&path).unwrap().step, 1);
+    fs::write(&file, &text).unwrap();
+    verify(&path).unwrap();
+    let moved = folder.path().join(name_of(2, 0));
+    fs::rename(&path, &moved).unwrap();
+    let error = verify(&moved).unwrap_err().to_string();
+    assert!(error.contains("belongs into step-00000001"), "{error}");
+}
+
 #[test]
 fn a_checkpoint_that_was_passed_over_takes_no_sound_one_s_place() {
     let folder = tempfile::tempdir().unwrap();
@@ -328,7 +369,7 @@ fn forge(path: &Path, name: &str, bytes: &[u8]) {
     fs::write(path.join(name), bytes).unwrap();
     let mut manifest = read_manifest(path).unwrap();
     manifest.files.insert(name.to_owned(), record(&path.join(name)).unwrap());
-    fs::write(path.join("manifest.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
+    write_manifest(path, &mut manifest).unwrap();
 }
 
 /// The file with one tensor's name, shape or kind changed.

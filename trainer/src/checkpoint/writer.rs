@@ -13,7 +13,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{
     FORMAT, Files, Manifest, Named, OfDRecord, adam_steps, contents, fault, list, name_of,
-    write_tensors,
+    write_manifest, write_tensors,
 };
 use crate::config::Config;
 use crate::device;
@@ -238,6 +238,7 @@ impl Snapshot {
         // One wait for all of them.
         device::reached(device_of(&files))?;
         let manifest = Manifest {
+            own_sha256: None,
             format: FORMAT,
             step: state.step,
             of_d: state.of_d.as_ref().map(OfDRecord::of),
@@ -293,9 +294,7 @@ impl Snapshot {
             let record = write_tensors(&aside.join(name), tensors)?;
             self.manifest.files.insert(name.clone(), record);
         }
-        let text = serde_json::to_vec_pretty(&self.manifest).map_err(|e| fault(aside, e))?;
-        let manifest = aside.join("manifest.json");
-        files::replace_file(&manifest, &text).map_err(Error::io("write", &manifest))
+        write_manifest(aside, &mut self.manifest)
     }
 }
 

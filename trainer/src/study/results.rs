@@ -351,18 +351,22 @@ fn page(results: &Results<'_>, jobs: &[Job], out: &Path) -> String {
     report::page(results.title, &body)
 }
 
-fn curve(run: &Path, metric: Option<&str>, key: &str) -> Vec<(f64, f64)> {
+fn curve(run: &Path, metric: Option<&str>, key: &'static str) -> Vec<(f64, f64)> {
     let Some(metric) = metric else {
-        return report::points(&evaluations::lines(&run.join("stats.jsonl")), key);
+        return report::Series::read(&run.join("stats.jsonl"), &[key]).points(key);
     };
-    let mut lines = evaluations::of(run);
-    let text =
-        |line: &Map<String, Value>, key| line.get(key).and_then(Value::as_str).map(str::to_owned);
-    lines.retain(|line| {
-        text(line, "metric").as_deref() == Some(metric)
-            && text(line, "weights").as_deref() != Some("initial")
-    });
-    report::points(&lines, key)
+    let mut curve = report::Curve::default();
+    for line in evaluations::of(run) {
+        let text = |key| line.get(key).and_then(Value::as_str);
+        if text("metric") == Some(metric)
+            && text("weights") != Some("initial")
+            && let (Some(step), Some(value)) =
+                (report::number(&line, "step"), report::number(&line, key))
+        {
+            curve.push(step, value);
+        }
+    }
+    curve.points()
 }
 
 #[cfg(test)]

@@ -13,10 +13,12 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::evaluations::{self, lines};
 
+mod series;
+
+pub(crate) use series::{Curve, Series};
+
 /// Earlier pictures of one kind shown beside the newest.
 const EARLIER: usize = 3;
-/// Points of a curve; longer ones are averaged in pieces.
-const POINTS: usize = 300;
 /// Curves of different colours; `STYLE` names them.
 const COLOURS: usize = 5;
 
@@ -83,17 +85,18 @@ pub fn html(run: &Path) -> Result<String> {
         path: run.to_owned(),
         reason: format!("no config.toml in it ({e}): not the folder of a run"),
     })?;
-    let stats = lines(&run.join("stats.jsonl"));
+    let charts = [&TRAINING[..], &HEALTH[..], &SPEED[..]];
+    let curves = charts.iter().flat_map(|c| c.iter()).flat_map(|(_, _, keys)| keys.iter());
+    let keys: Vec<_> = curves.map(|(key, _)| *key).chain(TILES.map(|(key, ..)| key)).collect();
+    let stats = Series::read(&run.join("stats.jsonl"), &keys);
     let incidents = lines(&run.join("incidents.jsonl"));
     let name = run.canonicalize().unwrap_or_else(|_| run.to_owned());
     let name = name.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
     let mut body =
-        format!("<header><h1>{}</h1>{}</header>\n", escaped(&name), state(&config, &stats));
-    body.push_str(&tiles(&stats));
+        format!("<header><h1>{}</h1>{}</header>\n", escaped(&name), state(&config, &stats.last));
+    body.push_str(&tiles(&stats.last));
     body.push_str(&section("Incidents", &incident_list(&incidents)));
-    for (title, charts) in
-        [("Training", &TRAINING[..]), ("Health", &HEALTH[..]), ("Throughput", &SPEED[..])]
-    {
+    for (title, charts) in ["Training", "Health", "Throughput"].into_iter().zip(charts) {
         let charts: String = charts.iter().map(|c| chart(c, &stats, &incidents)).collect();
         let charts = if charts.is_empty() { none("no statistics yet") } else { charts };
         body.push_str(&section(title, &format!("<div class=grid>{charts}</div>")));
@@ -117,7 +120,7 @@ pub(crate) fn page(title: &str, body: &str) -> String {
     )
 }
 
-fn number(line: &Map<String, Value>, key: &str) -> Option<f64> {
+pub(crate) fn number(line: &Map<String, Value>, key: &str) -> Option<f64> {
     line.get(key).and_then(Value::as_f64).filter(|value| value.is_finite())
 }
 
@@ -130,10 +133,10 @@ fn none(text: &str) -> String {
 }
 
 /// How far it has come.
-fn state(config: &str, stats: &[Map<String, Value>]) -> String {
+fn state(config: &str, last: &Map<String, Value>) -> String {
     let steps = config.parse::<toml::Table>().ok();
     let steps = steps.as_ref().and_then(|c| c.get("train")?.get("steps")?.as_integer());
-    let done = stats.last().and_then(|line| number(line, "step")).unwrap_or(0.0);
+    let done = number(last, "step").unwrap_or(0.0);
     let of = steps.map_or(String::new(), |steps| format!(" of {}", compact(steps as f64)));
     let share = steps.filter(|s| *s > 0).map_or(0.0, |s| (100.0 * done / s as f64).min(100.0));
     format!(
@@ -142,26 +145,28 @@ fn state(config: &str, stats: &[Map<String, Value>]) -> String {
     )
 }
 
-fn tiles(stats: &[Map<String, Value>]) -> String {
-    let Some(last) = stats.last() else { return String::new() };
+/// Figures of the newest line: key, name, unit.
+const TILES: [(&str, &str, &str); 7] = [
+    ("loss_d", "loss D", ""),
+    ("loss_g", "loss G", ""),
+    ("loss_e", "loss E", ""),
+    ("images_per_s", "images a second", ""),
+    ("step_seconds", "a step", " s"),
+    ("data_wait_percent", "waiting for data", " %"),
+    ("epoch", "epoch", ""),
+];
+
+fn tiles(last: &Map<String, Value>) -> String {
+    if last.is_empty() {
+        return String::new();
+    }
     let tile = |(key, name, unit): &(&str, &str, &str)| {
         number(last, key).map(|value| {
             let value = short((100.0 * value).round() / 100.0);
             format!("<div><b>{value}<small>{unit}</small></b><span>{name}</span></div>")
         })
     };
-    let all: String = [
-        ("loss_d", "loss D", ""),
-        ("loss_g", "loss G", ""),
-        ("loss_e", "loss E", ""),
-        ("images_per_s", "images a second", ""),
-        ("step_seconds", "a step", " s"),
-        ("data_wait_percent", "waiting for data", " %"),
-        ("epoch", "epoch", ""),
-    ]
-    .iter()
-    .filter_map(tile)
-    .collect();
+    let all: String = TILES.iter().filter_map(tile).collect();
     format!("<div class=tiles>{all}</div>\n")
 }
 
@@ -266,12 +271,8 @@ const TOP: f64 = 8.0;
 const BOTTOM: f64 = 22.0;
 
 /// Nothing where no line has any of the keys.
-fn chart(
-    (title, how, keys): &Chart,
-    stats: &[Map<String, Value>],
-    incidents: &[Map<String, Value>],
-) -> String {
-    let series: Vec<_> = keys.iter().map(|(key, name)| (*name, points(stats, key))).collect();
+fn chart((title, how, keys): &Chart, stats: &Series, incidents: &[Map<String, Value>]) -> String {
+    let series: Vec<_> = keys.iter().map(|(key, name)| (*name, stats.points(key))).collect();
     let steps: Vec<f64> = incidents.iter().filter_map(|line| number(line, "step")).collect();
     curves(title, how, &series, &steps)
 }
@@ -297,17 +298,6 @@ pub(crate) fn curves(
          <div class=legend>{legend}</div></figure>",
         drawing(title, &series, marks)
     )
-}
-
-/// (step, value), in at most [`POINTS`] pieces.
-pub(crate) fn points(stats: &[Map<String, Value>], key: &str) -> Vec<(f64, f64)> {
-    let all: Vec<_> =
-        stats.iter().filter_map(|line| Some((number(line, "step")?, number(line, key)?))).collect();
-    let mean = |piece: &[(f64, f64)]| {
-        let sum = piece.iter().fold((0.0, 0.0), |sum, p| (sum.0 + p.0, sum.1 + p.1));
-        (sum.0 / piece.len() as f64, sum.1 / piece.len() as f64)
-    };
-    all.chunks(all.len().div_ceil(POINTS).max(1)).map(mean).collect()
 }
 
 fn drawing(title: &str, series: &[(&str, Vec<(f64, f64)>)], marks: &[f64]) -> String {
