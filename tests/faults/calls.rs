@@ -64,7 +64,8 @@ fn a_run_killed_before_any_call_goes_on_to_the_same_end() {
     let straight = undisturbed(folder.path(), data(), &KEYS);
     for (call, some) in [(Call::Rename, 5), (Call::Fsync, 4), (Call::Write, 4), (Call::Open, 2)] {
         let mut killed = 0;
-        for at in numbers(count(call, folder.path()), times(some, usize::MAX)) {
+        let all = numbers(count(call, folder.path()), times(some, usize::MAX));
+        for &at in &all {
             let out = folder.path().join(format!("{call:?}-{at}"));
             let output = hurt(&out, call, at, false, Fault::Kill);
             // The last ones may come in another order, and not at all.
@@ -76,7 +77,7 @@ fn a_run_killed_before_any_call_goes_on_to_the_same_end() {
             assert_same_end(&out, &straight);
             fs::remove_dir_all(out).unwrap();
         }
-        assert!(killed > 0, "never before a {call:?}");
+        assert!(killed + 1 + all.len() / 20 >= all.len(), "{killed} of {} {call:?}", all.len());
         let what = format!("kill -9 before the n-th {call:?} of a run, n from first to last");
         tell(
             &what.to_lowercase(),

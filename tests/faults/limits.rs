@@ -122,6 +122,18 @@ fn a_read_only_folder_is_refused_in_words_and_changed_in_nothing() {
     }
     finished(&args);
     assert_same_end(&run, &straight);
+    // Nothing of it is to be written any more.
+    for command in [&args, &resume] {
+        let output = Command::new("unshare")
+            .args(["-rm", "sh", "-c", script, &text(&run)])
+            .arg(program("trainer"))
+            .args(command)
+            .envs(ONE_THREAD)
+            .output()
+            .unwrap();
+        let said = ended(&output, &[0], "read-only and finished");
+        assert!(said.contains("is finished"), "{said}");
+    }
     let outcome = "refused, naming it; writable again, the same command goes on";
     tell("the run's folder is read-only", 2, outcome, "nothing; the end is bit-equal");
 }

@@ -36,8 +36,10 @@ fn times(short: usize, long: usize) -> usize {
 /// A row of the table: what was done, how often, how it ended, and what was lost.
 fn tell(fault: &str, times: usize, outcome: &str, loss: &str) {
     let Some(path) = std::env::var_os("BIGBIGAN_RELIABILITY") else { return };
+    let story = std::thread::current().name().unwrap_or_default().to_owned();
+    assert!(story.contains("::"), "libtest gives each story a thread of its name");
     let row = serde_json::json!(
-        {"fault": fault, "times": times, "outcome": outcome, "loss": loss}
+        {"story": story, "fault": fault, "times": times, "outcome": outcome, "loss": loss}
     );
     let mut file = fs::File::options().create(true).append(true).open(path).unwrap();
     file.write_all(format!("{row}\n").as_bytes()).unwrap();
@@ -75,19 +77,45 @@ fn unattended(data: &Path, run: &Path, overrides: &[&str]) -> Vec<String> {
     args
 }
 
-/// Lets a run go on to its end by the command that began it.
+/// The step of the newest sound checkpoint, if there is one.
+fn newest_sound(run: &Path) -> Option<u64> {
+    let all = checkpoint::list(&run.join("checkpoints")).unwrap_or_default();
+    all.iter().rev().find_map(|(_, path)| Some(checkpoint::verify(path).ok()?.step))
+}
+
+/// The steps from which sessions went on.
+fn begins(run: &Path) -> Vec<u64> {
+    let begins = |line: &&Value| line["event"] == "begin";
+    let sessions = lines(&run.join("sessions.jsonl"));
+    sessions.iter().filter(begins).map(|line| line["step"].as_u64().unwrap()).collect()
+}
+
+/// Lets a run go on to its end by the command that began it, from the newest sound checkpoint: nothing before it
+/// is done again.
 fn finished(args: &[String]) -> Said {
+    let out = args.iter().position(|arg| arg == "--out").expect("a run has a folder");
+    let run = Path::new(&args[out + 1]);
+    let (had, before) = (newest_sound(run), begins(run).len());
     let said = trainer(&borrowed(args));
     assert_eq!(said.code, 0, "{}", said.err);
+    if let [from] = begins(run)[before..] {
+        assert_eq!(from, had.unwrap_or(0), "went on from another step: {}", said.err);
+    }
     said
 }
 
-/// Makes sure that the last checkpoints of two runs hold the same, to the bit.
+/// What the last checkpoint of a run holds, but for where and when it was made.
+fn end(run: &Path) -> impl PartialEq + std::fmt::Debug + use<> {
+    let manifest = checkpoint::read_manifest(&newest(run)).unwrap();
+    (manifest.step, manifest.cursor, manifest.adam_steps, manifest.files)
+}
+
+/// Whether the last checkpoints of two runs hold the same, to the bit.
+fn same_end(one: &Path, other: &Path) -> bool {
+    end(one) == end(other)
+}
+
 fn assert_same_end(one: &Path, other: &Path) {
-    let end = |run: &Path| {
-        let manifest = checkpoint::read_manifest(&newest(run)).unwrap();
-        (manifest.step, manifest.cursor, manifest.adam_steps, manifest.files)
-    };
     assert_eq!(end(one), end(other), "{} and {}", one.display(), other.display());
 }
 

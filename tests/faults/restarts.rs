@@ -1,7 +1,8 @@
 //! Kills, second trainers, and the command that starts or goes on.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use integration::{Background, borrowed, data, text, tiny_run, trainer};
@@ -163,6 +164,155 @@ fn an_unattended_command_of_another_run_is_refused() {
     let said = finished(&unattended(data(), &run, &["train.steps=6"]));
     assert!(said.err.contains("changed: train.steps"), "{}", said.err);
     assert_eq!(saved(&run), Some(6));
+}
+
+/// All that a folder holds, but who looked at it last.
+fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => all.extend(contents(&path)),
+            false if path.ends_with("lock") => {}
+            false => drop(all.insert(path.clone(), fs::read(&path).unwrap())),
+        }
+    }
+    all
+}
+
+fn assert_unchanged(folder: &Path, before: &BTreeMap<PathBuf, Vec<u8>>, story: &str) {
+    let now = contents(folder);
+    let names = now.keys().chain(before.keys());
+    let changed: Vec<_> = names.filter(|name| now.get(*name) != before.get(*name)).collect();
+    assert!(changed.is_empty(), "{changed:?}: {story}");
+}
+
+#[test]
+fn another_run_in_the_place_of_a_live_one_is_written_to_by_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = ["train.steps=60", "checkpoint.every=5", "images.every=7", "eval.probe_images=0"];
+    let straight = undisturbed(folder.path(), data(), &keys);
+    let [run, away, other] = ["run", "away", "other"].map(|name| folder.path().join(name));
+    let rounds = times(1, 5);
+    for round in 0..rounds as u64 {
+        let args = unattended(data(), &run, &keys);
+        finished(&unattended(data(), &other, &["train.steps=4", "train.seed=5"]));
+        let mut child = Background::start(&args);
+        child.until(|_| steps(&run) > 6 + 5 * round);
+        // As somebody tidies up, and begins the next.
+        child.signal("STOP");
+        fs::rename(&run, &away).unwrap();
+        fs::rename(&other, &run).unwrap();
+        let before = contents(&run);
+        child.signal("CONT");
+        let (said, _) = child.wait();
+        assert!(said.code == 1 && said.err.contains("the folder was exchanged"), "{said:?}");
+        assert_unchanged(&run, &before, &said.err);
+        fs::remove_dir_all(&run).unwrap();
+        fs::rename(&away, &run).unwrap();
+        finished(&args);
+        assert_same_end(&run, &straight);
+        fs::remove_dir_all(&run).unwrap();
+    }
+    let what = "the run's folder is moved away and another's put in its place";
+    let outcome =
+        "trains on with warnings, as it may come back; exit code 1; the other is left as it is";
+    tell(what, rounds, outcome, "what was not saved before");
+    // A lock is no file to be tidied up either: who holds it takes it again, or finds another trainer there.
+    for second in [false, true] {
+        let args = unattended(data(), &run, &keys);
+        let mut child = Background::start(&args);
+        child.until(|_| steps(&run) > 6);
+        child.signal("STOP");
+        fs::remove_file(run.join("lock")).unwrap();
+        if second {
+            finished(&args);
+            assert_same_end(&run, &straight);
+        }
+        let before = contents(&run.join("checkpoints"));
+        child.signal("CONT");
+        let (said, _) = child.wait();
+        if second {
+            assert!(said.code == 1 && said.err.contains("the folder was exchanged"), "{said:?}");
+            assert_unchanged(&run.join("checkpoints"), &before, &said.err);
+        } else {
+            assert!(said.code == 0 && said.err.contains("taken again"), "{said:?}");
+        }
+        assert_same_end(&run, &straight);
+        fs::remove_dir_all(&run).unwrap();
+    }
+    let outcome = "taken again, or left to the trainer that came meanwhile, with exit code 1";
+    tell("the lock of a live run is removed", 2, outcome, "nothing; the end is bit-equal");
+}
+
+#[test]
+fn settings_and_checkpoints_of_another_hand_are_gone_on_with_by_nobody_unasked() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = ["train.steps=6", "checkpoint.every=1", "checkpoint.keep=9"];
+    let straight = undisturbed(folder.path(), data(), &keys);
+    let half = folder.path().join("half");
+    finished(&unattended(data(), &half, &["train.steps=3", keys[1], keys[2]]));
+    let run = folder.path().join("run");
+    let args = unattended(data(), &run, &keys);
+    let text_of = |run: &Path| fs::read_to_string(run.join("config.toml")).unwrap();
+    let hurts: [(&str, fn(&str) -> String); 5] = [
+        ("opt.lr_d", |text| text.replace("lr_d = 0.0008", "lr_d = 0.5")),
+        ("train.seed", |text| text.replace("seed = 0", "seed = 7")),
+        ("checkpoint.keep", |text| text.split("[checkpoint]").next().unwrap().to_owned()),
+        ("opt.", |text| {
+            let (before, rest) = text.split_once("[opt]").unwrap();
+            format!("{before}[train]{}", rest.split_once("[train]").unwrap().1)
+        }),
+        ("", |_| String::new()),
+    ];
+    for (key, hurt) in hurts {
+        integration::copy_folder(&half, &run);
+        let sound = text_of(&run);
+        fs::write(run.join("config.toml"), hurt(&sound)).unwrap();
+        assert_ne!(text_of(&run), sound, "{key}");
+        let before = contents(&run);
+        let resume = ["run", "--resume", "--out", &text(&run)].map(str::to_owned).to_vec();
+        for command in [&resume, &args] {
+            let said = trainer(&borrowed(command));
+            assert!(said.code == 2 && said.err.contains(key), "{key}: {said:?}");
+            assert!(key.is_empty() || said.err.contains("not as the trainer wrote it"), "{said:?}");
+            assert!(said.err.contains("manifest.json"), "{key}: {}", said.err);
+            assert_unchanged(&run, &before, "{key}");
+        }
+        // As the words say.
+        let manifest = checkpoint::read_manifest(&run.join("checkpoints/step-00000003")).unwrap();
+        fs::write(run.join("config.toml"), manifest.config).unwrap();
+        finished(&args);
+        assert_same_end(&run, &straight);
+        fs::remove_dir_all(&run).unwrap();
+    }
+    let what = "config.toml edited, cut or emptied between two sessions";
+    let outcome = "refused, exit code 2, naming what differs and where the whole of it is";
+    tell(what, hurts.len(), outcome, "nothing; the end is bit-equal");
+    // Of another run, and newer.
+    let other = folder.path().join("other");
+    finished(&unattended(data(), &other, &["train.steps=5", "train.seed=5", "checkpoint.every=1"]));
+    integration::copy_folder(&half, &run);
+    let foreign = run.join("checkpoints/step-00000005");
+    integration::copy_folder(&other.join("checkpoints/step-00000005"), &foreign);
+    let before = contents(&run);
+    let said = trainer(&borrowed(&args));
+    assert!(said.code == 2 && said.err.contains("train.seed"), "{said:?}");
+    assert!(said.err.contains(&text(&foreign)), "{}", said.err);
+    assert_unchanged(&run, &before, &said.err);
+    fs::remove_dir_all(&foreign).unwrap();
+    finished(&args);
+    assert_same_end(&run, &straight);
+    tell(
+        "a checkpoint of another run among its own",
+        1,
+        "refused, exit code 2, naming it",
+        "nothing",
+    );
+    // All of them gone, though none was deleted by the run.
+    fs::remove_dir_all(run.join("checkpoints")).unwrap();
+    let said = trainer(&borrowed(&args));
+    assert!(said.code == 2 && said.err.contains("missing"), "{said:?}");
 }
 
 /// What can be wrong with a checkpoint. The first [`OF_FILES`] kinds are of one file's bytes.

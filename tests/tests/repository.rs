@@ -59,7 +59,7 @@ fn imports_go_one_way() {
             "error",
             "say",
             "stop",
-            "say",
+            "lock",
             "supervisor",
             "cuda",
             "graph",

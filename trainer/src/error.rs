@@ -268,6 +268,12 @@ impl Error {
         }
     }
 
+    /// Whether the file system may not be written to.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem)
+    }
+
     /// Whether it is no failure: work ended early because it was asked to.
     #[must_use]
     pub fn is_stop(&self) -> bool {

@@ -335,7 +335,7 @@ impl Judge {
                 continue;
             }
             let since = *watch.since.get_or_insert(step);
-            if step - since < HOLD {
+            if step.saturating_sub(since) < HOLD {
                 continue;
             }
             *watch = Watch { since: None, fired: !watch.fired };

@@ -18,6 +18,7 @@ mod golden;
 pub mod graph;
 pub mod health;
 pub mod inspect;
+pub mod lock;
 pub mod log;
 pub mod loss;
 pub mod measure;

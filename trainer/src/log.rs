@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{IsTerminal, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -249,8 +250,27 @@ impl Lines {
     /// [`Error::Io`].
     pub fn sync(&mut self) -> Result<()> {
         self.flush()?;
+        self.check_place()?;
         let synced = self.opened().and_then(|file| file.sync_data());
         synced.map_err(Error::io("sync", &self.path))
+    }
+}
+
+impl Lines {
+    /// Whether the file that is written to is still the one of that name.
+    fn check_place(&mut self) -> Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
+        let identity = |of: fs::Metadata| (of.dev(), of.ino());
+        let ours = file.metadata().map_err(Error::io("look at", &self.path))?;
+        let there = fs::metadata(&self.path).map(identity);
+        if there.is_ok_and(|there| there == identity(ours)) {
+            return Ok(());
+        }
+        // Of its place the next line begins another, if the folder is there.
+        self.file = None;
+        let reason =
+            "was removed or moved while the run wrote to it; a new one is begun".to_owned();
+        Err(Error::Output { path: self.path.clone(), reason })
     }
 }
 
@@ -346,6 +366,32 @@ fn words(s: &StatsLine, steps: u64) -> [String; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_that_was_moved_away_is_told_of_and_begun_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let [path, moved] = ["a.jsonl", "b.jsonl"].map(|name| folder.path().join(name));
+        let mut lines = Lines::open(&path, 0).unwrap();
+        let write = |lines: &mut Lines, step: u64| {
+            lines.write(&serde_json::json!({"step": step})).unwrap();
+        };
+        write(&mut lines, 1);
+        lines.sync().unwrap();
+        type Hurt = fn(&Path, &Path) -> std::io::Result<()>;
+        let hurts: [Hurt; 2] = [|from, to| fs::rename(from, to), |from, _| fs::remove_file(from)];
+        for hurt in hurts {
+            hurt(&path, &moved).unwrap();
+            write(&mut lines, 2);
+            let error = lines.sync().unwrap_err().to_string();
+            assert!(error.contains("removed or moved"), "{error}");
+            write(&mut lines, 3);
+            lines.sync().unwrap();
+            let text = fs::read_to_string(&path).unwrap();
+            assert!(text.contains("\"step\":3") && !text.contains("\"step\":2"), "{text}");
+        }
+        let text = fs::read_to_string(&moved).unwrap();
+        assert!(text.contains("\"step\":1") && text.contains("\"step\":2"), "{text}");
+    }
 
     #[test]
     fn a_line_cut_off_hides_no_other_and_what_cannot_be_read_is_not_taken_for_nothing() {

@@ -1,6 +1,5 @@
 //! What is seen of a run while it trains: health, event files, pictures of the live networks. Nothing here changes what is trained.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,6 +11,7 @@ use tch::Device;
 use crate::config::Config;
 use crate::error::Result;
 use crate::eval::pictures;
+use crate::evaluations;
 use crate::health::{Alarm, Judge, Probe, Signals};
 use crate::log::StatsLine;
 use crate::nn::Params;
@@ -141,10 +141,10 @@ fn judged(stats: &Path) -> Judge {
         health: Signals,
     }
     let mut judge = Judge::default();
-    for line in fs::read_to_string(stats).unwrap_or_default().lines() {
-        if let Ok(Line { step, health }) = serde_json::from_str(line) {
+    evaluations::each_line(stats, |line| {
+        if let Ok(Line { step, health }) = serde_json::from_slice(line) {
             let _ = judge.judge(step, &health);
         }
-    }
+    });
     judge
 }

@@ -14,14 +14,14 @@ use crate::error::{Error, Result};
 use crate::provenance::Provenance;
 use crate::state::{OfD, Update};
 
-/// Version of the folder's format.
-pub const FORMAT: u32 = 1;
+/// Version of the folder's format. Those before 2 have no hash of the manifest.
+pub const FORMAT: u32 = 2;
 
 /// What `manifest.json` says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// SHA-256 of the text of this file without these digits; not there in checkpoints of before it was.
+    /// SHA-256 of the text of this file without these digits; not there in format 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub own_sha256: Option<String>,
     /// [`FORMAT`].
@@ -99,21 +99,37 @@ pub struct FileRecord {
 /// Reads `manifest.json` without checking the files it lists.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] if it is missing, unreadable, changed since it was written, or of another version.
+/// [`Error::Checkpoint`] if it is missing, unreadable, or changed since it was written; [`Error::Output`] where a
+/// newer trainer wrote it, which is no damage.
 pub fn read_manifest(path: &Path) -> Result<Manifest> {
+    #[derive(Deserialize)]
+    struct Head {
+        format: u32,
+        own_sha256: Option<String>,
+    }
     let file = path.join("manifest.json");
     let text = fs::read(&file).map_err(|e| unread(&file, e))?;
-    let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| fault(&file, e))?;
-    if manifest.format != FORMAT {
-        return Err(fault(&file, format!("format {}, expected {FORMAT}", manifest.format)));
-    }
-    if let Some(own) = &manifest.own_sha256 {
+    let no_manifest = |e: serde_json::Error| fault(&file, format!("is no manifest ({e})"));
+    let head: Head = serde_json::from_slice(&text).map_err(no_manifest)?;
+    if let Some(own) = &head.own_sha256 {
         let text = String::from_utf8_lossy(&text);
         if files::sha256(text.replacen(own.as_str(), "", 1).as_bytes()) != *own {
             return Err(fault(&file, "its SHA-256 is not the one in it: the file was changed"));
         }
+    } else if head.format != 1 {
+        return Err(fault(&file, "has no SHA-256 of its own: the file was changed"));
     }
-    Ok(manifest)
+    let newer = |reason: String| {
+        let reason = format!("{reason}: a newer trainer wrote it; go on with that one");
+        Error::Output { path: file.clone(), reason }
+    };
+    if head.format > FORMAT {
+        return Err(newer(format!("format {}, this trainer reads up to {FORMAT}", head.format)));
+    }
+    serde_json::from_slice(&text).map_err(|e| match head.own_sha256 {
+        Some(_) => newer(e.to_string()),
+        None => no_manifest(e),
+    })
 }
 
 /// Writes `manifest.json` with its own hash, whole or not at all.

@@ -41,20 +41,20 @@ pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let mut found = vec![];
     for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
         let path = entry.map_err(Error::io("read", folder))?.path();
-        if let Some(step) = path.file_name().and_then(|name| step_of(name.to_str()?)) {
-            found.push((step, path));
+        if let Some(of) = path.file_name().and_then(|name| place_of(name.to_str()?)) {
+            found.push((of, path));
         }
     }
     found.sort();
-    Ok(found)
+    Ok(found.into_iter().map(|((step, _), path)| (step, path)).collect())
 }
 
-/// The step of a checkpoint's name; of no other name, such as that of one set aside.
-fn step_of(name: &str) -> Option<u64> {
+/// The step of a checkpoint's name, and the updates of D after it; of no other name, such as that of one set aside.
+fn place_of(name: &str) -> Option<(u64, u32)> {
     let number = name.strip_prefix("step-")?;
     let (step, updates) = number.split_once('+').unwrap_or((number, "0"));
     let (step, updates) = (step.parse().ok()?, updates.parse().ok()?);
-    (name == name_of(step, updates)).then_some(step)
+    (name == name_of(step, updates)).then_some((step, updates))
 }
 
 fn name_of(step: u64, updates: u32) -> String {
@@ -141,11 +141,14 @@ pub fn load_newest(
 ) -> Result<(PathBuf, TrainState)> {
     let mut first = None;
     let found = if folder.is_dir() { list(folder)? } else { vec![] };
-    for (_, path) in found.into_iter().rev() {
+    let mut found = found.into_iter().rev().peekable();
+    while let Some((_, path)) = found.next() {
         match patiently(|| load(&path, config, device, data, world)) {
             Ok(state) => return Ok((path, state)),
             Err(e @ Error::Checkpoint { .. }) => {
-                tracing::warn!("{e}; going back to the one before");
+                let next =
+                    if found.peek().is_some() { "; going back to the one before" } else { "" };
+                tracing::warn!("{e}{next}");
                 first.get_or_insert(e);
             }
             Err(e) => return Err(e),
@@ -182,7 +185,7 @@ pub fn verify(path: &Path) -> Result<Manifest> {
     let manifest = read_manifest(path)?;
     let name = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
     let own_name = name_of(manifest.step, manifest.of_d.map_or(0, |d| d.updates));
-    if step_of(&name).is_some() && name != own_name {
+    if place_of(&name).is_some() && name != own_name {
         return Err(fault(path, format!("holds what belongs into {own_name}")));
     }
     let file_names = |networks: &[&str], kinds: &[&str]| -> BTreeSet<String> {

@@ -1,6 +1,9 @@
+use std::sync::Arc;
+
 use super::*;
 use crate::config::Origin;
 use crate::device::Images;
+use crate::lock::Lock;
 use crate::provenance::Provenance;
 use crate::random::{Key, Purpose};
 use crate::state::{OfD, Update};
@@ -13,7 +16,8 @@ fn config() -> Config {
 }
 
 fn writer(folder: &Path) -> Writer {
-    Writer::new(folder, &config(), Provenance::here(Device::Cpu)).unwrap()
+    let lock = Arc::new(Lock::take(folder).unwrap());
+    Writer::new(folder, &config(), Provenance::here(Device::Cpu), lock).unwrap()
 }
 
 fn save(folder: &Path, state: &mut TrainState, step: u64, keep: Keep) {
@@ -279,11 +283,11 @@ fn one_that_cannot_be_looked_at_is_passed_over_and_not_waited_for() {
 #[test]
 fn a_name_is_of_a_step_or_of_updates_of_one_and_of_nothing_else() {
     for (step, updates) in [(0, 0), (7, 1), (123_456_789, 2)] {
-        assert_eq!(step_of(&name_of(step, updates)), Some(step));
+        assert_eq!(place_of(&name_of(step, updates)), Some((step, updates)));
     }
     let others = ["00000007+1.damaged", "00000007.damaged", "00000007+", "7", "00000007+01", ""];
     for name in others {
-        assert_eq!(step_of(&format!("step-{name}")), None, "{name}");
+        assert_eq!(place_of(&format!("step-{name}")), None, "{name}");
     }
 }
 
@@ -324,8 +328,11 @@ fn no_byte_of_a_manifest_can_change_unnoticed() {
     fs::write(&file, text.replace(own, "")).unwrap();
     let sum = std::process::Command::new("sha256sum").arg(&file).output().unwrap().stdout;
     assert!(sum.starts_with(own.as_bytes()));
-    // Those of before had none.
-    fs::write(&file, text.replace(&format!("  \"own_sha256\": \"{own}\",\n"), "")).unwrap();
+    // Those of format 1 had none.
+    let without = text.replace(&format!("  \"own_sha256\": \"{own}\",\n"), "");
+    fs::write(&file, &without).unwrap();
+    assert!(read_manifest(&path).is_err());
+    fs::write(&file, without.replace("\"format\": 2", "\"format\": 1")).unwrap();
     assert_eq!(read_manifest(&path).unwrap().step, 1);
     fs::write(&file, &text).unwrap();
     verify(&path).unwrap();
@@ -333,6 +340,56 @@ fn no_byte_of_a_manifest_can_change_unnoticed() {
     fs::rename(&path, &moved).unwrap();
     let error = verify(&moved).unwrap_err().to_string();
     assert!(error.contains("belongs into step-00000001"), "{error}");
+}
+
+#[test]
+fn a_checkpoint_of_a_newer_trainer_is_no_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    save(folder.path(), &mut state, 1, ALL);
+    save(folder.path(), &mut state, 2, ALL);
+    let path = newest(folder.path()).unwrap();
+    let file = path.join("manifest.json");
+    let good = fs::read_to_string(&file).unwrap();
+    // Another format, and a field that is not known, each with its true hash.
+    for (old, new) in
+        [("\"format\": 2", "\"format\": 3"), ("\"rollbacks\"", "\"mood\": 1,\n  \"rollbacks\"")]
+    {
+        let own = read_manifest(&path).unwrap().own_sha256.unwrap();
+        let text = good.replace(&own, "").replace(old, new);
+        let hash = common::files::sha256(text.as_bytes());
+        fs::write(
+            &file,
+            text.replacen("\"own_sha256\": \"", &format!("\"own_sha256\": \"{hash}"), 1),
+        )
+        .unwrap();
+        let load = || load_newest(folder.path(), &config(), Device::Cpu, 7, &World::alone());
+        let error = load().unwrap_err();
+        assert!(matches!(error, Error::Output { .. }), "{error}");
+        assert!(error.to_string().contains("newer trainer"), "{error}");
+        fs::write(&file, &good).unwrap();
+        assert_eq!(load().unwrap().1.step, 2);
+    }
+}
+
+#[test]
+fn the_tenth_update_is_newer_than_the_second() {
+    let folder = tempfile::tempdir().unwrap();
+    for updates in [10, 2, 0] {
+        fs::create_dir(folder.path().join(name_of(5, updates))).unwrap();
+    }
+    let names: Vec<_> = list(folder.path()).unwrap().into_iter().map(|(_, path)| path).collect();
+    assert_eq!(names, [0, 2, 10].map(|updates| folder.path().join(name_of(5, updates))));
+}
+
+#[test]
+fn what_cannot_be_removed_stops_no_run() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join(".step-notes.txt"), "mine").unwrap();
+    fs::create_dir(folder.path().join(".step-00000001.partial")).unwrap();
+    drop(writer(folder.path()));
+    assert!(folder.path().join(".step-notes.txt").exists());
+    assert!(!folder.path().join(".step-00000001.partial").exists());
 }
 
 #[test]

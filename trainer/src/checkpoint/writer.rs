@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use super::{
 use crate::config::Config;
 use crate::device;
 use crate::error::{Error, Result};
+use crate::lock::Lock;
 use crate::provenance::Provenance;
 use crate::shim::{copy_later, pinned};
 use crate::state::TrainState;
@@ -45,6 +47,8 @@ impl Keep {
 #[derive(Debug)]
 pub struct Writer {
     folder: PathBuf,
+    /// Whose the folder is.
+    lock: Arc<Lock>,
     /// What every manifest says of the run and of this session.
     config: String,
     provenance: Provenance,
@@ -82,18 +86,28 @@ impl Writer {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn new(folder: &Path, config: &Config, provenance: Provenance) -> Result<Self> {
+    pub fn new(
+        folder: &Path,
+        config: &Config,
+        provenance: Provenance,
+        lock: Arc<Lock>,
+    ) -> Result<Self> {
         fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         sync_folder_of(folder).map_err(Error::io("sync", folder))?;
         for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
             let path = entry.map_err(Error::io("read", folder))?.path();
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-            if name.is_some_and(|name| name.starts_with(".step-")) {
-                fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
+            let ends = [".partial", ".replaced", ".removed"];
+            let half = |n: &str| n.starts_with(".step-") && ends.iter().any(|end| n.ends_with(end));
+            if name.is_some_and(|name| half(&name))
+                && let Err(e) = fs::remove_dir_all(&path)
+            {
+                tracing::warn!("{}: {e}; half a checkpoint, it stays", path.display());
             }
         }
         Ok(Self {
             folder: folder.to_owned(),
+            lock,
             config: config.to_toml(),
             provenance,
             newest: None,
@@ -112,6 +126,7 @@ impl Writer {
     pub fn save(&mut self, state: &TrainState, data: u64, keep: Keep) -> Result<()> {
         let asked = Instant::now();
         self.finish()?;
+        self.lock.check()?;
         let name = name_of(state.step, state.of_d.as_ref().map_or(0, |d| d.updates));
         if self.newest.as_ref() == Some(&name) {
             return Ok(());
@@ -121,12 +136,16 @@ impl Writer {
         snapshot.manifest.config = self.config.clone();
         snapshot.manifest.provenance = Some(self.provenance.now());
         self.newest = Some(name.clone());
-        let folder = self.folder.clone();
+        let (folder, lock) = (self.folder.clone(), Arc::clone(&self.lock));
         let (bytes, held) = (snapshot.bytes(), asked.elapsed());
         let write = move || {
             let begun = Instant::now();
-            snapshot.write_making_room(&folder, keep)?;
-            let not_removed = remove_all_but(&folder, keep).err().map(|e| e.to_string());
+            snapshot.write_making_room(&folder, keep, &lock)?;
+            let not_removed = lock
+                .check()
+                .and_then(|()| remove_all_but(&folder, keep))
+                .err()
+                .map(|e| e.to_string());
             let saved = Saved { name, bytes, held, writing: begun.elapsed(), not_removed };
             Ok((Some(saved), snapshot.files))
         };
@@ -261,9 +280,10 @@ impl Snapshot {
         self.files.iter().flat_map(|(_, tensors)| tensors).map(|(_, t)| size(t)).sum()
     }
 
-    fn write_making_room(&mut self, folder: &Path, keep: Keep) -> Result<()> {
+    fn write_making_room(&mut self, folder: &Path, keep: Keep, lock: &Lock) -> Result<()> {
         loop {
-            let written = room_for(folder, self.bytes()).and_then(|()| self.write(folder));
+            lock.check()?;
+            let written = room_for(folder, self.bytes()).and_then(|()| self.write(folder, lock));
             let Err(error) = written else { return Ok(()) };
             let spare = if error.is_full() { oldest_spare(folder, keep)? } else { None };
             let Some(spare) = spare else { return Err(error) };
@@ -273,10 +293,12 @@ impl Snapshot {
     }
 
     /// Writes a folder aside, syncs it and gives it its name.
-    fn write(&mut self, folder: &Path) -> Result<()> {
+    fn write(&mut self, folder: &Path, lock: &Lock) -> Result<()> {
         let name = name_of(self.manifest.step, self.manifest.of_d.map_or(0, |d| d.updates));
         let (path, aside) = (folder.join(&name), folder.join(format!(".{name}.partial")));
         let written = self.write_aside(&aside).and_then(|()| {
+            // Writing took its time.
+            lock.check()?;
             give_name(&aside, &path).map_err(Error::io("rename", &aside))?;
             sync_folder(folder).map_err(Error::io("sync", folder))
         });

@@ -94,7 +94,14 @@ impl Args {
 }
 
 /// The configuration to go on with. Changes are listed; those of what the run computes need a word more.
-fn changed(args: &Args, before: &Config, place: &Place) -> Result<Config> {
+fn changed(args: &Args, session: &Session, before: &Config, place: &Place) -> Result<Config> {
+    if let (Some(differs), false) = (session.edited(), args.allow_change) {
+        return Err(usage(&format!(
+            "the run's config.toml is not as the trainer wrote it ({differs}, against the newest checkpoint): put it \
+             back, each checkpoint's manifest.json holds it as \"config\"; change keys by --set; or add \
+             --allow-change to go on with it as it is"
+        )));
+    }
     let mut config = before.with(&args.source.set)?;
     args.relocate(&mut config);
     let changes = before.changes(&config);
@@ -128,7 +135,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if begin == Begin::Continue {
         let session = Session::open(args.out()?, begin, &place)?;
         let before = session.before().expect("a run that is gone on with has a configuration");
-        let config = changed(args, before, &place)?;
+        let config = changed(args, &session, before, &place)?;
         return finish(&place, run::run(session, config, place.clone(), &stop));
     }
     let origin =
@@ -140,15 +147,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let session = Session::open(args.out()?, begin, &place)?;
     if let Some(before) = session.before() {
-        config = same_or_changed(args, before, &config, &place)?;
+        config = same_or_changed(args, &session, before, &config, &place)?;
     }
     finish(&place, run::run(session, config, place.clone(), &stop))
 }
 
 /// What --resume=auto goes on with: the folder's configuration and what --set changes of it. A command
 /// that names another run than the folder's is refused.
-fn same_or_changed(args: &Args, before: &Config, asked: &Config, place: &Place) -> Result<Config> {
-    let config = changed(args, before, place)?;
+fn same_or_changed(
+    args: &Args,
+    session: &Session,
+    before: &Config,
+    asked: &Config,
+    place: &Place,
+) -> Result<Config> {
+    let config = changed(args, session, before, place)?;
     let others: Vec<_> = config.changes(asked).into_iter().filter(|c| !c.is_free()).collect();
     if others.is_empty() {
         return Ok(config);

@@ -349,6 +349,22 @@ impl Config {
         differ.map(|((key, from), (_, to))| Change { key, from, to }).collect()
     }
 
+    /// A hash of what a run computes: of all keys but those that may change between two sessions of a run, and of what
+    /// is done about faults.
+    #[must_use]
+    pub fn computes_sha256(&self) -> String {
+        let mut entries = vec![];
+        flatten("", &self.table(), &mut entries);
+        let mut text = String::new();
+        for (key, value) in entries {
+            let entry = Change { key, from: value, to: String::new() };
+            if !entry.is_free() || entry.key.starts_with("health.") {
+                text += &format!("{} = {}\n", entry.key, entry.from);
+            }
+        }
+        common::files::sha256(text.as_bytes())
+    }
+
     fn table(&self) -> Table {
         match Value::try_from(self) {
             Ok(Value::Table(table)) => table,

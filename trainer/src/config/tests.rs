@@ -130,6 +130,13 @@ fn changes_are_listed_and_those_that_move_the_numbers_are_told_apart() {
     ];
     assert_eq!(said, expected.map(|(text, free)| (text.to_owned(), free)));
     assert!(config.with(&["nonsense=1".to_owned()]).is_err());
+    let computes = |key: &str| config.with(&[key.to_owned()]).unwrap().computes_sha256();
+    for same in ["data.dir=elsewhere", "log.every=7", "train.steps=3", "data.threads=2"] {
+        assert_eq!(computes(same), config.computes_sha256(), "{same}");
+    }
+    for other in ["opt.lr_d=0.5", "train.seed=1", "health.on_fault=skip"] {
+        assert_ne!(computes(other), config.computes_sha256(), "{other}");
+    }
 }
 
 #[test]

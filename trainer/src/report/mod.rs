@@ -19,6 +19,8 @@ pub(crate) use series::{Curve, Series};
 
 /// Earlier pictures of one kind shown beside the newest.
 const EARLIER: usize = 3;
+/// Incidents that are listed.
+const INCIDENTS: usize = 200;
 /// Curves of different colours; `STYLE` names them.
 const COLOURS: usize = 5;
 
@@ -184,7 +186,13 @@ fn incident_list(incidents: &[Map<String, Value>]) -> String {
             text("text")
         )
     };
-    format!("<ul class=incidents>{}</ul>", incidents.iter().map(item).collect::<String>())
+    let earlier = incidents.len().saturating_sub(INCIDENTS);
+    let more = match earlier {
+        0 => String::new(),
+        _ => format!("<p class=muted>and {earlier} before these, in incidents.jsonl</p>"),
+    };
+    let newest: String = incidents[earlier..].iter().map(item).collect();
+    format!("<ul class=incidents>{newest}</ul>{more}")
 }
 
 fn metrics(lines: &[Map<String, Value>]) -> String {
@@ -549,6 +557,19 @@ mod tests {
         fs::write(folder.path().join("config.toml"), "").unwrap();
         let page = html(folder.path()).unwrap();
         assert!(page.contains("no statistics yet") && page.contains("step 0"), "{page}");
+        balanced(&page);
+    }
+
+    #[test]
+    fn of_many_incidents_the_newest_are_listed() {
+        let folder = folder();
+        let line = |step| format!("{{\"step\":{step},\"incident\":\"not_finite\"}}\n");
+        let text: String = (1..=1000).map(line).collect();
+        fs::write(folder.path().join("incidents.jsonl"), text).unwrap();
+        let page = html(folder.path()).unwrap();
+        assert_eq!(page.matches("<li>").count(), INCIDENTS);
+        assert!(page.contains("step 801<") && !page.contains("step 800<"), "{page}");
+        assert!(page.contains("and 800 before these"), "{page}");
         balanced(&page);
     }
 

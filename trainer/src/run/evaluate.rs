@@ -6,6 +6,7 @@ use common::files::replace_file;
 use pipeline::Dataset;
 use tch::Tensor;
 
+use super::recorder::Recorder;
 use super::{EVALUATED, Run, open_data};
 use crate::error::{Error, Result};
 use crate::eval::features::Feature;
@@ -46,6 +47,7 @@ impl Run {
         if self.recorder.as_ref().is_some_and(|recorder| !recorder.incomplete()) {
             let path = self.out.join(EVALUATED);
             let step = self.state.step.to_string();
+            self.recorder.as_ref().map_or(Ok(()), Recorder::ours)?;
             replace_file(&path, step.as_bytes()).map_err(Error::io("write", &path))?;
         }
         Ok(probe)

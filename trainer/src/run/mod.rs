@@ -32,7 +32,6 @@ use ranks::{meet, share, verify};
 use recorder::Recorder;
 pub use session::Session;
 use session::{End, Ending, Start};
-pub(crate) use session::{Lock, lock};
 
 /// What is wanted of a folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,7 +133,7 @@ fn begin(
 }
 
 fn go_on(
-    session: Session,
+    mut session: Session,
     config: Config,
     data: Arc<Dataset>,
     device: Device,
@@ -146,7 +145,7 @@ fn go_on(
     if world.shared([i64::from(complete)]) == [1] {
         return Ok(Summary {
             out: session.out,
-            steps: config.train.steps,
+            steps: state.step,
             stats: None,
             ended: Ended::Steps,
             bottleneck: String::new(),
@@ -155,6 +154,7 @@ fn go_on(
             incomplete: false,
         });
     }
+    world.lead("write to the folder", || session.check_locked())?;
     // Other data were refused with the checkpoint, other settings unless they were changed on purpose;
     // then it goes on at the same place of another order, also from a checkpoint of before.
     let feed = Feed::start(&config, &data, state.cursor.unbound(), device, world)?;
@@ -183,6 +183,7 @@ fn load(
     let (folder, data) = (out.join("checkpoints"), data.fingerprint());
     let read = || {
         let (found, state) = checkpoint::load_newest(&folder, config, device, data, world)?;
+        Session::check_own(out, config, &found)?;
         checkpoint::set_aside_after(&folder, &found)?;
         Ok(state)
     };
@@ -198,7 +199,12 @@ fn load(
 pub fn read_config(out: &Path) -> Result<Config> {
     let text = fs::read_to_string(out.join("config.toml")).map_err(|e| Error::Output {
         path: out.to_owned(),
-        reason: format!("no config.toml in it ({e}): not the folder of a run"),
+        reason: match out.join("checkpoints").is_dir() {
+            true => format!(
+                "config.toml cannot be read ({e}); each checkpoint's manifest.json holds the run's as \"config\""
+            ),
+            false => format!("no config.toml in it ({e}): not the folder of a run"),
+        },
     })?;
     Config::parse(&text)
 }
@@ -245,8 +251,6 @@ struct Run {
     recorder: Option<Recorder>,
     /// Of rank 0.
     checkpoints: Option<Writer>,
-    /// Held as long as the run lives: a second writer is refused, a dead one does not block.
-    _lock: Option<Lock>,
 }
 
 /// What a checkpoint is called where one could not be saved.
@@ -276,9 +280,11 @@ impl Run {
             let images = out.join("images");
             fs::create_dir_all(&images).map_err(Error::io("create", &images))?;
             let folder = out.join("checkpoints");
-            let mut checkpoints = Writer::new(&folder, &config, provenance.clone())?;
+            let lock = session.lock.expect("rank 0 writes to a folder that it holds");
+            let mut checkpoints =
+                Writer::new(&folder, &config, provenance.clone(), Arc::clone(&lock))?;
             checkpoints.prepare(&state)?;
-            let mut recorder = Recorder::open(&out, &config, &data, device, at)?;
+            let mut recorder = Recorder::open(&out, lock, &config, &data, device, at)?;
             recorder.session(&Start {
                 event: "begin",
                 step: state.step,
@@ -305,7 +311,6 @@ impl Run {
             world,
             recorder,
             checkpoints,
-            _lock: session.lock,
         })
     }
 
@@ -435,6 +440,7 @@ impl Run {
             ended,
             step: self.state.step,
             config_sha256: session::hash_of(&self.config),
+            computes_sha256: Some(self.config.computes_sha256()),
             error: error.map(ToString::to_string),
         };
         if let Some(recorder) = &mut self.recorder {

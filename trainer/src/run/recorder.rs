@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::health::Signals;
 use crate::inspect::{self, Cost, Counts};
+use crate::lock::Lock;
 use crate::log::{Lines, Progress, StatsLine};
 use crate::monitor::Monitor;
 use crate::peak;
@@ -27,6 +28,7 @@ use crate::state::TrainState;
 #[derive(Debug)]
 pub(super) struct Recorder {
     out: PathBuf,
+    lock: Arc<Lock>,
     stats: Lines,
     metrics: Lines,
     incidents: Lines,
@@ -57,6 +59,7 @@ impl Recorder {
     /// [`Error::Data`](crate::error::Error::Data).
     pub(super) fn open(
         out: &Path,
+        lock: Arc<Lock>,
         config: &Config,
         data: &Arc<Dataset>,
         device: Device,
@@ -75,6 +78,7 @@ impl Recorder {
         let peak = peak::of(device, config.train.precision).map(|flops| flops * ranks as f64);
         let mut recorder = Self {
             out: out.to_owned(),
+            lock,
             stats,
             metrics,
             incidents,
@@ -88,6 +92,11 @@ impl Recorder {
         let saved = recorder.monitor.reals();
         recorder.tried("picture reals", saved);
         Ok(recorder)
+    }
+
+    /// Whether the folder is still the one that this process holds.
+    pub(super) fn ours(&self) -> Result<()> {
+        self.lock.check()
     }
 
     /// Tells people a line.
@@ -218,6 +227,11 @@ impl Recorder {
 
     /// Brings the logs to the disk, before the checkpoint of a step that they tell of.
     pub(super) fn sync(&mut self) {
+        // In another's folder none is opened.
+        let ours = self.ours();
+        if self.tried("logs of the folder", ours).is_none() {
+            return;
+        }
         let synced = [
             ("statistics", self.stats.sync()),
             ("metrics", self.metrics.sync()),
@@ -246,20 +260,20 @@ impl Recorder {
     }
 
     pub(super) fn picture(&mut self, step: u64, name: &str, suffix: &str, picture: &RgbImage) {
-        let saved = self.monitor.picture(step, name, suffix, picture);
+        let saved = self.ours().and_then(|()| self.monitor.picture(step, name, suffix, picture));
         // Each by itself: another that is written does not stand for it.
         self.tried(&format!("picture {name}{suffix}"), saved);
     }
 
     /// What the live networks look like, and the report of all.
     pub(super) fn live(&mut self, state: &TrainState, suffix: &str) {
-        let written = self.monitor.live(state, suffix);
+        let written = self.ours().and_then(|()| self.monitor.live(state, suffix));
         self.tried(&format!("picture live{suffix}"), written);
         self.report();
     }
 
     pub(super) fn report(&mut self) {
-        let written = report::write(&self.out);
+        let written = self.ours().and_then(|()| report::write(&self.out));
         self.tried("the report", written);
     }
 }

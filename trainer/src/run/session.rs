@@ -1,17 +1,20 @@
 //! A run's folder from the first look to the last line: who may write to it, whether a run is begun or
 //! gone on with, and which sessions there were.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, Write};
+use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use common::files::replace_file;
+use common::files::{replace_file, sha256};
 use serde::{Deserialize, Serialize};
 
 use super::{Begin, read_config};
-use crate::config::Config;
+use crate::checkpoint;
+use crate::config::{Change, Config};
 use crate::dist::Place;
 use crate::error::{Error, Result};
+use crate::evaluations;
+use crate::lock::Lock;
 use crate::say;
 
 /// What a run leaves in its folder beside `checkpoints`.
@@ -39,7 +42,10 @@ pub(super) const SESSIONS: &str = "sessions.jsonl";
 pub struct Session {
     pub(super) out: PathBuf,
     begin: Begin,
-    pub(super) lock: Option<Lock>,
+    pub(super) lock: Option<Arc<Lock>>,
+    /// Why there is none, where the run may be finished.
+    unlocked: Option<Error>,
+    edited: bool,
     before: Option<Config>,
     anew: bool,
 }
@@ -116,7 +122,28 @@ fn has_saved(out: &Path) -> bool {
             of.step > 0 && !matches!(of.ended, Some(Ending::Failed | Ending::Diverged))
         })
     };
-    super::evaluated(out).is_some() || sessions.lines().any(later)
+    super::evaluated(out).is_some() || sessions.lines().any(later) || saved_by_statistics(out)
+}
+
+/// Whether `stats.jsonl` tells of a checkpoint that was written after the first interval.
+fn saved_by_statistics(out: &Path) -> bool {
+    #[derive(Deserialize)]
+    struct Of {
+        step: u64,
+        checkpoint_write_s: Option<f64>,
+    }
+    let Ok(config) = read_config(out) else { return false };
+    let mut saved = false;
+    evaluations::each_line(&out.join("stats.jsonl"), |line| {
+        saved |= serde_json::from_slice::<Of>(line)
+            .is_ok_and(|of| of.step > config.checkpoint.every && of.checkpoint_write_s.is_some());
+    });
+    saved
+}
+
+/// The newest checkpoint in a folder, whether sound or not.
+fn newest_of(out: &Path) -> Option<PathBuf> {
+    Some(checkpoint::list(&out.join("checkpoints")).ok()?.pop()?.1)
 }
 
 /// Whether a file was being written aside ([`common::files`]) when its writer was killed.
@@ -135,8 +162,15 @@ impl Session {
     pub fn open(out: &Path, begin: Begin, place: &Place) -> Result<Self> {
         let refuse =
             |reason: &str| Err(Error::Output { path: out.to_owned(), reason: reason.to_owned() });
-        let mut session =
-            Self { out: out.to_owned(), begin, lock: None, before: None, anew: false };
+        let mut session = Self {
+            out: out.to_owned(),
+            begin,
+            lock: None,
+            unlocked: None,
+            edited: false,
+            before: None,
+            anew: false,
+        };
         if place.rank > 0 {
             let reads = match begin {
                 Begin::New => false,
@@ -147,7 +181,14 @@ impl Session {
             return Ok(session);
         }
         if [Found::Unsaved, Found::Run].contains(&Found::look(out)?) {
-            session.lock = Some(lock(out)?);
+            match Lock::take(out) {
+                Ok(lock) => session.lock = Some(Arc::new(lock)),
+                // Of a finished run nothing is written.
+                Err(e) if e.is_read_only() && super::evaluated(out).is_some() => {
+                    session.unlocked = Some(e);
+                }
+                Err(e) => return Err(e),
+            }
         }
         // What is there now stays so, if it is ours.
         let found = Found::look(out)?;
@@ -164,9 +205,16 @@ impl Session {
             }
             (Begin::Continue | Begin::Auto, Found::Run) => {
                 session.before = Some(read_config(out)?);
+                session.edited = !is_as_written(out)?;
             }
             (Begin::New, Found::Run) => {
                 return refuse("it holds a run; go on with it by --resume, or name a new folder");
+            }
+            (Begin::New | Begin::Auto, Found::Other) if newest_of(out).is_some() => {
+                return refuse(
+                    "it holds checkpoints, but no config.toml of a run: each checkpoint's manifest.json holds it as \
+                     \"config\"; put it back",
+                );
             }
             (Begin::New | Begin::Auto, Found::Other) => {
                 return refuse(
@@ -192,6 +240,51 @@ impl Session {
         self.before.as_ref()
     }
 
+    /// What differs between `config.toml` and the configuration that the newest checkpoint was made with, in words,
+    /// where the file is not as a trainer wrote it: edited, or cut.
+    #[must_use]
+    pub fn edited(&self) -> Option<String> {
+        let before = self.before.as_ref().filter(|_| self.edited)?;
+        let newest = checkpoint::newest(&self.out.join("checkpoints"));
+        let made_with =
+            newest.and_then(|path| Config::parse(&checkpoint::read_manifest(&path)?.config));
+        let changes = made_with.map(|made_with| made_with.changes(before)).unwrap_or_default();
+        let changes: Vec<_> = changes.iter().map(Change::shown).collect();
+        Some(if changes.is_empty() { "no key".to_owned() } else { changes.join(", ") })
+    }
+
+    /// Nothing is written to a folder that could not be locked.
+    pub(super) fn check_locked(&mut self) -> Result<()> {
+        self.unlocked.take().map_or(Ok(()), Err)
+    }
+
+    /// Refuses a checkpoint that no session of this run made: one of another run that was put among them.
+    pub(super) fn check_own(out: &Path, config: &Config, found: &Path) -> Result<()> {
+        #[derive(Deserialize)]
+        struct Of {
+            config_sha256: String,
+        }
+        let manifest = checkpoint::read_manifest(found)?;
+        let sessions = fs::read(out.join(SESSIONS)).unwrap_or_default();
+        let sessions = String::from_utf8_lossy(&sessions);
+        let known: Vec<_> =
+            sessions.lines().filter_map(|line| serde_json::from_str::<Of>(line).ok()).collect();
+        let Ok(made_with) = Config::parse(&manifest.config) else { return Ok(()) };
+        let moved: Vec<_> =
+            made_with.changes(config).into_iter().filter(|c| !c.is_free()).collect();
+        let ours =
+            known.is_empty() || known.iter().any(|of| of.config_sha256 == manifest.config_sha256);
+        if ours || moved.is_empty() {
+            return Ok(());
+        }
+        let moved: Vec<_> = moved.iter().map(Change::shown).collect();
+        let reason = format!(
+            "no session of this run made it ({}): it is of another run; move it out of there",
+            moved.join(", ")
+        );
+        Err(Error::Output { path: found.to_owned(), reason })
+    }
+
     /// Refuses to go on, unattended, with what would diverge as it did the last time.
     pub(super) fn check_converges(&self, config: &Config) -> Result<()> {
         if self.begin != Begin::Auto || self.before.is_none() {
@@ -201,8 +294,8 @@ impl Session {
         let text = String::from_utf8_lossy(&text);
         let last = text.lines().rev().find_map(|line| serde_json::from_str::<End>(line).ok());
         match last {
-            Some(End { ended: Ending::Diverged, step, config_sha256, .. })
-                if config_sha256 == hash_of(config) =>
+            Some(End { ended: Ending::Diverged, step, computes_sha256, .. })
+                if computes_sha256.as_ref() == Some(&config.computes_sha256()) =>
             {
                 Err(Error::DivergedBefore { step })
             }
@@ -223,7 +316,7 @@ impl Session {
         fs::create_dir_all(&out).map_err(writable)?;
         common::files::sync_folder_of(&out).map_err(writable)?;
         if self.lock.is_none() {
-            self.lock = Some(lock(&out)?);
+            self.lock = Some(Arc::new(Lock::take(&out)?));
             // Another trainer may have come and gone since the first look.
             if Found::look(&out)? == Found::Run {
                 let reason = "another trainer has begun a run in it; name a new folder".to_owned();
@@ -246,11 +339,23 @@ impl Session {
         self.configure(config)
     }
 
-    /// Writes the run's configuration.
+    /// Writes the run's configuration, under a line by which a later change is noticed.
     pub(super) fn configure(&self, config: &Config) -> Result<()> {
-        let path = self.out.join("config.toml");
-        replace_file(&path, config.to_toml().as_bytes()).map_err(Error::io("write", &path))
+        let (path, text) = (self.out.join("config.toml"), config.to_toml());
+        let text = format!("{AS_WRITTEN}{}\n{text}", sha256(text.as_bytes()));
+        replace_file(&path, text.as_bytes()).map_err(Error::io("write", &path))
     }
+}
+
+/// What the first line of a run's `config.toml` says, before the hash.
+const AS_WRITTEN: &str = "# as the trainer wrote it; SHA-256 of the lines below: ";
+
+/// Whether a run's `config.toml` is as a trainer wrote it. Those of before did not say.
+fn is_as_written(out: &Path) -> Result<bool> {
+    let path = out.join("config.toml");
+    let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+    let Some((first, rest)) = text.split_once('\n') else { return Ok(false) };
+    Ok(first.strip_prefix(AS_WRITTEN).is_none_or(|hash| hash == sha256(rest.as_bytes())))
 }
 
 /// The hash that tells one configuration from another.
@@ -295,58 +400,11 @@ pub(super) struct End {
     pub(super) ended: Ending,
     pub(super) step: u64,
     pub(super) config_sha256: String,
+    /// [`Config::computes_sha256`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) computes_sha256: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<String>,
-}
-
-/// The right to write to a folder, for as long as it lives. A process that dies gives it back.
-#[derive(Debug)]
-pub(crate) struct Lock {
-    _file: File,
-}
-
-/// What the holder of a [`Lock`] writes into it.
-#[derive(Debug, Serialize, Deserialize)]
-struct Holder {
-    pid: u32,
-    host: String,
-    since: String,
-}
-
-/// Takes the right to write to `out`.
-///
-/// # Errors
-/// [`Error::InUse`] naming who has it; [`Error::Io`].
-pub(crate) fn lock(out: &Path) -> Result<Lock> {
-    let path = out.join("lock");
-    // Not emptied: while it is locked it says by whom.
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-    let mut file = file.map_err(Error::io("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(fs::TryLockError::WouldBlock) => {
-            let mut text = String::new();
-            let read = file.read_to_string(&mut text).ok();
-            let holder = read.and_then(|_| serde_json::from_str::<Holder>(&text).ok());
-            let who = holder.map_or_else(String::new, |Holder { pid, host, since }| {
-                format!(" (process {pid} on {host}, since {since})")
-            });
-            let reason = format!("another trainer{who} is writing to it; wait for it or stop it");
-            return Err(Error::InUse { path: out.to_owned(), reason });
-        }
-        Err(fs::TryLockError::Error(e)) => return Err(Error::io("lock", &path)(e)),
-    }
-    let holder = Holder { pid: std::process::id(), host: common::host(), since: common::now() };
-    let write = |file: &mut File| {
-        file.set_len(0)?;
-        file.rewind()?;
-        file.write_all(&serde_json::to_vec(&holder)?)
-    };
-    // Who holds it is for people: a full disk does not stop a run here.
-    if let Err(e) = write(&mut file) {
-        tracing::warn!("{}: {e}", path.display());
-    }
-    Ok(Lock { _file: file })
 }
 
 #[cfg(test)]
@@ -438,11 +496,11 @@ mod tests {
     #[test]
     fn who_comes_second_is_told_of_the_first() {
         let folder = tempfile::tempdir().unwrap();
-        let first = lock(folder.path()).unwrap();
-        let refused = lock(folder.path()).unwrap_err().to_string();
+        let first = Lock::take(folder.path()).unwrap();
+        let refused = Lock::take(folder.path()).unwrap_err().to_string();
         let words = format!("process {} on {}, since 20", std::process::id(), common::host());
         assert!(refused.contains(&words), "{refused}");
         drop(first);
-        lock(folder.path()).unwrap();
+        Lock::take(folder.path()).unwrap();
     }
 }

@@ -19,7 +19,8 @@ use super::{Job, Study};
 use crate::checkpoint;
 use crate::device;
 use crate::error::{Error, Result};
-use crate::run::{evaluated, lock, read_config};
+use crate::lock::Lock;
+use crate::run::{evaluated, read_config};
 use crate::say;
 use crate::supervisor::{Child, End, Lines, Signals};
 
@@ -78,7 +79,7 @@ struct Stage {
 pub fn run(study: &Study, jobs: &[Job], out: &Path, tools: &Tools) -> Result<Outcome> {
     let runs = out.join("runs");
     fs::create_dir_all(&runs).map_err(Error::io("create", &runs))?;
-    let _lock = lock(out)?;
+    let _lock = Lock::take(out)?;
     let mut shown = vec![];
     for job in jobs {
         match same(job, out) {
