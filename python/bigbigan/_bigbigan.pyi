@@ -46,6 +46,8 @@ class Loader:
         law: Literal["torchvision", "tensorflow"] | None = None,
         flip: bool | None = None,
         resize: int | None = None,
+        filter: Literal["bicubic", "bilinear"] = "bicubic",
+        orientation: Literal["ignore", "apply"] = "ignore",
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
@@ -80,3 +82,6 @@ class Loader:
     def stats(self) -> dict[str, Any]: ...
 
 def shard_imagenet(args: list[str]) -> int: ...
+def view(
+    image: Buffer, size: int, mode: str, resize: int | None, filter: str, orientation: str, /
+) -> bytearray: ...

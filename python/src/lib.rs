@@ -8,6 +8,7 @@ mod array;
 mod error;
 mod loader;
 mod memory;
+mod view;
 mod warnings;
 
 use pyo3::prelude::*;
@@ -23,6 +24,8 @@ mod _bigbigan {
     use super::loader::{Batch, Epoch, Loader};
     #[pymodule_export]
     use super::shard_imagenet;
+    #[pymodule_export]
+    use super::view::view;
 }
 
 /// Runs `shard-imagenet` with these arguments, the program's name first; gives its exit code.

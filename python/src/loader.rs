@@ -38,6 +38,8 @@ const LOOK: Duration = Duration::from_millis(50);
 /// scale, ratio, law, flip: of "random-resized-crop": shares of the area (0.08, 1), width over height (3/4, 4/3),
 ///     "torchvision" or "tensorflow", True
 /// resize: of "resize-centre-crop": pixels of the short side
+/// filter: "bicubic" or "bilinear" (torchvision's default), antialiased
+/// orientation: what EXIF says of it: "ignore", as ImageNet recipes do, or "apply"
 /// seed: of order and views
 /// rank, world: this process's number, and the number of processes that share an epoch
 /// threads: decode threads; None for one a core
@@ -218,13 +220,22 @@ impl Loader {
 }
 
 /// A word of a JSON-like enumeration.
-fn word<T: serde::de::DeserializeOwned>(name: &str, value: &str, known: &str) -> PyResult<T> {
+pub(crate) fn word<T: serde::de::DeserializeOwned>(
+    name: &str,
+    value: &str,
+    known: &str,
+) -> PyResult<T> {
     let wrong = |_| PyValueError::new_err(format!("{name} = {value:?}: it may be {known}"));
     serde_json::from_value(value.into()).map_err(wrong)
 }
 
+/// What `filter` may be.
+pub(crate) const FILTERS: &str = "\"bicubic\" or \"bilinear\"";
+/// What `orientation` may be.
+pub(crate) const ORIENTATIONS: &str = "\"ignore\" or \"apply\"";
+
 /// The mode that these options are of.
-fn mode(
+pub(crate) fn mode(
     name: &str,
     [scale, ratio]: [Option<[f64; 2]>; 2],
     (law, flip, resize): (Option<&str>, Option<bool>, Option<usize>),
@@ -244,7 +255,7 @@ impl Loader {
     #[new]
     #[pyo3(signature = (
         source, split="train", *, batch, size=224, small=None, mode="random-resized-crop", scale=None,
-        ratio=None, law=None, flip=None, resize=None, seed=0, rank=0, world=1, threads=None,
+        ratio=None, law=None, flip=None, resize=None, filter="bicubic", orientation="ignore", seed=0, rank=0, world=1, threads=None,
         shuffle=None, last="drop", epochs=None, bad=0.0, depth=2, held_s=30, cache=None,
         cache_bytes=None, read_ahead=None, memory=None
     ))]
@@ -262,6 +273,8 @@ impl Loader {
         law: Option<&str>,
         flip: Option<bool>,
         resize: Option<usize>,
+        filter: &str,
+        orientation: &str,
         seed: u64,
         rank: usize,
         world: usize,
@@ -295,6 +308,8 @@ impl Loader {
             large: size,
             small,
             mode: self::mode(mode, [scale, ratio], (law, flip, resize))?,
+            filter: word("filter", filter, FILTERS)?,
+            orientation: word("orientation", orientation, ORIENTATIONS)?,
             seed,
             rank,
             world,

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xxhash
-from conftest import LONG, program
+from conftest import LONG, needs, program
 
 import bigbigan
 from bigbigan import Loader
@@ -50,7 +50,7 @@ def test_every_way_to_see_a_batch_shows_the_same_bytes(data):
     view = memoryview(image)
     assert view.nbytes == 4 * 32 * 32 * 3 and bytes(view) == image.tobytes()
     assert np.from_dlpack(image).ctypes.data == image.ctypes.data
-    torch = pytest.importorskip("torch")
+    torch = needs("torch")
     for array in (batch.images, batch.labels, batch.ids):
         assert torch.from_numpy(array).data_ptr() == array.ctypes.data
     for tensor in (torch.from_numpy(image), torch.from_dlpack(image), torch.as_tensor(image)):
@@ -315,7 +315,7 @@ def test_a_process_forked_off_is_told_or_begins_its_own(data):
 
 
 def test_a_worker_of_a_dataloader_may_use_it(data):
-    torch = pytest.importorskip("torch")
+    torch = needs("torch")
 
     class Batches(torch.utils.data.IterableDataset):
         def __init__(self):

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from conftest import needs
 
-torch = pytest.importorskip("torch")
+torch = needs("torch")
 
 import bigbigan  # noqa: E402
 import bigbigan.torch  # noqa: E402

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 pub use self::own::{OwnView, Scene};
-use crate::sampler::Stream;
+use crate::sampler::{Purpose, Stream};
 
 /// Which part of an image a sample shows, at encoder size R.
 ///
@@ -203,6 +203,20 @@ impl Mode {
                 Err(format!("mode = {self}: resize must be {side} (large) to 65536 pixels"))
             }
             _ => Ok(()),
+        }
+    }
+}
+
+impl Mode {
+    /// The view of an image of this width and height at `side` by `side` pixels, where chance has no part in it;
+    /// else none.
+    #[must_use]
+    pub fn still(self, size: (usize, usize), side: usize) -> Option<View> {
+        match self {
+            Self::Eval | Self::Full | Self::ResizeCentreCrop { .. } => {
+                Some(view(self, size, side, &mut Stream::new(0, 0, 0, Purpose::View)))
+            }
+            _ => None,
         }
     }
 }

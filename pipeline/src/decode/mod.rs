@@ -133,6 +133,13 @@ pub struct Decoded {
     pub pixels: Vec<u8>,
 }
 
+/// What a view is of.
+#[derive(Clone, Copy)]
+enum Source<'a> {
+    File(&'a [u8]),
+    Pixels(&'a Decoded),
+}
+
 /// Decodes one picture after the other, keeping its memory. One per thread.
 #[derive(Debug)]
 pub struct Decoder {
@@ -232,12 +239,42 @@ impl Decoder {
         bytes: &[u8],
         choose: impl FnOnce(usize, usize) -> View,
         side: usize,
+        rows: (&mut [u8], &mut [u8]),
+    ) -> Result<(), Fault> {
+        self.view_of(Source::File(bytes), choose, side, rows)
+    }
+
+    /// The same of a picture that is decoded already.
+    ///
+    /// # Errors
+    /// [`Fault::Pixels`] where it has none or too many; [`Fault::View`].
+    ///
+    /// # Panics
+    /// As [`view`](Self::view), and when `picture` has other than 3 bytes a pixel.
+    pub fn view_of_pixels(
+        &mut self,
+        picture: &Decoded,
+        choose: impl FnOnce(usize, usize) -> View,
+        side: usize,
+        rows: (&mut [u8], &mut [u8]),
+    ) -> Result<(), Fault> {
+        let Decoded { width, height, pixels } = picture;
+        self.check_pixels(*width as u64, *height as u64)?;
+        assert_eq!(pixels.len(), width * height * 3, "RGB pixels");
+        self.view_of(Source::Pixels(picture), choose, side, rows)
+    }
+
+    fn view_of(
+        &mut self,
+        source: Source<'_>,
+        choose: impl FnOnce(usize, usize) -> View,
+        side: usize,
         (large, small): (&mut [u8], &mut [u8]),
     ) -> Result<(), Fault> {
         let filter = self.options.filter;
         let mut seen = View::of(Crop { x: 0, y: 0, width: 1, height: 1 });
         let mut stretches = None;
-        let mut window = self.scaled_window(bytes, |width, height| {
+        let mut window = self.scaled_window(source, |width, height| {
             seen = choose(width, height);
             seen.check((width, height), side).map_err(Fault::View)?;
             let Some(resized) = seen.resized else { return Ok((seen.crop, side)) };
@@ -271,7 +308,8 @@ impl Decoder {
         bytes: &[u8],
         choose: impl FnOnce(usize, usize) -> Crop,
     ) -> Result<Window, Fault> {
-        self.scaled_window(bytes, |width, height| Ok((choose(width, height), usize::MAX)))
+        let all = |width, height| Ok((choose(width, height), usize::MAX));
+        self.scaled_window(Source::File(bytes), all)
     }
 
     /// Fills `self.pixels` with a part of the picture around the crop that `choose` gives. With DCT
@@ -279,9 +317,17 @@ impl Decoder {
     /// `choose` says.
     fn scaled_window(
         &mut self,
-        bytes: &[u8],
+        source: Source<'_>,
         choose: impl FnOnce(usize, usize) -> Result<(Crop, usize), Fault>,
     ) -> Result<Window, Fault> {
+        let bytes = match source {
+            Source::File(bytes) => bytes,
+            Source::Pixels(&Decoded { width, height, ref pixels }) => {
+                self.pixels.clear();
+                self.pixels.extend_from_slice(pixels);
+                return Ok(Window::whole(width, height, choose(width, height)?.0));
+            }
+        };
         if !sniff(bytes)? {
             let (width, height) = self.decode_png(bytes)?;
             return Ok(Window::whole(width, height, choose(width, height)?.0));
