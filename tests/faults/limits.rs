@@ -131,7 +131,8 @@ fn a_read_only_folder_is_refused_in_words_and_changed_in_nothing() {
             .envs(ONE_THREAD)
             .output()
             .unwrap();
-        let said = ended(&output, &[0], "read-only and finished");
+        ended(&output, &[0], "read-only and finished");
+        let said = String::from_utf8_lossy(&output.stdout);
         assert!(said.contains("is finished"), "{said}");
     }
     let outcome = "refused, naming it; writable again, the same command goes on";

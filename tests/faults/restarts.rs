@@ -255,7 +255,8 @@ fn settings_and_checkpoints_of_another_hand_are_gone_on_with_by_nobody_unasked()
     let run = folder.path().join("run");
     let args = unattended(data(), &run, &keys);
     let text_of = |run: &Path| fs::read_to_string(run.join("config.toml")).unwrap();
-    let hurts: [(&str, fn(&str) -> String); 5] = [
+    type Hurt = fn(&str) -> String;
+    let hurts: [(&str, Hurt); 5] = [
         ("opt.lr_d", |text| text.replace("lr_d = 0.0008", "lr_d = 0.5")),
         ("train.seed", |text| text.replace("seed = 0", "seed = 7")),
         ("checkpoint.keep", |text| text.split("[checkpoint]").next().unwrap().to_owned()),

@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 use crate::nn::Params;
 use crate::state::{Averaged, Player, TrainState};
 pub use manifest::{FORMAT, FileRecord, Manifest, OfDRecord, read_manifest, write_manifest};
-pub use writer::{Keep, Saved, Writer, room_for};
+pub use writer::{Guard, Keep, Saved, Writer, room_for};
 
 pub(crate) type Named = Vec<(String, Tensor)>;
 

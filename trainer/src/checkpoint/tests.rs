@@ -1,9 +1,6 @@
-use std::sync::Arc;
-
 use super::*;
 use crate::config::Origin;
 use crate::device::Images;
-use crate::lock::Lock;
 use crate::provenance::Provenance;
 use crate::random::{Key, Purpose};
 use crate::state::{OfD, Update};
@@ -16,8 +13,8 @@ fn config() -> Config {
 }
 
 fn writer(folder: &Path) -> Writer {
-    let lock = Arc::new(Lock::take(folder).unwrap());
-    Writer::new(folder, &config(), Provenance::here(Device::Cpu), lock).unwrap()
+    let guard = Guard::new(|| Ok(()));
+    Writer::new(folder, &config(), Provenance::here(Device::Cpu), guard).unwrap()
 }
 
 fn save(folder: &Path, state: &mut TrainState, step: u64, keep: Keep) {
@@ -260,7 +257,7 @@ fn the_newest_is_found_while_others_come_and_go() {
                 manifest.step += 1;
                 write_manifest(&aside, &mut manifest).unwrap();
                 fs::rename(&aside, path(step + 1)).unwrap();
-                fs::remove_dir_all(path(step)).unwrap();
+                writer::remove(&path(step)).unwrap();
                 // On a machine that has become slower, too, one is read at last.
                 std::thread::sleep(verified.mul_f64(1.5 + step as f64 / 20.0));
             }
@@ -380,6 +377,39 @@ fn the_tenth_update_is_newer_than_the_second() {
     }
     let names: Vec<_> = list(folder.path()).unwrap().into_iter().map(|(_, path)| path).collect();
     assert_eq!(names, [0, 2, 10].map(|updates| folder.path().join(name_of(5, updates))));
+}
+
+#[test]
+fn what_is_refused_changes_nothing_in_the_folder() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let folder = tempfile::tempdir().unwrap();
+    let held = Arc::new(AtomicBool::new(true));
+    let asked = Arc::clone(&held);
+    let guard = Guard::new(move || match asked.load(Ordering::Relaxed) {
+        true => Ok(()),
+        false => Err(fault(Path::new("run"), "another's")),
+    });
+    let provenance = Provenance::here(Device::Cpu);
+    let mut writer = Writer::new(folder.path(), &config(), provenance, guard).unwrap();
+    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    let keep = Keep { last: 1, every: 0, best: None };
+    let mut save = |step| {
+        state.step = step;
+        writer.save(&state, 7, keep).and_then(|()| writer.finish())
+    };
+    save(1).unwrap();
+    held.store(false, Ordering::Relaxed);
+    let error = save(2).unwrap_err().to_string();
+    assert!(error.contains("another's"), "{error}");
+    let names = || {
+        let all = fs::read_dir(folder.path()).unwrap();
+        all.map(|entry| entry.unwrap().path()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(), [folder.path().join(name_of(1, 0))]);
+    held.store(true, Ordering::Relaxed);
+    save(2).unwrap();
+    assert_eq!(names(), [folder.path().join(name_of(2, 0))]);
 }
 
 #[test]

@@ -19,7 +19,6 @@ use super::{
 use crate::config::Config;
 use crate::device;
 use crate::error::{Error, Result};
-use crate::lock::Lock;
 use crate::provenance::Provenance;
 use crate::shim::{copy_later, pinned};
 use crate::state::TrainState;
@@ -43,12 +42,32 @@ impl Keep {
     }
 }
 
+/// Asked before anything in the folder of checkpoints is changed; what it refuses is not done.
+#[derive(Clone)]
+pub struct Guard(Arc<dyn Fn() -> Result<()> + Send + Sync>);
+
+impl Guard {
+    /// A guard that asks a function.
+    pub fn new(ask: impl Fn() -> Result<()> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(ask))
+    }
+
+    fn ask(&self) -> Result<()> {
+        (self.0)()
+    }
+}
+
+impl std::fmt::Debug for Guard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Guard")
+    }
+}
+
 /// Writes checkpoints under a run's `checkpoints` while training goes on.
 #[derive(Debug)]
 pub struct Writer {
     folder: PathBuf,
-    /// Whose the folder is.
-    lock: Arc<Lock>,
+    guard: Guard,
     /// What every manifest says of the run and of this session.
     config: String,
     provenance: Provenance,
@@ -90,7 +109,7 @@ impl Writer {
         folder: &Path,
         config: &Config,
         provenance: Provenance,
-        lock: Arc<Lock>,
+        guard: Guard,
     ) -> Result<Self> {
         fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         sync_folder_of(folder).map_err(Error::io("sync", folder))?;
@@ -107,7 +126,7 @@ impl Writer {
         }
         Ok(Self {
             folder: folder.to_owned(),
-            lock,
+            guard,
             config: config.to_toml(),
             provenance,
             newest: None,
@@ -126,7 +145,7 @@ impl Writer {
     pub fn save(&mut self, state: &TrainState, data: u64, keep: Keep) -> Result<()> {
         let asked = Instant::now();
         self.finish()?;
-        self.lock.check()?;
+        self.guard.ask()?;
         let name = name_of(state.step, state.of_d.as_ref().map_or(0, |d| d.updates));
         if self.newest.as_ref() == Some(&name) {
             return Ok(());
@@ -136,13 +155,13 @@ impl Writer {
         snapshot.manifest.config = self.config.clone();
         snapshot.manifest.provenance = Some(self.provenance.now());
         self.newest = Some(name.clone());
-        let (folder, lock) = (self.folder.clone(), Arc::clone(&self.lock));
+        let (folder, guard) = (self.folder.clone(), self.guard.clone());
         let (bytes, held) = (snapshot.bytes(), asked.elapsed());
         let write = move || {
             let begun = Instant::now();
-            snapshot.write_making_room(&folder, keep, &lock)?;
-            let not_removed = lock
-                .check()
+            snapshot.write_making_room(&folder, keep, &guard)?;
+            let not_removed = guard
+                .ask()
                 .and_then(|()| remove_all_but(&folder, keep))
                 .err()
                 .map(|e| e.to_string());
@@ -280,10 +299,10 @@ impl Snapshot {
         self.files.iter().flat_map(|(_, tensors)| tensors).map(|(_, t)| size(t)).sum()
     }
 
-    fn write_making_room(&mut self, folder: &Path, keep: Keep, lock: &Lock) -> Result<()> {
+    fn write_making_room(&mut self, folder: &Path, keep: Keep, guard: &Guard) -> Result<()> {
         loop {
-            lock.check()?;
-            let written = room_for(folder, self.bytes()).and_then(|()| self.write(folder, lock));
+            guard.ask()?;
+            let written = room_for(folder, self.bytes()).and_then(|()| self.write(folder, guard));
             let Err(error) = written else { return Ok(()) };
             let spare = if error.is_full() { oldest_spare(folder, keep)? } else { None };
             let Some(spare) = spare else { return Err(error) };
@@ -293,12 +312,12 @@ impl Snapshot {
     }
 
     /// Writes a folder aside, syncs it and gives it its name.
-    fn write(&mut self, folder: &Path, lock: &Lock) -> Result<()> {
+    fn write(&mut self, folder: &Path, guard: &Guard) -> Result<()> {
         let name = name_of(self.manifest.step, self.manifest.of_d.map_or(0, |d| d.updates));
         let (path, aside) = (folder.join(&name), folder.join(format!(".{name}.partial")));
         let written = self.write_aside(&aside).and_then(|()| {
             // Writing took its time.
-            lock.check()?;
+            guard.ask()?;
             give_name(&aside, &path).map_err(Error::io("rename", &aside))?;
             sync_folder(folder).map_err(Error::io("sync", folder))
         });
@@ -384,7 +403,7 @@ fn host_memory(layout: Layout, locked: bool) -> Result<Files> {
 }
 
 /// Removes a checkpoint: it loses its name first, so that none is ever found half removed.
-fn remove(path: &Path) -> Result<()> {
+pub(super) fn remove(path: &Path) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let aside = path.with_file_name(format!(".{name}.removed"));
     files::rename(path, &aside).map_err(Error::io("rename", path))?;

@@ -1,6 +1,7 @@
 //! The run: a folder, a loader, a state, and the loop over steps with its chores.
 
 mod evaluate;
+mod folder;
 mod ranks;
 mod recorder;
 mod session;
@@ -10,11 +11,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pipeline::{Cursor, Dataset, RemoteOptions};
+use pipeline::{Cursor, Dataset};
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
-use crate::checkpoint::{self, Keep, Saved, Writer};
+use crate::checkpoint::{self, Guard, Keep, Saved, Writer};
 use crate::config::{CheckpointConfig, Config, HealthConfig, OnFault};
 use crate::device::{self, Coming};
 use crate::dist::{Place, World};
@@ -28,6 +29,7 @@ use crate::state::TrainState;
 use crate::step::{Losses, NETWORKS, prepare, train_step};
 use crate::stop::Stop;
 pub use evaluate::reconstructions;
+pub use folder::{open_data, read_config};
 use ranks::{meet, share, verify};
 use recorder::Recorder;
 pub use session::Session;
@@ -192,42 +194,6 @@ fn load(
     share(world, state)
 }
 
-/// The resolved configuration of a run.
-///
-/// # Errors
-/// [`Error::Output`] if `out` is not a run folder; [`Error::Config`] if its configuration is not one.
-pub fn read_config(out: &Path) -> Result<Config> {
-    let text = fs::read_to_string(out.join("config.toml")).map_err(|e| Error::Output {
-        path: out.to_owned(),
-        reason: match out.join("checkpoints").is_dir() {
-            true => format!(
-                "config.toml cannot be read ({e}); each checkpoint's manifest.json holds the run's as \"config\""
-            ),
-            false => format!("no config.toml in it ({e}): not the folder of a run"),
-        },
-    })?;
-    Config::parse(&text)
-}
-
-/// A split of a configuration's data folder.
-///
-/// # Errors
-/// [`Error::Data`]; [`Error::Config`] if no folder is named.
-pub fn open_data(config: &Config, split: &str) -> Result<Arc<Dataset>> {
-    if config.data.dir.is_empty() {
-        let problem = "no data folder: give --data DIR, a folder or URL (made by shard-imagenet)";
-        return Err(Error::Config { problems: vec![problem.into()] });
-    }
-    let data = &config.data;
-    let options = RemoteOptions {
-        read_ahead: data.read_ahead_mb << 20,
-        cache: (!data.cache.is_empty()).then(|| data.cache.clone().into()),
-        cache_bytes: data.cache_mb << 20,
-        ..RemoteOptions::default()
-    };
-    Ok(Arc::new(Dataset::open_with(Path::new(&data.dir), split, &options)?))
-}
-
 /// A run in progress.
 #[derive(Debug)]
 struct Run {
@@ -281,8 +247,9 @@ impl Run {
             fs::create_dir_all(&images).map_err(Error::io("create", &images))?;
             let folder = out.join("checkpoints");
             let lock = session.lock.expect("rank 0 writes to a folder that it holds");
-            let mut checkpoints =
-                Writer::new(&folder, &config, provenance.clone(), Arc::clone(&lock))?;
+            let held = Arc::clone(&lock);
+            let guard = Guard::new(move || held.check());
+            let mut checkpoints = Writer::new(&folder, &config, provenance.clone(), guard)?;
             checkpoints.prepare(&state)?;
             let mut recorder = Recorder::open(&out, lock, &config, &data, device, at)?;
             recorder.session(&Start {
