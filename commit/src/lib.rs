@@ -2,7 +2,7 @@
 //! the commit changes. A constant, or a build script, would have all of its package compiled again.
 
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use proc_macro::TokenStream;
@@ -26,7 +26,9 @@ pub fn commit(_: TokenStream) -> TokenStream {
 
 /// The commit, and the files of which one changes when another is checked out or made.
 fn checked_out() -> Option<(String, Vec<PathBuf>)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent()?;
+    // Of the crate that calls it, and asked now: a checkout may have been moved since this was compiled.
+    let member = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR")?);
+    let root = member.parent()?;
     let git = |args: &[&str]| {
         let output = Command::new("git").arg("-C").arg(root).args(args).output().ok()?;
         let text = String::from_utf8(output.stdout).ok()?;
