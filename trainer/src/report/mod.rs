@@ -1,6 +1,7 @@
 //! One HTML page about a run, made of what its folder holds. It names no other file: curves are inline
 //! SVG, pictures are data URIs, and there is no script.
 
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use common::files::replace_file;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::evaluations::{self, lines};
+use crate::evaluations::{self, each_line};
 
 mod series;
 
@@ -91,7 +92,7 @@ pub fn html(run: &Path) -> Result<String> {
     let curves = charts.iter().flat_map(|c| c.iter()).flat_map(|(_, _, keys)| keys.iter());
     let keys: Vec<_> = curves.map(|(key, _)| *key).chain(TILES.map(|(key, ..)| key)).collect();
     let stats = Series::read(&run.join("stats.jsonl"), &keys);
-    let incidents = lines(&run.join("incidents.jsonl"));
+    let incidents = Incidents::read(&run.join("incidents.jsonl"));
     let name = run.canonicalize().unwrap_or_else(|_| run.to_owned());
     let name = name.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
     let mut body =
@@ -172,8 +173,33 @@ fn tiles(last: &Map<String, Value>) -> String {
     format!("<div class=tiles>{all}</div>\n")
 }
 
-fn incident_list(incidents: &[Map<String, Value>]) -> String {
-    if incidents.is_empty() {
+/// What a report needs of `incidents.jsonl`: a fault each step is as many as steps.
+#[derive(Default)]
+struct Incidents {
+    newest: VecDeque<Map<String, Value>>,
+    /// Those before them.
+    earlier: usize,
+    steps: Vec<f64>,
+}
+
+impl Incidents {
+    fn read(path: &Path) -> Self {
+        let mut all = Self::default();
+        each_line(path, |line| {
+            let Ok(line) = serde_json::from_slice::<Map<String, Value>>(line) else { return };
+            all.steps.extend(number(&line, "step"));
+            if all.newest.len() == INCIDENTS {
+                all.newest.pop_front();
+                all.earlier += 1;
+            }
+            all.newest.push_back(line);
+        });
+        all
+    }
+}
+
+fn incident_list(incidents: &Incidents) -> String {
+    if incidents.newest.is_empty() {
         return none("none");
     }
     let item = |line: &Map<String, Value>| {
@@ -186,12 +212,11 @@ fn incident_list(incidents: &[Map<String, Value>]) -> String {
             text("text")
         )
     };
-    let earlier = incidents.len().saturating_sub(INCIDENTS);
-    let more = match earlier {
+    let more = match incidents.earlier {
         0 => String::new(),
-        _ => format!("<p class=muted>and {earlier} before these, in incidents.jsonl</p>"),
+        earlier => format!("<p class=muted>and {earlier} before these, in incidents.jsonl</p>"),
     };
-    let newest: String = incidents[earlier..].iter().map(item).collect();
+    let newest: String = incidents.newest.iter().map(item).collect();
     format!("<ul class=incidents>{newest}</ul>{more}")
 }
 
@@ -279,10 +304,9 @@ const TOP: f64 = 8.0;
 const BOTTOM: f64 = 22.0;
 
 /// Nothing where no line has any of the keys.
-fn chart((title, how, keys): &Chart, stats: &Series, incidents: &[Map<String, Value>]) -> String {
+fn chart((title, how, keys): &Chart, stats: &Series, incidents: &Incidents) -> String {
     let series: Vec<_> = keys.iter().map(|(key, name)| (*name, stats.points(key))).collect();
-    let steps: Vec<f64> = incidents.iter().filter_map(|line| number(line, "step")).collect();
-    curves(title, how, &series, &steps)
+    curves(title, how, &series, &incidents.steps)
 }
 
 /// Curves in one drawing, with a legend; nothing if none has a point. `marks` are vertical lines.
@@ -339,13 +363,10 @@ fn drawing(title: &str, series: &[(&str, Vec<(f64, f64)>)], marks: &[f64]) -> St
         let label = compact(tick);
         let _ = write!(out, "<text x=\"{w:.1}\" y=\"{h:.1}\" text-anchor=middle>{label}</text>");
     }
-    for mark in marks.iter().filter(|m| (x.0..=x.1).contains(m)) {
-        let _ = write!(
-            out,
-            "<path class=mark d=\"M{:.1} {TOP}V{:.1}\"/>",
-            at_x(*mark),
-            SIZE.1 - BOTTOM
-        );
+    // Of those that are drawn in one place, one.
+    let places = marks.iter().filter(|m| (x.0..=x.1).contains(m)).map(|m| at_x(*m).round() as i64);
+    for place in places.collect::<BTreeSet<_>>() {
+        let _ = write!(out, "<path class=mark d=\"M{place} {TOP}V{:.1}\"/>", SIZE.1 - BOTTOM);
     }
     for (i, (_, points)) in series.iter().enumerate() {
         let path: String =
