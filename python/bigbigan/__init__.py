@@ -33,7 +33,7 @@ __version__ = _version("bigbigan")
 
 
 def view(
-    image: Buffer,
+    image: Buffer | NDArray[np.uint8],
     size: int,
     mode: Literal["eval", "full", "resize-centre-crop"] = "eval",
     *,
@@ -43,12 +43,15 @@ def view(
 ) -> NDArray[np.uint8]:
     """One picture as evaluation sees it: the pixels that a `Loader` of these options gives.
 
-    image: the bytes of a JPEG or PNG file, or pixels, uint8 (H, W, 3). Gives uint8 (size, size, 3).
+    image: the bytes of a JPEG or PNG file, or pixels, uint8 (H, W, 3). Gives uint8 (size, size, 3). `orientation` is
+    that of a JPEG's EXIF.
 
     Raises ValueError for options that cannot be, DataError for an image that cannot be read. Threads may call it
     at once: Python's lock is released.
     """
     if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8:
+            raise ValueError(f"an image of {image.dtype}: it may be uint8 (H, W, 3), or the bytes of a file")
         image = np.ascontiguousarray(image)
     pixels = _bigbigan.view(image, size, mode, resize, filter, orientation)
     return np.frombuffer(pixels, np.uint8).reshape(size, size, 3)

@@ -83,5 +83,5 @@ class Loader:
 
 def shard_imagenet(args: list[str]) -> int: ...
 def view(
-    image: Buffer, size: int, mode: str, resize: int | None, filter: str, orientation: str, /
+    image: Buffer, size: int, mode: str, resize: int | None, filter: str, orientation: str
 ) -> bytearray: ...

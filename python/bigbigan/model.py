@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from operator import index
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from typing import Any, Protocol
 import bigbigan
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 __all__ = ["FEATURES", "Model"]
 
@@ -31,10 +33,25 @@ FEATURES = ("z_sample", "z_mean", "z_stdev", "avepool_feat", "bn_crelu_feat")
 class _Picture(Protocol):
     """A PIL image."""
 
+    mode: str
+
     def convert(self, mode: str) -> Any: ...
 
 
-Image = str | PathLike[str] | bytes | np.ndarray | _Picture
+Image = str | PathLike[str] | bytes | bytearray | memoryview | NDArray[np.uint8] | torch.Tensor | _Picture
+Images = Image | Iterable[Image] | bigbigan.Batch
+
+
+def _opened(path: Path, device: torch.device) -> tuple[Any, dict[str, Any]]:
+    """A network, and what its file says of it."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: not there; `trainer export --run RUN --out {path.parent}` writes it")
+    note = {"bigbigan.json": ""}
+    network = torch.jit.load(path, device, _extra_files=note).eval()
+    about = json.loads(note["bigbigan.json"] or "{}")
+    if about.get("format") != "bigbigan 1":
+        raise ValueError(f"{path}: no network that `trainer export` wrote, or of a newer one")
+    return network, about
 
 
 class Model:
@@ -45,22 +62,20 @@ class Model:
     """
 
     def __init__(self, folder: str | PathLike[str], device: torch.device | str | int = "cpu") -> None:
-        folder = Path(folder)
+        self.folder = Path(folder)
         self.device = torch.device(device)
-        note = {"bigbigan.json": ""}
-        path = folder / "generator.pt"
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: not there; `trainer export --run RUN --out {folder}` writes it")
-        self.generator = torch.jit.load(path, self.device, _extra_files=note).eval()
-        about = json.loads(note["bigbigan.json"])
-        if about["format"] != "bigbigan 1":
-            raise ValueError(f"{path}: format {about['format']!r}; this package reads \"bigbigan 1\"")
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise RuntimeError(f"device = {device}: this PyTorch sees no CUDA device")
+        self.generator, about = _opened(self.folder / "generator.pt", self.device)
         # The run's configuration.
         self.config: dict[str, Any] = tomllib.loads(about["config"])
         # Steps that it was trained for.
         self.step = int(about["step"])
-        path = folder / "encoder.pt"
-        self.encoder = torch.jit.load(path, self.device).eval() if path.exists() else None
+        self.encoder = None
+        if (self.folder / "encoder.pt").exists():
+            self.encoder, other = _opened(self.folder / "encoder.pt", self.device)
+            if other["config"] != about["config"] or other["step"] != about["step"]:
+                raise ValueError(f"{self.folder}: generator.pt and encoder.pt are of two exports")
         # Pixels a side of what the encoder sees, and of what the generator makes.
         self.image_size = int(self.config["e"]["res"])
         self.generated_size = int(self.config["g"]["res"])
@@ -72,7 +87,10 @@ class Model:
         sizes = f"images {self.image_size}, generated {self.generated_size}, codes {self.latent}"
         return f"Model(step {self.step}: {sizes}{encoder}, on {self.device})"
 
-    def pixels(self, image: Image) -> np.ndarray:
+    def __reduce__(self) -> tuple[Callable[..., Model], tuple[Path, torch.device]]:
+        return Model, (self.folder, self.device)
+
+    def pixels(self, image: Image) -> NDArray[np.uint8]:
         """What the encoder sees of an image: uint8 (R, R, 3)."""
         if isinstance(image, (str, PathLike)):
             name = fspath(image)
@@ -80,77 +98,108 @@ class Model:
                 return self.pixels(Path(name).read_bytes())
             except bigbigan.DataError as error:
                 raise bigbigan.DataError(f"{name}: {error}") from None
-        if not isinstance(image, (bytes, np.ndarray)):
-            image = np.asarray(image.convert("RGB"))
+        if isinstance(image, torch.Tensor):
+            image = image.cpu().numpy()
+        elif not isinstance(image, (bytes, bytearray, memoryview, np.ndarray)):
+            image = _rgb(image)
+        if isinstance(image, np.ndarray) and (image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3):
+            raise ValueError(f"an image of {image.dtype} {image.shape}: it may be uint8 (H, W, 3)")
         mode = self.config["eval"]["mode"]
+        if mode.split(",")[0] not in ("eval", "full", "resize-centre-crop"):
+            size = self.image_size
+            raise ValueError(f"the run's eval.mode, {mode}, is drawn at random: give uint8 (N, {size}, {size}, 3) of your own crop")
         return bigbigan.view(image, self.image_size, mode, filter=self.config["data"]["filter"])
 
-    @torch.inference_mode()
-    def encode(
-        self,
-        images: Image | Sequence[Image] | bigbigan.Batch,
-        feature: str = "bn_crelu_feat",
-        *,
-        batch_size: int = 64,
-    ) -> torch.Tensor:
+    @torch.no_grad()
+    def encode(self, images: Images, feature: str = "bn_crelu_feat", *, batch_size: int = 64) -> torch.Tensor:
         """A feature of each image, one of `FEATURES`: float32 (N, width), on the CPU.
 
         Files are read by several threads, `batch_size` at a time: any number of paths can be given.
+
+        Raises DataError where one cannot be read, with its path or number.
         """
         if self.encoder is None:
-            raise ValueError("the run trained no encoder")
+            raise ValueError(f"no encoder.pt in {self.folder}: the run trained none, or it was not copied")
         if feature not in FEATURES:
             raise ValueError(f"feature = {feature!r}: it may be one of {', '.join(FEATURES)}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size = {batch_size}: it may be 1 or more")
         rows = [self.encoder(self._normalised(seen))[feature].cpu() for seen in self._seen(images, batch_size)]
         if not rows:
             raise ValueError("no images")
         return torch.cat(rows)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate(self, codes: int | torch.Tensor, *, seed: int | None = None, batch_size: int = 64) -> torch.Tensor:
         """Images of codes (N, latent), or of so many codes drawn from the run's prior: uint8 (N, R, R, 3), on the CPU.
 
         The same `seed` gives the same codes.
         """
-        if isinstance(codes, int):
+        if not isinstance(codes, (torch.Tensor, np.ndarray)):
             draw = torch.Generator().manual_seed(seed) if seed is not None else None
-            if self.config["latent"]["prior"] == "uniform":
-                codes = torch.rand(codes, self.latent, generator=draw) * 2 - 1
-            else:
-                codes = torch.randn(codes, self.latent, generator=draw)
+            uniform = self.config["latent"]["prior"] == "uniform"
+            of = torch.rand if uniform else torch.randn
+            codes = of(index(codes), self.latent, generator=draw, dtype=torch.float32, device="cpu")
+            if uniform:
+                codes = codes * 2 - 1
+        codes = torch.as_tensor(codes)
+        if codes.ndim != 2 or codes.shape[1] != self.latent or len(codes) == 0:
+            raise ValueError(f"codes of {tuple(codes.shape)}: they may be (N, {self.latent}), N from 1 on")
         images = [self.generator(some.to(self.device, torch.float32)) for some in codes.split(batch_size)]
-        if not images:
-            raise ValueError("no codes")
         pixels = ((torch.cat([some.cpu() for some in images]) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).contiguous()
 
-    def reconstruct(self, images: Image | Sequence[Image] | bigbigan.Batch, *, batch_size: int = 64) -> torch.Tensor:
+    def reconstruct(self, images: Images, *, batch_size: int = 64) -> torch.Tensor:
         """G(E(x)) of each image x, by the mean of its code: uint8 (N, R, R, 3), on the CPU."""
         return self.generate(self.encode(images, "z_mean", batch_size=batch_size), batch_size=batch_size)
 
     def _seen(self, images: Any, batch_size: int) -> Iterator[torch.Tensor]:
         """What the encoder sees, uint8 (n, R, R, 3), some at a time."""
-        if isinstance(images, (str, PathLike, bytes)) or hasattr(images, "convert"):
+        if isinstance(images, (str, PathLike, bytes, bytearray, memoryview)) or hasattr(images, "convert"):
             images = [images]
-        pixels = getattr(images, "images", images)
-        if isinstance(pixels, torch.Tensor):
-            pixels = pixels.cpu().numpy()
+        if isinstance(images, bigbigan.Batch):
+            images = images.images
+        if isinstance(images, torch.Tensor):
+            images = images.cpu().numpy()
         side = self.image_size
-        if isinstance(pixels, np.ndarray):
-            if pixels.dtype != np.uint8:
-                raise ValueError(f"images of {pixels.dtype}: uint8 is wanted")
-            if pixels.shape[1:] == (side, side, 3):
-                yield from torch.from_numpy(np.ascontiguousarray(pixels)).split(batch_size)
+        if isinstance(images, np.ndarray):
+            if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[-1] != 3:
+                raise ValueError(f"images of {images.dtype} {images.shape}: they may be uint8 (N, H, W, 3)")
+            if images.ndim == 3:
+                images = images[None]
+            elif images.shape[1:] != (side, side, 3):
+                raise ValueError(f"a batch of {images.shape[1:]}: the encoder sees ({side}, {side}, 3); a list of them is cropped")
+            else:
+                whole = np.array(images) if not images.flags.writeable else np.ascontiguousarray(images)
+                yield from torch.from_numpy(whole).split(batch_size)
                 return
-            if pixels.ndim == 3:
-                images = [pixels]
-            elif pixels is not images:
-                raise ValueError(f"a batch of {pixels.shape[1:]}: the encoder sees ({side}, {side}, 3)")
-        rest = iter(images)
+        numbered = enumerate(images)
         with ThreadPoolExecutor() as threads:
-            while some := list(islice(rest, batch_size)):
-                yield torch.from_numpy(np.stack(list(threads.map(self.pixels, some))))
+            while some := list(islice(((n, self._begun(n, image, threads)) for n, image in numbered), batch_size)):
+                yield torch.from_numpy(np.stack([begun() for _, begun in some]))
+
+    def _begun(self, number: int, image: Any, threads: ThreadPoolExecutor) -> Callable[[], NDArray[np.uint8]]:
+        """What gives the pixels of an image. Only files are left to threads: pixels may be other ones a moment later."""
+        if isinstance(image, (str, PathLike)):
+            return threads.submit(self.pixels, image).result
+        try:
+            seen = self.pixels(image)
+        except (bigbigan.DataError, ValueError, TypeError) as error:
+            raise type(error)(f"image {number}: {error}") from None
+        return lambda: seen
 
     def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
         images = pixels.to(self.device).permute(0, 3, 1, 2).to(torch.float32)
         return images.div_(127.5).sub_(1)
+
+
+def _rgb(image: _Picture) -> NDArray[np.uint8]:
+    """A PIL image's pixels, as they are of its file."""
+    if not hasattr(image, "convert"):
+        raise TypeError(f"an image of type {type(image).__name__}: a path, bytes of a file, uint8 (H, W, 3), or a PIL image")
+    if image.mode.startswith("I;16"):
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.stack([grey] * 3, axis=-1)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"an image of mode {image.mode}: its range is not known; make it uint8")
+    return np.asarray(image.convert("RGB"))

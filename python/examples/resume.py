@@ -40,6 +40,8 @@ def together(data: str, world: int, state: dict | None, count: int | None) -> tu
 
 def main(data: str) -> None:
     undisturbed, _ = together(data, 1, None, None)
+    if len(undisturbed) <= STOP:
+        sys.exit(f"{data}: more than {STOP * GLOBAL_BATCH} images are wanted")
     first, state = together(data, 2, None, STOP)
     rest, _ = together(data, 4, state, None)
     assert first + rest == undisturbed

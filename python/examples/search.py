@@ -39,8 +39,10 @@ def main(exported: str, photos: str, query: str | None = None) -> None:
     model = bigbigan.load(exported, "cuda" if torch.cuda.is_available() else "cpu")
     paths = sorted(path for path in Path(photos).rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
     classes = sorted({path.parent.name for path in paths})
+    if len(classes) < 2 or len(paths) < 10:
+        sys.exit(f"{photos}: two folders of photographs at least, and ten photographs")
     labels = torch.tensor([classes.index(path.parent.name) for path in paths])
-    features = model.encode(paths).clone()  # out of inference mode, for the probe's gradients
+    features = model.encode(paths)
 
     asked = model.encode(query or paths[0])[0]
     print("nearest:", *(paths[row] for row in nearest(features, asked, 6)), sep="\n  ")

@@ -39,7 +39,7 @@ const LOOK: Duration = Duration::from_millis(50);
 ///     "torchvision" or "tensorflow", True
 /// resize: of "resize-centre-crop": pixels of the short side
 /// filter: "bicubic" or "bilinear" (torchvision's default), antialiased
-/// orientation: what EXIF says of it: "ignore", as ImageNet recipes do, or "apply"
+/// orientation: what a JPEG's EXIF says of it: "ignore", as ImageNet recipes do, or "apply"
 /// seed: of order and views
 /// rank, world: this process's number, and the number of processes that share an epoch
 /// threads: decode threads; None for one a core

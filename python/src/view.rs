@@ -3,7 +3,7 @@
 use pipeline::decode::{DecodeOptions, Decoded, Decoder};
 use pipeline::{Fault, Filter, Mode, Orientation};
 use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyMemoryError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyByteArray;
 
@@ -34,6 +34,14 @@ impl Source {
     }
 }
 
+fn zeros(bytes: usize) -> PyResult<Vec<u8>> {
+    let mut zeros = vec![];
+    let none = |_| PyMemoryError::new_err(format!("no memory for {bytes} bytes of a view"));
+    zeros.try_reserve_exact(bytes).map_err(none)?;
+    zeros.resize(bytes, 0);
+    Ok(zeros)
+}
+
 /// u8 (size, size, 3) of the bytes of a JPEG or PNG file, or of pixels.
 #[pyfunction]
 pub(crate) fn view<'py>(
@@ -62,9 +70,9 @@ pub(crate) fn view<'py>(
         return Err(PyValueError::new_err(problem));
     }
     let source = Source::of(image)?;
-    let seen = py.detach(|| -> Result<Vec<u8>, Fault> {
+    let (mut row, mut small) = (zeros(size * size * 3)?, zeros(size * size * 3)?);
+    let seen = py.detach(move || -> Result<Vec<u8>, Fault> {
         let mut decoder = Decoder::new(options)?;
-        let (mut row, mut small) = (vec![0; size * size * 3], vec![0; size * size * 3]);
         let choose = |width, height| mode.still((width, height), size).expect("a still mode");
         let rows = (&mut row[..], &mut small[..]);
         match &source {

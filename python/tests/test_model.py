@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import pickle
+import shutil
 import subprocess
 import tarfile
 
@@ -10,7 +12,7 @@ import bigbigan
 import numpy as np
 import pytest
 from conftest import needs, program, trainer
-from PIL import Image
+from PIL import Image, ImageSequence
 
 SIZES = [(96, 64), (64, 97), (33, 33), (200, 31), (128, 128), (57, 144), (31, 32)]
 
@@ -173,3 +175,109 @@ def test_what_is_no_model_or_image_is_refused(exported, tmp_path):
         model.encode([])
     with pytest.raises(ValueError, match="uint8"):
         model.encode(np.zeros((2, 32, 32, 3), np.float32))
+
+
+def test_each_image_is_what_it_was_when_it_was_given(exported):
+    torch = needs("torch")
+    model = bigbigan.load(exported)
+    frames = [Image.fromarray(photograph((40, 40), seed)) for seed in range(4)]
+    gif = io.BytesIO()
+    frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:])
+    film = Image.open(gif)
+    one_by_one = torch.cat([model.encode(frame.convert("RGB")) for frame in ImageSequence.Iterator(film)])
+    torch.testing.assert_close(model.encode(ImageSequence.Iterator(film)), one_by_one, rtol=1e-4, atol=1e-5)
+
+    def reused():
+        memory = np.empty((40, 40, 3), np.uint8)
+        for seed in range(4):
+            memory[:] = photograph((40, 40), seed)
+            yield memory
+
+    copies = model.encode([array.copy() for array in reused()])
+    assert torch.equal(model.encode(reused()), copies) and not torch.equal(copies[0], copies[1])
+    jpeg = io.BytesIO()
+    Image.fromarray(photograph((900, 700), 1)).save(jpeg, "JPEG")
+    lazy = Image.open(jpeg)
+    assert model.encode([lazy] * 8).shape[0] == 8
+
+
+def test_features_can_be_learned_from(exported, photos):
+    torch = needs("torch")
+    features = bigbigan.load(exported).encode(photos / "0.png")
+    torch.nn.Linear(features.shape[1], 2)(features).sum().backward()
+    features += 1
+
+
+def test_sixteen_bits_are_those_of_the_file(exported, tmp_path):
+    needs("torch")
+    model, path = bigbigan.load(exported), tmp_path / "grey.png"
+    Image.fromarray(np.linspace(0, 65535, 40 * 40).astype(np.uint16).reshape(40, 40)).save(path)
+    assert np.abs(model.pixels(path).astype(int) - model.pixels(Image.open(path))).max() <= 1
+    with pytest.raises(ValueError, match="range"):
+        model.encode(Image.fromarray(np.ones((40, 40), np.float32)))
+
+
+def test_codes_are_the_seed_s_alone(exported):
+    torch = needs("torch")
+    model = bigbigan.load(exported)
+    images = model.generate(3, seed=1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(model.generate(np.int64(3), seed=1), images)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for wrong in (torch.zeros(2, model.latent - 1), torch.zeros(model.latent), torch.zeros(0, model.latent)):
+        with pytest.raises(ValueError, match="codes"):
+            model.generate(wrong)
+
+
+def test_a_model_goes_to_other_processes(exported, photos):
+    torch = needs("torch")
+    model = bigbigan.load(exported)
+    other = pickle.loads(pickle.dumps(model))
+    assert torch.equal(other.encode(photos / "0.png"), model.encode(photos / "0.png"))
+
+
+def test_what_is_wrong_is_named(exported, photos, tmp_path):
+    torch = needs("torch")
+    model = bigbigan.load(exported)
+    png = (photos / "0.png").read_bytes()
+    for images, error, words in [
+        ([png, b"\xff\xd8\xff\xe0xx"], bigbigan.DataError, "image 1"),
+        ([png, None], TypeError, "image 1.*NoneType"),
+        ([np.zeros((4, 4), np.uint8)], ValueError, "image 0.*uint8"),
+        (np.zeros((4, 4), np.uint8), ValueError, "uint8"),
+        (np.zeros((2, 4, 4, 3), np.uint8), ValueError, "a list of them"),
+        ([np.zeros((4, 4, 3))], ValueError, "float64"),
+    ]:
+        with pytest.raises(error, match=words):
+            model.encode(images)
+    with pytest.raises(ValueError, match="batch_size"):
+        model.encode(png, batch_size=0)
+    assert torch.equal(model.encode(bytearray(png)), model.encode(memoryview(png)))
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="no CUDA device"):
+            bigbigan.load(exported, "cuda")
+    model.config["eval"]["mode"] = "resnet"
+    with pytest.raises(ValueError, match="at random"):
+        model.encode(png)
+    # A generator alone, and one of another export.
+    shutil.copy(exported / "generator.pt", tmp_path)
+    alone = bigbigan.load(tmp_path)
+    assert alone.generate(1).shape[0] == 1
+    with pytest.raises(ValueError, match=r"no encoder\.pt"):
+        alone.encode(png)
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "encoder.pt")
+    with pytest.raises(ValueError, match=r"encoder\.pt: no network"):
+        bigbigan.load(tmp_path)
+
+
+def test_a_torch_that_is_another_is_refused_in_words(tmp_path):
+    libraries = tmp_path / "torch" / "lib"
+    libraries.mkdir(parents=True)
+    (tmp_path / "torch" / "__init__.py").touch()
+    (libraries / "libtorch_cpu.so").touch()
+    (tmp_path / "torch" / "version.py").write_text("__version__ = '2.9.1+cpu'\n")
+    environment = dict(os.environ, PYTHONPATH=str(tmp_path))
+    said = subprocess.run([program("trainer"), "--version"], capture_output=True, text=True, env=environment)
+    assert said.returncode == 1 and "2.9.1+cpu" in said.stderr and "2.11" in said.stderr

@@ -2,10 +2,14 @@
 
 import importlib.util
 import os
+import re
 import sys
 from pathlib import Path
 
 __all__ = ["main"]
+
+# What the program was compiled for.
+WANTED = "2.11."
 
 
 def main() -> None:
@@ -17,6 +21,12 @@ def main() -> None:
     libraries = Path(next(iter(torch.submodule_search_locations))) / "lib"
     if not (libraries / "libtorch_cpu.so").exists():
         sys.exit(f"error: no libtorch_cpu.so in {libraries}; `pip install --force-reinstall torch==2.11.*`")
+    # Its own words: `__version__ = '2.11.0+cu130'`.
+    text = (libraries.parent / "version.py").read_text() if (libraries.parent / "version.py").exists() else ""
+    version = re.search(r"__version__\s*=\s*['\"]([^'\"]+)", text)
+    if version is None or not version[1].startswith(WANTED):
+        found = version[1] if version else "of no known version"
+        sys.exit(f"error: the torch in {libraries.parent} is {found}, and {WANTED}* is wanted; `pip install torch=={WANTED}*`")
     before = os.environ.get("LD_LIBRARY_PATH")
     os.environ["LD_LIBRARY_PATH"] = f"{libraries}:{before}" if before else str(libraries)
     program = Path(__file__).with_name("trainer")
