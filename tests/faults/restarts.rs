@@ -10,7 +10,8 @@ use trainer::checkpoint;
 
 use super::hostile::Seeded;
 use super::{
-    assert_same_end, face, finished, lines, saved, steps, tell, times, unattended, undisturbed,
+    assert_same_end, face, finished, lines, same_end, saved, steps, tell, times, unattended,
+    undisturbed,
 };
 
 #[test]
@@ -245,6 +246,52 @@ fn another_run_in_the_place_of_a_live_one_is_written_to_by_nobody() {
     tell("the lock of a live run is removed", 2, outcome, "nothing; the end is bit-equal");
 }
 
+type Hurt = fn(&str) -> String;
+
+fn text_of(run: &Path) -> String {
+    fs::read_to_string(run.join("config.toml")).unwrap()
+}
+
+#[test]
+fn what_is_meant_is_asked_for_once_and_what_says_the_same_not_at_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = ["train.steps=6", "checkpoint.every=1", "checkpoint.keep=9"];
+    let straight = undisturbed(folder.path(), data(), &keys);
+    let [half, run] = ["half", "run"].map(|name| folder.path().join(name));
+    finished(&unattended(data(), &half, &["train.steps=3", keys[1], keys[2]]));
+    for (hurt, meant) in [
+        ((|text| format!("{text}\n")) as Hurt, false),
+        (|text| text.replace('\n', "\r\n"), false),
+        (|text| text.replace("lr_d = 0.0008", "lr_d = 0.0003"), true),
+    ] {
+        integration::copy_folder(&half, &run);
+        let sound = text_of(&run);
+        fs::write(run.join("config.toml"), hurt(&sound)).unwrap();
+        let steps = ["--set".to_owned(), "train.steps=5".to_owned()];
+        let resume = ["run", "--resume", "--out", &text(&run)].map(str::to_owned);
+        let allow = meant.then(|| "--allow-change".to_owned());
+        finished(&resume.iter().cloned().chain(steps).chain(allow).collect::<Vec<_>>());
+        let steps = ["--set".to_owned(), "train.steps=6".to_owned()];
+        finished(&resume.iter().cloned().chain(steps).collect::<Vec<_>>());
+        assert_eq!(saved(&run), Some(6));
+        assert_eq!(same_end(&run, &straight), !meant);
+        fs::remove_dir_all(&run).unwrap();
+    }
+    // A fork, or logs that were rotated: what is changed then is remembered, and so is what it began from.
+    integration::copy_folder(&half, &run);
+    fs::remove_file(run.join("sessions.jsonl")).unwrap();
+    let mut change = ["run", "--resume", "--out", &text(&run), "--set", "opt.lr_d=0.0003"]
+        .map(str::to_owned)
+        .to_vec();
+    change.extend(["--allow-change", "--set", "train.steps=5"].map(str::to_owned));
+    finished(&change);
+    for step in 4..=5 {
+        fs::write(run.join(format!("checkpoints/step-{step:08}/manifest.json")), "").unwrap();
+    }
+    finished(&change[..4].iter().cloned().chain(change[7..].to_vec()).collect::<Vec<_>>());
+    assert_eq!(saved(&run), Some(5));
+}
+
 #[test]
 fn settings_and_checkpoints_of_another_hand_are_gone_on_with_by_nobody_unasked() {
     let folder = tempfile::tempdir().unwrap();
@@ -254,9 +301,10 @@ fn settings_and_checkpoints_of_another_hand_are_gone_on_with_by_nobody_unasked()
     finished(&unattended(data(), &half, &["train.steps=3", keys[1], keys[2]]));
     let run = folder.path().join("run");
     let args = unattended(data(), &run, &keys);
-    let text_of = |run: &Path| fs::read_to_string(run.join("config.toml")).unwrap();
-    type Hurt = fn(&str) -> String;
-    let hurts: [(&str, Hurt); 5] = [
+    let hurts: [(&str, Hurt); 6] = [
+        ("opt.lr_d", |text| {
+            text.split_once('\n').unwrap().1.replace("lr_d = 0.0008", "lr_d = 0.5")
+        }),
         ("opt.lr_d", |text| text.replace("lr_d = 0.0008", "lr_d = 0.5")),
         ("train.seed", |text| text.replace("seed = 0", "seed = 7")),
         ("checkpoint.keep", |text| text.split("[checkpoint]").next().unwrap().to_owned()),

@@ -271,7 +271,8 @@ impl Error {
     /// Whether the file system may not be written to.
     #[must_use]
     pub fn is_read_only(&self) -> bool {
-        matches!(self, Self::Io { source, .. } if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem)
+        use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+        matches!(self, Self::Io { source, .. } if [PermissionDenied, ReadOnlyFilesystem].contains(&source.kind()))
     }
 
     /// Whether it is no failure: work ended early because it was asked to.

@@ -58,6 +58,11 @@ impl Lock {
                 return Err(Error::io("lock", &path)(e));
             }
         }
+        let ours = file.metadata().map_err(Error::io("look at", &path))?;
+        if !fs::metadata(&path).is_ok_and(|there| identity(&there) == identity(&ours)) {
+            let reason = "its lock was removed just now; try again".to_owned();
+            return Err(Error::InUse { path: out.to_owned(), reason });
+        }
         write_holder(&mut file, &path);
         let (out, folder) = (out.to_owned(), identity(&folder));
         Ok(Self { out, folder, file: Mutex::new(file) })

@@ -262,9 +262,13 @@ impl Lines {
         let Some(file) = &self.file else { return Ok(()) };
         let identity = |of: fs::Metadata| (of.dev(), of.ino());
         let ours = file.metadata().map_err(Error::io("look at", &self.path))?;
-        let there = fs::metadata(&self.path).map(identity);
-        if there.is_ok_and(|there| there == identity(ours)) {
-            return Ok(());
+        let ours = identity(ours);
+        match fs::metadata(&self.path).map(identity) {
+            Ok(there) if there == ours => return Ok(()),
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("look at", &self.path)(e));
+            }
+            _ => {}
         }
         // Of its place the next line begins another, if the folder is there.
         self.file = None;

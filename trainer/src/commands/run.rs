@@ -133,7 +133,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return Err(usage("--resume takes no --preset, --config or --dry-run; --resume=auto may"));
     }
     if begin == Begin::Continue {
-        let session = Session::open(args.out()?, begin, &place)?;
+        let mut session = Session::open(args.out()?, begin, &place)?;
+        session.any_checkpoint = args.allow_change;
         let before = session.before().expect("a run that is gone on with has a configuration");
         let config = changed(args, &session, before, &place)?;
         return finish(&place, run::run(session, config, place.clone(), &stop));
@@ -145,7 +146,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.dry_run {
         return dry_run(args, &config);
     }
-    let session = Session::open(args.out()?, begin, &place)?;
+    let mut session = Session::open(args.out()?, begin, &place)?;
+    session.any_checkpoint = args.allow_change;
     if let Some(before) = session.before() {
         config = same_or_changed(args, &session, before, &config, &place)?;
     }

@@ -349,8 +349,8 @@ impl Config {
         differ.map(|((key, from), (_, to))| Change { key, from, to }).collect()
     }
 
-    /// A hash of what a run computes: of all keys but those that may change between two sessions of a run, and of what
-    /// is done about faults.
+    /// A hash of what a run computes: of all keys but those that may change between two sessions of a run, of what is
+    /// done about faults, of the device, and of the last step where rates go down to it.
     #[must_use]
     pub fn computes_sha256(&self) -> String {
         let mut entries = vec![];
@@ -358,7 +358,9 @@ impl Config {
         let mut text = String::new();
         for (key, value) in entries {
             let entry = Change { key, from: value, to: String::new() };
-            if !entry.is_free() || entry.key.starts_with("health.") {
+            let decays = entry.key == "train.steps" && self.opt.decay != Decay::None;
+            let counts = ["health.", "train.device"].iter().any(|key| entry.key.starts_with(key));
+            if !entry.is_free() || counts || decays {
                 text += &format!("{} = {}\n", entry.key, entry.from);
             }
         }

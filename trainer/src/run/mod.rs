@@ -142,7 +142,14 @@ fn go_on(
     world: &World,
     stop: &Stop,
 ) -> Result<Summary> {
-    let state = load(&config, &session.out, &data, device, world)?;
+    let (out, mut from) = (session.out.clone(), None);
+    let own = |found: &Path| {
+        session.check_own(&config, found)?;
+        from = Some(checkpoint::read_manifest(found)?.config_sha256);
+        Ok(())
+    };
+    let state = load(&config, &out, &data, device, world, own)?;
+    session.from_config_sha256 = from.filter(|hash| !hash.is_empty());
     let complete = state.step >= config.train.steps && evaluated(&session.out) == Some(state.step);
     if world.shared([i64::from(complete)]) == [1] {
         return Ok(Summary {
@@ -160,7 +167,7 @@ fn go_on(
     // Other data were refused with the checkpoint, other settings unless they were changed on purpose;
     // then it goes on at the same place of another order, also from a checkpoint of before.
     let feed = Feed::start(&config, &data, state.cursor.unbound(), device, world)?;
-    if world.leads() && session.before() != Some(&config) {
+    if world.leads() && session.differs(&config) {
         session.configure(&config)?;
     }
     Run::new(session, config, data, feed, state, stop)?.run()
@@ -181,11 +188,12 @@ fn load(
     data: &Dataset,
     device: Device,
     world: &World,
+    own: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<TrainState> {
     let (folder, data) = (out.join("checkpoints"), data.fingerprint());
     let read = || {
         let (found, state) = checkpoint::load_newest(&folder, config, device, data, world)?;
-        Session::check_own(out, config, &found)?;
+        own(&found)?;
         checkpoint::set_aside_after(&folder, &found)?;
         Ok(state)
     };
@@ -259,6 +267,7 @@ impl Run {
                 threads: tch::get_num_threads(),
                 pid: std::process::id(),
                 config_sha256: session::hash_of(&config),
+                from_config_sha256: session.from_config_sha256,
                 provenance: &provenance,
             });
             Ok((checkpoints, recorder))
@@ -586,7 +595,11 @@ impl Run {
     fn go_back(&mut self, step: u64, network: &str) -> Result<()> {
         self.write_out()?;
         let rollbacks = self.state.rollbacks + 1;
-        self.state = load(&self.config, &self.out, &self.data, self.feed.device, &self.world)?;
+        let world = self.world.clone();
+        let ours = || self.recorder.as_ref().map_or(Ok(()), Recorder::ours);
+        world.lead("look at the folder", ours)?;
+        self.state =
+            load(&self.config, &self.out, &self.data, self.feed.device, &world, |_| Ok(()))?;
         self.state.rollbacks = rollbacks;
         self.state.cursor = self.feed.cursor;
         self.unread = None;

@@ -45,7 +45,13 @@ pub struct Session {
     pub(super) lock: Option<Arc<Lock>>,
     /// Why there is none, where the run may be finished.
     unlocked: Option<Error>,
-    edited: bool,
+    edited: Option<String>,
+    /// Whether `config.toml` is as a trainer wrote it, and says so.
+    as_written: bool,
+    /// The hash of the configuration of the checkpoint that is gone on from.
+    pub(super) from_config_sha256: Option<String>,
+    /// Whether checkpoints that no session of the run made are taken, too.
+    pub any_checkpoint: bool,
     before: Option<Config>,
     anew: bool,
 }
@@ -167,7 +173,10 @@ impl Session {
             begin,
             lock: None,
             unlocked: None,
-            edited: false,
+            edited: None,
+            as_written: true,
+            any_checkpoint: false,
+            from_config_sha256: None,
             before: None,
             anew: false,
         };
@@ -204,8 +213,11 @@ impl Session {
                 session.anew = true;
             }
             (Begin::Continue | Begin::Auto, Found::Run) => {
-                session.before = Some(read_config(out)?);
-                session.edited = !is_as_written(out)?;
+                let before = read_config(out)?;
+                let written = as_written(out)?;
+                session.as_written = written == Some(true);
+                session.edited = edited(out, &before, written);
+                session.before = Some(before);
             }
             (Begin::New, Found::Run) => {
                 return refuse("it holds a run; go on with it by --resume, or name a new folder");
@@ -243,14 +255,13 @@ impl Session {
     /// What differs between `config.toml` and the configuration that the newest checkpoint was made with, in words,
     /// where the file is not as a trainer wrote it: edited, or cut.
     #[must_use]
-    pub fn edited(&self) -> Option<String> {
-        let before = self.before.as_ref().filter(|_| self.edited)?;
-        let newest = checkpoint::newest(&self.out.join("checkpoints"));
-        let made_with =
-            newest.and_then(|path| Config::parse(&checkpoint::read_manifest(&path)?.config));
-        let changes = made_with.map(|made_with| made_with.changes(before)).unwrap_or_default();
-        let changes: Vec<_> = changes.iter().map(Change::shown).collect();
-        Some(if changes.is_empty() { "no key".to_owned() } else { changes.join(", ") })
+    pub fn edited(&self) -> Option<&str> {
+        self.edited.as_deref()
+    }
+
+    /// Whether the folder's `config.toml` is to be written: it is another, or does not say that a trainer wrote it.
+    pub(super) fn differs(&self, config: &Config) -> bool {
+        self.before() != Some(config) || !self.as_written
     }
 
     /// Nothing is written to a folder that could not be locked.
@@ -259,10 +270,15 @@ impl Session {
     }
 
     /// Refuses a checkpoint that no session of this run made: one of another run that was put among them.
-    pub(super) fn check_own(out: &Path, config: &Config, found: &Path) -> Result<()> {
+    pub(super) fn check_own(&self, config: &Config, found: &Path) -> Result<()> {
+        if self.any_checkpoint {
+            return Ok(());
+        }
+        let out = &self.out;
         #[derive(Deserialize)]
         struct Of {
             config_sha256: String,
+            from_config_sha256: Option<String>,
         }
         let manifest = checkpoint::read_manifest(found)?;
         let sessions = fs::read(out.join(SESSIONS)).unwrap_or_default();
@@ -272,14 +288,23 @@ impl Session {
         let Ok(made_with) = Config::parse(&manifest.config) else { return Ok(()) };
         let moved: Vec<_> =
             made_with.changes(config).into_iter().filter(|c| !c.is_free()).collect();
+        let hash = &manifest.config_sha256;
         let ours =
-            known.is_empty() || known.iter().any(|of| of.config_sha256 == manifest.config_sha256);
-        if ours || moved.is_empty() {
+            |of: &Of| of.config_sha256 == *hash || of.from_config_sha256.as_ref() == Some(hash);
+        if moved.is_empty() || known.iter().any(ours) {
             return Ok(());
         }
         let moved: Vec<_> = moved.iter().map(Change::shown).collect();
+        if known.is_empty() {
+            let (path, moved) = (found.display(), moved.join(", "));
+            tracing::warn!(
+                "{path}: made with other settings ({moved}); no sessions.jsonl says whose it is"
+            );
+            return Ok(());
+        }
         let reason = format!(
-            "no session of this run made it ({}): it is of another run; move it out of there",
+            "no session of this run made it ({}): it is of another run; move it out of there, or take it as this run's \
+             by --allow-change",
             moved.join(", ")
         );
         Err(Error::Output { path: found.to_owned(), reason })
@@ -350,12 +375,32 @@ impl Session {
 /// What the first line of a run's `config.toml` says, before the hash.
 const AS_WRITTEN: &str = "# as the trainer wrote it; SHA-256 of the lines below: ";
 
-/// Whether a run's `config.toml` is as a trainer wrote it. Those of before did not say.
-fn is_as_written(out: &Path) -> Result<bool> {
+/// Whether a run's `config.toml` is as a trainer wrote it; those of before did not say.
+fn as_written(out: &Path) -> Result<Option<bool>> {
     let path = out.join("config.toml");
     let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-    let Some((first, rest)) = text.split_once('\n') else { return Ok(false) };
-    Ok(first.strip_prefix(AS_WRITTEN).is_none_or(|hash| hash == sha256(rest.as_bytes())))
+    let Some((first, rest)) = text.split_once('\n') else { return Ok(Some(false)) };
+    Ok(first.strip_prefix(AS_WRITTEN).map(|hash| hash == sha256(rest.as_bytes())))
+}
+
+/// See [`Session::edited`]. Where the text was touched and says the same, nothing was edited.
+fn edited(out: &Path, before: &Config, written: Option<bool>) -> Option<String> {
+    if written == Some(true) {
+        return None;
+    }
+    let made_with = || {
+        let newest = checkpoint::newest(&out.join("checkpoints")).ok()?;
+        let manifest = checkpoint::read_manifest(&newest).ok()?;
+        // A trainer whose checkpoints have no hash of their own wrote no first line either.
+        let of_before = written.is_none() && manifest.own_sha256.is_none();
+        Some((Config::parse(&manifest.config).ok()?, of_before))
+    };
+    let Some((made_with, of_before)) = made_with() else {
+        return (written == Some(false))
+            .then(|| "there is no checkpoint to compare it with".to_owned());
+    };
+    let changes: Vec<_> = made_with.changes(before).iter().map(Change::shown).collect();
+    (!changes.is_empty() && !of_before).then(|| changes.join(", "))
 }
 
 /// The hash that tells one configuration from another.
@@ -389,6 +434,9 @@ pub(super) struct Start<'a> {
     pub(super) threads: i32,
     pub(super) pid: u32,
     pub(super) config_sha256: String,
+    /// That of the checkpoint that it goes on from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) from_config_sha256: Option<String>,
     #[serde(flatten)]
     pub(super) provenance: &'a crate::provenance::Provenance,
 }
