@@ -195,6 +195,11 @@ def test_a_caller_that_keeps_all_batches_is_told_and_goes_on(data, caplog):
     assert len(next(epoch)) == 10, "given back by another thread"
 
 
+def heeds_ctrl_c():
+    """As a terminal starts a program: what a shell starts in the background does not hear it, nor its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_a_wait_at_once(data):
     script = """if True:
         import sys, bigbigan
@@ -207,7 +212,8 @@ def test_ctrl_c_ends_a_wait_at_once(data):
             held.clear()
             print("interrupted", len(next(epoch)), flush=True)
     """
-    child = subprocess.Popen([sys.executable, "-c", script, data], stdout=subprocess.PIPE, text=True)
+    words = [sys.executable, "-c", script, data]
+    child = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, preexec_fn=heeds_ctrl_c)
     assert child.stdout.readline() == "waiting\n"
     time.sleep(0.3)
     begun = time.monotonic()
@@ -450,7 +456,8 @@ def test_the_program_is_in_the_wheel(tmp_path):
 
 def test_ctrl_c_ends_the_program_as_it_ends_any(tmp_path):
     words = ["synth", "--output", tmp_path / "out", "--images", "100000", "--classes", "5", "--size", "64"]
-    child = subprocess.Popen([program("shard-imagenet"), *words], stderr=subprocess.PIPE, text=True)
+    words = [program("shard-imagenet"), *words]
+    child = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=heeds_ctrl_c)
     while not list(tmp_path.glob(".out.partial/*.tar")) and child.poll() is None:
         time.sleep(0.01)
     child.send_signal(signal.SIGINT)
