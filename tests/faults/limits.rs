@@ -107,15 +107,18 @@ fn a_read_only_folder_is_refused_in_words_and_changed_in_nothing() {
     let before = face(&run);
     // As Linux makes a disk that has faults.
     let script = "mount --bind $0 $0 && mount -o remount,ro,bind $0 && cd / && exec \"$@\"";
-    let resume = ["run", "--resume", "--out", &text(&run)].map(str::to_owned).to_vec();
-    for command in [&args, &resume] {
-        let output = Command::new("unshare")
+    let read_only = |command: &[String]| {
+        Command::new("unshare")
             .args(["-rm", "sh", "-c", script, &text(&run)])
             .arg(program("trainer"))
             .args(command)
             .envs(ONE_THREAD)
             .output()
-            .unwrap();
+            .unwrap()
+    };
+    let resume = ["run", "--resume", "--out", &text(&run)].map(str::to_owned).to_vec();
+    for command in [&args, &resume] {
+        let output = read_only(command);
         let said = ended(&output, &[1, 2], "read-only");
         assert!(said.contains("Read-only file system") && said.contains(&text(&run)), "{said}");
         assert_eq!(face(&run), before);
@@ -124,13 +127,7 @@ fn a_read_only_folder_is_refused_in_words_and_changed_in_nothing() {
     assert_same_end(&run, &straight);
     // Nothing of it is to be written any more.
     for command in [&args, &resume] {
-        let output = Command::new("unshare")
-            .args(["-rm", "sh", "-c", script, &text(&run)])
-            .arg(program("trainer"))
-            .args(command)
-            .envs(ONE_THREAD)
-            .output()
-            .unwrap();
+        let output = read_only(command);
         ended(&output, &[0], "read-only and finished");
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(said.contains("is finished"), "{said}");
