@@ -1,7 +1,8 @@
-"""One other loader on our job: `peers.py NAME SHARDS [--images N] [--threads N]`.
+"""One other loader on our job: `peers.py NAME SHARDS [--side N] [--no-small] [--images N] [--threads N]`.
 
 The job: tar shards of JPEGs to batches of 64 uint8 images at 256 x 256, random resized crop (area
-8-100 %, aspect 3/4-4/3), flip, bilinear and antialiased, and the same view at 128 x 128.
+8-100 %, aspect 3/4-4/3), flip, bilinear and antialiased, and the same view at 128 x 128, as torch tensors.
+`--side 224 --no-small` is the usual job of people who train classifiers. `bigbigan` is our own wheel.
 Prints one line, "NAME IMAGES_PER_S", measured after a warm-up of 512 images. Each loader is used as
 its manual shows; nothing is done to slow it down.
 """
@@ -15,7 +16,9 @@ import time
 
 import numpy
 
-SIDE, HALF, BATCH, WARM_UP = 256, 128, 64, 512
+BATCH, WARM_UP = 64, 512
+# Set by the arguments, before any worker is forked off.
+SIDE, SMALL = 256, True
 
 
 def crop(width, height):
@@ -44,7 +47,7 @@ def pil_view(image):
     view = image.convert("RGB").resize((SIDE, SIDE), Image.BILINEAR, box=(x, y, x + w, y + h))
     if random.random() < 0.5:
         view = view.transpose(Image.FLIP_LEFT_RIGHT)
-    return numpy.asarray(view), numpy.asarray(view.reduce(2))
+    return (numpy.asarray(view), numpy.asarray(view.reduce(2))) if SMALL else (numpy.asarray(view), ())
 
 
 def torchvision_view(data):
@@ -57,7 +60,7 @@ def torchvision_view(data):
     view = functional.resized_crop(image, y, x, h, w, [SIDE, SIDE], antialias=True)
     if random.random() < 0.5:
         view = functional.horizontal_flip(view)
-    return view, functional.resize(view, [HALF, HALF], antialias=True)
+    return view, functional.resize(view, [SIDE // 2, SIDE // 2], antialias=True) if SMALL else ()
 
 
 def webdataset(shards, threads, decode, view):
@@ -76,6 +79,50 @@ def webdataset(shards, threads, decode, view):
         num_workers=threads,
     ):
         yield large, small, labels
+
+
+def imagefolder(shards, threads):
+    """The PyTorch DataLoader over torchvision's ImageFolder, of the same files beside each other."""
+    import os
+    import tarfile
+    import tempfile
+
+    import torch
+    from torchvision.datasets import ImageFolder
+
+    folder = tempfile.TemporaryDirectory()
+    for path in shards:
+        with tarfile.open(path) as shard:
+            for member in shard:
+                if member.name.endswith(".jpg"):
+                    to = os.path.join(folder.name, "all", f"{os.path.basename(path)}-{os.path.basename(member.name)}")
+                    os.makedirs(os.path.dirname(to), exist_ok=True)
+                    with open(to, "wb") as file:
+                        file.write(shard.extractfile(member).read())
+    torch.set_num_threads(1)
+    files = ImageFolder(folder.name, transform=pil_view)
+    while True:
+        for (large, small), labels in torch.utils.data.DataLoader(
+            files, batch_size=BATCH, shuffle=True, num_workers=threads, drop_last=True, pin_memory=False
+        ):
+            yield large, small, labels
+
+
+def bigbigan(shards, threads):
+    """Ours, from Python."""
+    import os
+
+    import torch
+
+    import bigbigan
+
+    loader = bigbigan.Loader(
+        os.path.dirname(shards[0]), batch=BATCH, size=SIDE, small=SIDE // 2 if SMALL else None, threads=threads
+    )
+    while True:
+        for batch in loader:
+            small = torch.from_numpy(batch.small) if SMALL else ()
+            yield torch.from_numpy(batch.images), small, torch.from_numpy(batch.labels)
 
 
 def pil(shards, threads):
@@ -101,16 +148,24 @@ def dali(shards, threads):
             images, resize_x=SIDE, resize_y=SIDE, interp_type=types.INTERP_LINEAR, antialias=True
         )
         large = fn.flip(large, horizontal=fn.random.coin_flip())
+        if not SMALL:
+            return large, labels
         small = fn.resize(
-            large, resize_x=HALF, resize_y=HALF, interp_type=types.INTERP_LINEAR, antialias=True
+            large,
+            resize_x=SIDE // 2,
+            resize_y=SIDE // 2,
+            interp_type=types.INTERP_LINEAR,
+            antialias=True,
         )
         return large, small, labels
+
+    import torch
 
     running = pipe()
     running.build()
     while True:
-        large, small, labels = running.run()
-        yield large.as_array(), small.as_array(), labels
+        *views, _ = running.run()
+        yield [torch.from_numpy(view.as_array()) for view in views]
 
 
 def spdl(shards, threads):
@@ -118,6 +173,7 @@ def spdl(shards, threads):
     import tarfile
 
     import spdl.io
+    import torch
     from spdl.pipeline import PipelineBuilder
 
     def source():
@@ -138,8 +194,8 @@ def spdl(shards, threads):
         )
 
     def batch(frames):
-        large = spdl.io.to_numpy(spdl.io.convert_frames(frames))
-        return large, halve(large)
+        large = spdl.io.to_torch(spdl.io.convert_frames(frames))
+        return large, torch.from_numpy(halve(large.numpy())) if SMALL else ()
 
     builder = (
         PipelineBuilder()
@@ -155,7 +211,7 @@ def spdl(shards, threads):
 
 
 def ffcv(shards, threads, **coding):
-    """FFCV makes one size only, here 256, from its own file: of re-encoded JPEGs, or of plain pixels,
+    """FFCV makes one size only, the large one, from its own file: of re-encoded JPEGs, or of plain pixels,
     which take five times the bytes."""
     import io
     import os
@@ -210,6 +266,8 @@ def ffcv(shards, threads, **coding):
 
 
 PEERS = {
+    "bigbigan": bigbigan,
+    "imagefolder": imagefolder,
     "pil": pil,
     "torchvision": torchvision,
     "dali": dali,
@@ -223,9 +281,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=PEERS)
     parser.add_argument("shards", help="folder of SPLIT-*.tar")
+    parser.add_argument("--side", type=int, default=256, help="pixels a side")
+    parser.add_argument("--no-small", action="store_true", help="without the view of half the side")
     parser.add_argument("--images", type=int, default=12_288)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
+    global SIDE, SMALL
+    SIDE, SMALL = arguments.side, not arguments.no_small
     shards = sorted(glob.glob(f"{arguments.shards}/train-*.tar"))
     if not shards:
         parser.error(f"{arguments.shards} holds no train-*.tar")

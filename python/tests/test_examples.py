@@ -4,7 +4,7 @@ import runpy
 from pathlib import Path
 
 import numpy as np
-from conftest import needs
+from conftest import needs, synth
 from PIL import Image
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -39,3 +39,12 @@ def test_photographs_are_searched_and_told_apart(exported, tmp_path, capsys):
     found = [line for line in said.splitlines() if line.startswith("  ")]
     assert len(found) == 6 and found[0].endswith("red/03.jpg") and all("/red/" in line for line in found)
     assert "probe: 100.0% of 8" in said
+
+
+def test_a_classifier_learns_as_with_torchvision(tmp_path):
+    needs("torch")
+    needs("torchvision")
+    data = synth(tmp_path / "data", 768, 32)
+    train = example("cifar10.py")
+    ours, theirs = (train(str(data), loader, seed=1, epochs=3, width=4) for loader in ("bigbigan", "torchvision"))
+    assert min(ours[-1], theirs[-1]) > 0.6, (ours, theirs)

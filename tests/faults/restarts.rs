@@ -364,6 +364,45 @@ fn settings_and_checkpoints_of_another_hand_are_gone_on_with_by_nobody_unasked()
     assert!(said.code == 2 && said.err.contains("missing"), "{said:?}");
 }
 
+#[test]
+fn what_is_made_of_a_checkpoint_is_as_it_was_made_with_whatever_a_hand_wrote_since() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = undisturbed(folder.path(), data(), &["train.steps=2", "checkpoint.every=1"]);
+    let exported = |name: &str| {
+        let out = folder.path().join(name);
+        let said =
+            trainer(&["export", "--run", &text(&run), "--out", &text(&out), "--device", "cpu"]);
+        assert_eq!(said.code, 0, "{said:?}");
+        let files = ["generator.safetensors", "generator.pt", "encoder.safetensors", "encoder.pt"];
+        (files.map(|file| fs::read(out.join(file)).unwrap()), said.err)
+    };
+    let sound = text_of(&run);
+    let (files, said) = exported("sound");
+    assert!(!said.contains("differs"), "{said}");
+    assert!(exported("again").0 == files);
+    let hurts: [(&str, Hurt); 2] = [
+        ("data.mode", |text| text.replace("mode = \"small\"", "mode = \"resnet\"")),
+        ("train.seed", |text| text.replace("seed = 0", "seed = 7")),
+    ];
+    for (key, hurt) in hurts {
+        fs::write(run.join("config.toml"), hurt(&sound)).unwrap();
+        assert_ne!(text_of(&run), sound, "{key}");
+        let (same, said) = exported(key);
+        assert!(said.contains("differs") && said.contains(key), "{said}");
+        assert!(same == files, "{key}");
+    }
+    // Cut within a word: said of which file, and where the whole of it is.
+    fs::write(run.join("config.toml"), format!("{}\n[trai", &sound[..200])).unwrap();
+    let said = trainer(&["export", "--run", &text(&run), "--out", &text(folder.path())]);
+    assert!(said.code == 2 && said.err.contains("manifest.json"), "{said:?}");
+    tell(
+        "config.toml edited, then its checkpoints exported",
+        hurts.len(),
+        "exported as they were made, and what differs is said",
+        "nothing",
+    );
+}
+
 /// What can be wrong with a checkpoint. The first [`OF_FILES`] kinds are of one file's bytes.
 fn hurt(checkpoint: &Path, before: &Path, kind: usize, random: &mut Seeded) -> String {
     let mut files: Vec<_> = fs::read_dir(checkpoint).unwrap().map(|f| f.unwrap().path()).collect();

@@ -4,7 +4,7 @@
 //! reads standing statistics: nothing of training is left in them. Both files of a network hold the
 //! same tensors under the same names, on the CPU, in single precision.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
@@ -18,6 +18,7 @@ use pipeline::Dataset;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde::Serialize;
+use serde_json::Value;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::config::Config;
@@ -212,7 +213,7 @@ fn tensors(params: &Params) -> Vec<Named> {
 }
 
 /// What the files say of themselves. The folder of the data is this machine's own business.
-fn note(config: &Config, step: u64, input: &str, output: &str) -> HashMap<String, String> {
+fn note(config: &Config, step: u64, input: &str, output: &str) -> BTreeMap<String, String> {
     let mut config = config.clone();
     config.data.dir.clear();
     let entries = [
@@ -233,7 +234,7 @@ struct Network {
     /// Keys of the returned dictionary; none where it returns one tensor.
     outputs: &'static [&'static str],
     tensors: Vec<Named>,
-    note: HashMap<String, String>,
+    note: BTreeMap<String, String>,
 }
 
 /// From the input to the outputs, in order.
@@ -263,7 +264,9 @@ impl Network {
             let view = TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(refused)?;
             views.push((name.as_str(), view));
         }
-        let bytes = safetensors::serialize(views, Some(self.note.clone())).map_err(refused)?;
+        let note = Some(self.note.clone().into_iter().collect());
+        let mut bytes = safetensors::serialize(views, note).map_err(refused)?;
+        in_order(&mut bytes).map_err(std::io::Error::from).map_err(Error::io("write", path))?;
         fs::write(path, bytes).map_err(Error::io("write", path))
     }
 
@@ -303,6 +306,22 @@ impl Network {
         };
         outcome(error).map_err(|e| Error::io("write", path)(std::io::Error::other(e)))
     }
+}
+
+/// Puts the header of a safetensors file in order: the library leaves the note's entries in that of a hash map, another
+/// one each time.
+fn in_order(file: &mut [u8]) -> serde_json::Result<()> {
+    let (length, rest) = file.split_at_mut(8);
+    let length = u64::from_le_bytes(length.try_into().expect("eight bytes are split off"));
+    let header = &mut rest[..length as usize];
+    let mut entries: BTreeMap<String, Value> = serde_json::from_slice(header)?;
+    if let Some(Value::Object(note)) = entries.get_mut("__metadata__") {
+        note.sort_keys();
+    }
+    let sorted = serde_json::to_vec(&entries)?;
+    header[..sorted.len()].copy_from_slice(&sorted);
+    header[sorted.len()..].fill(b' ');
+    Ok(())
 }
 
 struct Context<'a> {
@@ -384,7 +403,7 @@ mod tests {
                 let tensor = tensor.shallow_clone();
                 tensors.push(Named { name: name.into(), tensor, trainable: false });
             }
-            let (name, argument, note) = ("encoder", "x", HashMap::new());
+            let (name, argument, note) = ("encoder", "x", BTreeMap::new());
             let network = Network { name, argument, outputs: &OUTPUTS, tensors, note };
             let forward = |x: &Tensor| encoded(&e, &norm, x);
             let one = Tensor::zeros([1, 3, 32, 32], kinds);
@@ -414,7 +433,7 @@ mod tests {
             argument: "z",
             outputs: &[],
             tensors: vec![],
-            note: HashMap::new(),
+            note: BTreeMap::new(),
         };
         let error = network().write(folder.path(), &x, &|_| panic!("on purpose")).unwrap_err();
         assert!(error.to_string().contains("forward pass of an exported network"), "{error}");

@@ -232,9 +232,11 @@ fn linear(args: &LinearArgs) -> Result<()> {
         train,
     };
     warn_unless_kept(&args.on);
-    let mut lines = task.run(&args.on.model(&config, args.on.variant())?)?;
+    let model = args.on.model(&config, args.on.variant())?;
+    let mut lines = task.run(&model)?;
     if !args.no_baselines {
-        let initial = args.on.model(&config, Variant::Initial)?;
+        let initial = args.on.model(model.config(), Variant::Initial)?;
+        drop(model);
         lines.extend(task.run(&initial)?);
         task.features = vec![Feature::Pixels];
         lines.extend(task.run(&initial)?);

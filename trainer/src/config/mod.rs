@@ -338,6 +338,15 @@ impl Config {
         Self::of(table)
     }
 
+    /// This configuration, but what may change between two sessions of a run as `later` has it.
+    ///
+    /// # Errors
+    /// As [`Config::resolve`].
+    pub fn with_free_of(&self, later: &Self) -> Result<Self> {
+        let free = self.changes(later).into_iter().filter(Change::is_free);
+        self.with(&free.map(|c| format!("{}={}", c.key, c.to)).collect::<Vec<_>>())
+    }
+
     /// The keys in which `later` differs, in order.
     #[must_use]
     pub fn changes(&self, later: &Self) -> Vec<Change> {

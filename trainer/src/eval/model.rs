@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::checkpoint;
-use crate::config::{Config, Precision};
+use crate::config::{Change, Config, Precision};
 use crate::device::{self, Images, Lane, Reached};
 use crate::error::{Error, Result};
 use crate::model::{Encoded, Encoder, Generator};
@@ -59,6 +59,24 @@ pub struct Model {
     stop: Stop,
 }
 
+/// The configuration of the checkpoint in `path`, with what may change between two sessions as `config` has it.
+fn made_with(text: &str, config: &Config, path: &Path) -> Result<Config> {
+    // Checkpoints of before do not say.
+    if text.is_empty() {
+        return Ok(config.clone());
+    }
+    let made_with = Config::parse(text)?;
+    let moved: Vec<_> =
+        made_with.changes(config).iter().filter(|c| !c.is_free()).map(Change::shown).collect();
+    if !moved.is_empty() {
+        let (path, moved) = (path.display(), moved.join(", "));
+        tracing::warn!(
+            "{path}: config.toml differs from what it was made with, which is used ({moved})"
+        );
+    }
+    made_with.with_free_of(config)
+}
+
 impl Model {
     /// The averages of a training state. `train` is the training split, whose images E's statistics
     /// are collected from; without it E keeps the live network's running statistics.
@@ -92,7 +110,9 @@ impl Model {
         Ok(model)
     }
 
-    /// From a checkpoint folder. `stop` ends this, and later work on the model.
+    /// From a checkpoint folder. `stop` ends this, and later work on the model. What the networks are, and all else
+    /// that a run computes, is as the checkpoint was made with, whatever `config` says of it: a run's `config.toml`
+    /// may have been changed since. Where they differ that is said.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] or [`Error::Data`].
@@ -105,6 +125,7 @@ impl Model {
         stop: &Stop,
     ) -> Result<Self> {
         let manifest = checkpoint::verify(path)?;
+        let config = &made_with(&manifest.config, config, path)?;
         if variant == Variant::Initial {
             let state = TrainState::new(config, device, true);
             return Self::of_state(config, &state, variant, train, stop);

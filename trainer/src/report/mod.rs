@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use common::files::replace_file;
 use serde_json::{Map, Value};
 
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::evaluations::{self, each_line};
 
@@ -88,6 +89,12 @@ pub fn html(run: &Path) -> Result<String> {
         path: run.to_owned(),
         reason: format!("no config.toml in it ({e}): not the folder of a run"),
     })?;
+    // Other programs call their settings so, too; a run's is a run's even where it was cut since.
+    let anything = ["checkpoints", "stats.jsonl", "sessions.jsonl"];
+    if !anything.iter().any(|name| run.join(name).exists()) && Config::parse(&config).is_err() {
+        let reason = "its config.toml is not of a run, nor is anything else in it".to_owned();
+        return Err(Error::Output { path: run.to_owned(), reason });
+    }
     let charts = [&TRAINING[..], &HEALTH[..], &SPEED[..]];
     let curves = charts.iter().flat_map(|c| c.iter()).flat_map(|(_, _, keys)| keys.iter());
     let keys: Vec<_> = curves.map(|(key, _)| *key).chain(TILES.map(|(key, ..)| key)).collect();
@@ -543,6 +550,19 @@ mod tests {
             }
         }
         assert_eq!(open, Vec::<&str>::new());
+    }
+
+    #[test]
+    fn there_is_no_report_of_a_folder_that_is_no_run() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(matches!(html(folder.path()), Err(Error::Output { .. })));
+        // Of another program.
+        fs::write(folder.path().join("config.toml"), "[server]\nport = 80\n").unwrap();
+        assert!(matches!(html(folder.path()), Err(Error::Output { .. })));
+        // Of a run, cut since.
+        fs::write(folder.path().join("config.toml"), "[trai").unwrap();
+        fs::write(folder.path().join("stats.jsonl"), "").unwrap();
+        html(folder.path()).unwrap();
     }
 
     #[test]

@@ -14,16 +14,22 @@ use crate::error::{Error, Result};
 /// # Errors
 /// [`Error::Output`] if `out` is not a run folder; [`Error::Config`] if its configuration is not one.
 pub fn read_config(out: &Path) -> Result<Config> {
+    let saved = out.join("checkpoints").is_dir();
+    let held = "each checkpoint's manifest.json holds the run's as \"config\"";
     let text = fs::read_to_string(out.join("config.toml")).map_err(|e| Error::Output {
         path: out.to_owned(),
-        reason: match out.join("checkpoints").is_dir() {
-            true => format!(
-                "config.toml cannot be read ({e}); each checkpoint's manifest.json holds the run's as \"config\""
-            ),
+        reason: match saved {
+            true => format!("config.toml cannot be read ({e}); {held}"),
             false => format!("no config.toml in it ({e}): not the folder of a run"),
         },
     })?;
-    Config::parse(&text)
+    Config::parse(&text).map_err(|e| match e {
+        Error::Config { mut problems } if saved => {
+            problems.push(format!("{}/config.toml was changed or cut: {held}", out.display()));
+            Error::Config { problems }
+        }
+        e => e,
+    })
 }
 
 /// A split of a configuration's data folder.

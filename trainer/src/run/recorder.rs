@@ -11,8 +11,8 @@ use pipeline::Dataset;
 use serde::Serialize;
 use tch::Device;
 
-use super::Incident;
 use super::session::SESSIONS;
+use super::{CHECKPOINT, Incident};
 use crate::config::Config;
 use crate::error::Result;
 use crate::health::Signals;
@@ -114,7 +114,7 @@ impl Recorder {
         self.progress.finish();
     }
 
-    /// What came of writing `what`; a failure is said the first time, and counted.
+    /// What came of writing `what`; a failure is said the first time, that of a checkpoint every time, and counted.
     pub(super) fn tried<T>(&mut self, what: &str, done: Result<T>) -> Option<T> {
         match done {
             Ok(value) => {
@@ -130,7 +130,7 @@ impl Recorder {
                 let trouble = self.troubles.entry(what.to_owned()).or_default();
                 trouble.times += 1;
                 trouble.last = e.to_string();
-                if !trouble.now {
+                if !trouble.now || what == CHECKPOINT {
                     trouble.now = true;
                     self.progress.say(&format!(
                         "WARNING: {what} not written: {e}; training goes on, and it is tried again"
