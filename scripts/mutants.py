@@ -171,7 +171,8 @@ def build(tree, target, packages):
             if message["reason"] == "compiler-message" and message["message"]["level"] == "error":
                 refused |= {(s["file_name"], n) for s in message["message"]["spans"]
                             for n in range(s["line_start"], s["line_end"] + 1) if s["is_primary"]}  # fmt: skip
-            if message["reason"] == "compiler-artifact" and message.get("executable") and message["profile"]["test"]:
+            if message["reason"] == "compiler-artifact" and message.get("executable") and message["profile"]["test"] \
+                    and message["target"]["kind"] != ["bin"]:  # a program has its library's name, and no tests
                 package = Path(message["manifest_path"]).parent.name
                 package = "integration" if package == "tests" else package
                 if package in packages:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from itertools import islice
 from operator import index
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import bigbigan
 import numpy as np
@@ -28,6 +29,9 @@ __all__ = ["FEATURES", "Model"]
 # What an encoder gives of an image x: a draw of its code, the code's mean and deviation, the pooled feature a of the
 # trunk, and [ReLU(h), ReLU(-h)] of h = BN(a), the paper's feature for linear classifiers.
 FEATURES = ("z_sample", "z_mean", "z_stdev", "avepool_feat", "bn_crelu_feat")
+
+
+_LOGGER = logging.getLogger("bigbigan")
 
 
 class _Picture(Protocol):
@@ -111,12 +115,20 @@ class Model:
         return bigbigan.view(image, self.image_size, mode, filter=self.config["data"]["filter"])
 
     @torch.no_grad()
-    def encode(self, images: Images, feature: str = "bn_crelu_feat", *, batch_size: int = 64) -> torch.Tensor:
+    def encode(
+        self,
+        images: Images,
+        feature: str = "bn_crelu_feat",
+        *,
+        batch_size: int = 64,
+        bad: Literal["raise", "nan"] = "raise",
+    ) -> torch.Tensor:
         """A feature of each image, one of `FEATURES`: float32 (N, width), on the CPU.
 
         Files are read by several threads, `batch_size` at a time: any number of paths can be given.
 
-        Raises DataError where one cannot be read, with its path or number.
+        Raises DataError or OSError where an image cannot be read, with its path or number. With `bad="nan"` its row is
+        NaN, and Python's logger "bigbigan" says why.
         """
         if self.encoder is None:
             raise ValueError(f"no encoder.pt in {self.folder}: the run trained none, or it was not copied")
@@ -124,7 +136,13 @@ class Model:
             raise ValueError(f"feature = {feature!r}: it may be one of {', '.join(FEATURES)}")
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size}: it may be 1 or more")
-        rows = [self.encoder(self._normalised(seen))[feature].cpu() for seen in self._seen(images, batch_size)]
+        if bad not in ("raise", "nan"):
+            raise ValueError(f"bad = {bad!r}: it may be raise or nan")
+        rows = []
+        for seen, missing in self._seen(images, batch_size, bad == "nan"):
+            row = self.encoder(self._normalised(seen))[feature].cpu()
+            row[missing] = torch.nan
+            rows.append(row)
         if not rows:
             raise ValueError("no images")
         return torch.cat(rows)
@@ -133,7 +151,8 @@ class Model:
     def generate(self, codes: int | torch.Tensor, *, seed: int | None = None, batch_size: int = 64) -> torch.Tensor:
         """Images of codes (N, latent), or of so many codes drawn from the run's prior: uint8 (N, R, R, 3), on the CPU.
 
-        The same `seed` gives the same codes.
+        The same `seed` gives the same codes. Codes nearer to 0 give plainer images; `trainer sample --truncation` also
+        collects batch norm's statistics from such codes.
         """
         if not isinstance(codes, (torch.Tensor, np.ndarray)):
             draw = torch.Generator().manual_seed(seed) if seed is not None else None
@@ -153,8 +172,8 @@ class Model:
         """G(E(x)) of each image x, by the mean of its code: uint8 (N, R, R, 3), on the CPU."""
         return self.generate(self.encode(images, "z_mean", batch_size=batch_size), batch_size=batch_size)
 
-    def _seen(self, images: Any, batch_size: int) -> Iterator[torch.Tensor]:
-        """What the encoder sees, uint8 (n, R, R, 3), some at a time."""
+    def _seen(self, images: Any, batch_size: int, pass_over: bool) -> Iterator[tuple[torch.Tensor, list[int]]]:
+        """What the encoder sees, uint8 (n, R, R, 3), some at a time, and which of them cannot be read, if such are black."""
         if isinstance(images, (str, PathLike, bytes, bytearray, memoryview)) or hasattr(images, "convert"):
             images = [images]
         if isinstance(images, bigbigan.Batch):
@@ -171,12 +190,23 @@ class Model:
                 raise ValueError(f"a batch of {images.shape[1:]}: the encoder sees ({side}, {side}, 3); a list of them is cropped")
             else:
                 whole = np.array(images) if not images.flags.writeable else np.ascontiguousarray(images)
-                yield from torch.from_numpy(whole).split(batch_size)
+                for some in torch.from_numpy(whole).split(batch_size):
+                    yield some, []
                 return
         numbered = enumerate(images)
         with ThreadPoolExecutor() as threads:
-            while some := list(islice(((n, self._begun(n, image, threads)) for n, image in numbered), batch_size)):
-                yield torch.from_numpy(np.stack([begun() for _, begun in some]))
+            while some := list(islice((self._begun(n, image, threads) for n, image in numbered), batch_size)):
+                pixels, missing = [], []
+                for row, begun in enumerate(some):
+                    try:
+                        pixels.append(begun())
+                    except (bigbigan.DataError, OSError) as error:
+                        if not pass_over:
+                            raise
+                        _LOGGER.warning("%s; its features are NaN", error)
+                        missing.append(row)
+                        pixels.append(np.zeros((side, side, 3), np.uint8))
+                yield torch.from_numpy(np.stack(pixels)), missing
 
     def _begun(self, number: int, image: Any, threads: ThreadPoolExecutor) -> Callable[[], NDArray[np.uint8]]:
         """What gives the pixels of an image. Only files are left to threads: pixels may be other ones a moment later."""
@@ -184,13 +214,24 @@ class Model:
             return threads.submit(self.pixels, image).result
         try:
             seen = self.pixels(image)
-        except (bigbigan.DataError, ValueError, TypeError) as error:
+        except (bigbigan.DataError, OSError) as unread:
+            # An OSError is of a PIL image, which is read only now.
+            kind = bigbigan.DataError if isinstance(unread, bigbigan.DataError) else OSError
+            return _raising(kind(f"image {number}: {unread}"))
+        except (ValueError, TypeError) as error:
             raise type(error)(f"image {number}: {error}") from None
         return lambda: seen
 
     def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
         images = pixels.to(self.device).permute(0, 3, 1, 2).to(torch.float32)
         return images.div_(127.5).sub_(1)
+
+
+def _raising(error: Exception) -> Callable[[], NDArray[np.uint8]]:
+    def pixels() -> NDArray[np.uint8]:
+        raise error
+
+    return pixels
 
 
 def _rgb(image: _Picture) -> NDArray[np.uint8]:

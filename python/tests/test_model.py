@@ -272,6 +272,28 @@ def test_what_is_wrong_is_named(exported, photos, tmp_path):
         bigbigan.load(tmp_path)
 
 
+def test_what_cannot_be_read_is_named_or_nan(exported, photos, tmp_path, caplog):
+    torch = needs("torch")
+    model = bigbigan.load(exported)
+    sound = sorted(photos.iterdir())[:3]
+    (tmp_path / "cut.jpg").write_bytes(sound[1].read_bytes()[:200])
+    lazy = Image.open(tmp_path / "cut.jpg")
+    images = [sound[0], tmp_path / "cut.jpg", sound[1], tmp_path / "gone.jpg", b"text", lazy, sound[2]]
+    with pytest.raises((bigbigan.DataError, OSError), match=r"cut\.jpg"):
+        model.encode(images)
+    for size in (1, 3, 64):
+        caplog.clear()
+        found = model.encode(images, bad="nan", batch_size=size)
+        missing = torch.isnan(found)
+        assert missing.all(1).tolist() == missing.any(1).tolist() == [False, True, False, True, True, True, False]
+        torch.testing.assert_close(found[[0, 2, 6]], model.encode(sound), rtol=1e-4, atol=1e-4)
+        said = [record.getMessage() for record in caplog.records]
+        assert [any(word in line for line in said) for word in ("cut.jpg", "gone.jpg", "image 4", "image 5")] == [True] * 4
+        assert len(said) == 4, said
+    with pytest.raises(ValueError, match="raise or nan"):
+        model.encode(sound, bad="skip")
+
+
 def test_a_torch_that_is_another_is_refused_in_words(tmp_path):
     libraries = tmp_path / "torch" / "lib"
     libraries.mkdir(parents=True)

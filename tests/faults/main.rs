@@ -10,6 +10,7 @@
 mod calls;
 mod data;
 mod disk;
+mod hands;
 mod hostile;
 mod limits;
 mod network;

@@ -168,7 +168,7 @@ fn an_unattended_command_of_another_run_is_refused() {
 }
 
 /// All that a folder holds, but who looked at it last.
-fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+pub(crate) fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut all = BTreeMap::new();
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -181,7 +181,7 @@ fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     all
 }
 
-fn assert_unchanged(folder: &Path, before: &BTreeMap<PathBuf, Vec<u8>>, story: &str) {
+pub(crate) fn assert_unchanged(folder: &Path, before: &BTreeMap<PathBuf, Vec<u8>>, story: &str) {
     let now = contents(folder);
     let names = now.keys().chain(before.keys());
     let changed: Vec<_> = names.filter(|name| now.get(*name) != before.get(*name)).collect();
@@ -248,7 +248,7 @@ fn another_run_in_the_place_of_a_live_one_is_written_to_by_nobody() {
 
 type Hurt = fn(&str) -> String;
 
-fn text_of(run: &Path) -> String {
+pub(crate) fn text_of(run: &Path) -> String {
     fs::read_to_string(run.join("config.toml")).unwrap()
 }
 

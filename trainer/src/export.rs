@@ -38,10 +38,13 @@ use crate::shim::outcome;
 /// - `bn_crelu_feat` (N, 2 · features): [ReLU(h), ReLU(−h)] of h = BN(a).
 pub const OUTPUTS: [&str; 5] = ["z_sample", "z_mean", "z_stdev", "avepool_feat", "bn_crelu_feat"];
 
+/// What says what made an export.
+const ABOUT: &str = "export.json";
+
 /// Writes `generator.safetensors`, `generator.pt` and, where `model` has an encoder, the same of
 /// `encoder` into `out`, then `export.json`, which says what made them, of which checkpoint, and their
 /// SHA-256. Every file is whole before the first appears, and on the disk in the end. The step is noted in
-/// them, `train` is the training split. Equal weights give equal files, but for `export.json`. Returns
+/// them, `train` is the training split. The same checkpoint and configuration give the same files, but for `export.json`. Returns
 /// what was written.
 ///
 /// # Shapes
@@ -60,13 +63,23 @@ pub fn export(model: &Model, train: &Arc<Dataset>, out: &Path) -> Result<Vec<Pat
     written.and_then(|written| removed.map(|()| written))
 }
 
-/// Makes the folder that is exported to, where it is not there.
+/// Makes the folder that is exported to, where it is not there. An earlier export in it may be replaced, nothing else.
 ///
 /// # Errors
 /// [`Error::Output`].
 pub fn make_folder(out: &Path) -> Result<()> {
     if out.is_dir() {
-        return Ok(());
+        let there = |name: &&str| out.join(name).exists();
+        let others =
+            ["generator", "encoder"].map(|n| ["pt", "safetensors"].map(|k| format!("{n}.{k}")));
+        let other = others.iter().flatten().find(|name| there(&name.as_str()));
+        return match other {
+            Some(name) if !there(&ABOUT) => Err(Error::Output {
+                path: out.to_owned(),
+                reason: format!("it holds a {name} and no {ABOUT}, so no export: name another"),
+            }),
+            _ => Ok(()),
+        };
     }
     let made = fs::create_dir_all(out).and_then(|()| files::sync_folder_of(out));
     made.map_err(|e| Error::Output { path: out.to_owned(), reason: format!("{e}: name another") })
@@ -145,7 +158,7 @@ impl<'a> About<'a> {
     }
 
     fn write(&self, out: &Path) -> Result<PathBuf> {
-        let path = out.join("export.json");
+        let path = out.join(ABOUT);
         let mut text = serde_json::to_string_pretty(self).expect("plain values");
         text.push('\n');
         fs::write(&path, text).map_err(Error::io("write", &path))?;
@@ -428,11 +441,12 @@ mod tests {
     fn a_panic_within_a_trace_is_an_error_and_leaves_no_file() {
         let folder = tempfile::tempdir().unwrap();
         let x = Tensor::zeros([1], (Kind::Float, Device::Cpu));
+        let weight = || Named { name: "w".into(), tensor: x.shallow_clone(), trainable: true };
         let network = || Network {
             name: "generator",
             argument: "z",
             outputs: &[],
-            tensors: vec![],
+            tensors: vec![weight()],
             note: BTreeMap::new(),
         };
         let error = network().write(folder.path(), &x, &|_| panic!("on purpose")).unwrap_err();

@@ -38,7 +38,13 @@ impl Lock {
         // Not emptied: while it is locked it says by whom.
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-        let mut file = file.map_err(Error::io("open", &path))?;
+        let mut file = file.map_err(|e| match fs::symlink_metadata(&path) {
+            Ok(of) if !of.is_file() => Error::Output {
+                path: out.to_owned(),
+                reason: format!("its lock is not a file of a trainer ({e}): remove it"),
+            },
+            _ => Error::io("open", &path)(e),
+        })?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {

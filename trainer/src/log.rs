@@ -132,6 +132,12 @@ impl Lines {
             let text = String::from_utf8_lossy(&bytes);
             let kept: String =
                 text.lines().filter(|line| keep(line)).map(|l| format!("{l}\n")).collect();
+            // The last may be half a line, of a run that was killed.
+            let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+            let unread = whole.filter(|l| serde_json::from_str::<Step>(l).is_err()).count();
+            if unread > 0 {
+                tracing::warn!("{}: {unread} lines that say no step are dropped", path.display());
+            }
             if kept.as_bytes() != bytes {
                 self.file = None; // of the old content
                 replace_file(path, kept.as_bytes()).map_err(Error::io("write", path))?;

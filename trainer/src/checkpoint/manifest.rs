@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
 use super::{fault, unread};
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::provenance::Provenance;
 use crate::state::{OfD, Update};
@@ -67,6 +68,15 @@ pub struct OfDRecord {
     pub norm: Option<f32>,
     /// Whether one of them met a value that is not finite.
     pub fault: bool,
+}
+
+impl Manifest {
+    /// The configuration that it was made with; none where it does not say, as those of before.
+    #[must_use]
+    pub fn made_with(&self) -> Option<Config> {
+        // Nothing at all is a configuration too: that of the defaults.
+        (!self.config.is_empty()).then(|| Config::parse(&self.config).ok()).flatten()
+    }
 }
 
 impl OfDRecord {

@@ -127,23 +127,24 @@ pub fn of_step(folder: &Path, step: u64) -> Result<PathBuf> {
 }
 
 /// The newest state under `folder` that can be loaded, with the checkpoint's folder; those passed over
-/// are reported as warnings.
+/// are reported as warnings. `own` is asked of each before it is read: what it refuses is not passed over.
 ///
 /// # Errors
 /// As [`load`], for the newest, if there is none. [`Error::Io`] after some tries: what the system does not
-/// read need not be damaged, so none before it is taken.
+/// read need not be damaged, so none before it is taken. Those of `own`, and of other data.
 pub fn load_newest(
     folder: &Path,
     config: &Config,
     device: Device,
     data: u64,
     world: &World,
+    own: impl Fn(&Path) -> Result<()>,
 ) -> Result<(PathBuf, TrainState)> {
     let mut first = None;
     let found = if folder.is_dir() { list(folder)? } else { vec![] };
     let mut found = found.into_iter().rev().peekable();
     while let Some((_, path)) = found.next() {
-        match patiently(|| load(&path, config, device, data, world)) {
+        match patiently(|| own(&path).and_then(|()| load(&path, config, device, data, world))) {
             Ok(state) => return Ok((path, state)),
             Err(e @ Error::Checkpoint { .. }) => {
                 let next =
@@ -158,22 +159,26 @@ pub fn load_newest(
     Err(first.unwrap_or_else(none))
 }
 
-/// Gives the checkpoints that were passed over for the one in `loaded` other names, `step-….damaged`, under
+/// Gives the checkpoints that were passed over for the one in `loaded` other names, `step-….damaged`, `….damaged-2`, under
 /// which they count for nothing: not as what training goes on from, nor among those to keep.
 ///
 /// # Errors
 /// [`Error::Io`].
 pub fn set_aside_after(folder: &Path, loaded: &Path) -> Result<()> {
     for (_, path) in list(folder)?.into_iter().rev().take_while(|(_, path)| path != loaded) {
-        let mut aside = path.clone().into_os_string();
-        aside.push(".damaged");
-        let aside = PathBuf::from(aside);
-        if aside.exists() {
-            fs::remove_dir_all(&aside).map_err(Error::io("remove", &aside))?;
-        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let aside = free(&path.with_file_name(format!("{name}.damaged")));
         files::rename(&path, &aside).map_err(Error::io("rename", &path))?;
+        tracing::warn!("{}: set aside as {}", path.display(), aside.display());
     }
     Ok(())
+}
+
+/// A path that nothing has: this one, or with a number after it.
+pub(crate) fn free(path: &Path) -> PathBuf {
+    let numbered = |n: u32| PathBuf::from(format!("{}-{n}", path.display()));
+    let all = std::iter::once(path.to_owned()).chain((2..).map(numbered));
+    all.into_iter().find(|path| is_gone(path)).expect("there are enough numbers")
 }
 
 /// Reads the manifest and checks that it is that of the folder's step and lists what a checkpoint holds, and every
@@ -225,8 +230,8 @@ pub fn verify(path: &Path) -> Result<Manifest> {
 /// Reads a whole training state.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] where a name, shape or type differs from what `config` builds, or the
-/// training data's index changed.
+/// [`Error::Checkpoint`] where a name, shape or type differs from what `config` builds; [`Error::Output`] where it is of
+/// other training data.
 pub fn load(
     path: &Path,
     config: &Config,
@@ -236,7 +241,9 @@ pub fn load(
 ) -> Result<TrainState> {
     let manifest = verify(path)?;
     if manifest.data_fingerprint != data {
-        return Err(fault(path, "the data folder's index is not the one this run was trained on"));
+        let reason =
+            "the data folder's index is not the one it was trained on: name that folder by --data";
+        return Err(Error::Output { path: path.to_owned(), reason: reason.to_owned() });
     }
     if manifest.threads != tch::get_num_threads() {
         tracing::warn!(

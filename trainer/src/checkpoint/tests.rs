@@ -58,7 +58,8 @@ fn a_run_that_ends_between_any_updates_goes_on_as_if_it_had_not() {
         let _ = steps(&mut state, 0..end);
         save(folder.path(), &mut state, 1, ALL);
         let (path, mut state) =
-            load_newest(folder.path(), &config, Device::Cpu, 7, &World::alone()).unwrap();
+            load_newest(folder.path(), &config, Device::Cpu, 7, &World::alone(), |_| Ok(()))
+                .unwrap();
         assert!(path.ends_with(name_of(1, end as u32 - 4)), "{}", path.display());
         assert_eq!(steps(&mut state, end..8), said, "ended after {end} updates");
         assert_eq!(state.step, 2);
@@ -113,7 +114,7 @@ fn the_second_checkpoint_of_a_writer_holds_the_state_of_its_own_time() {
     }
     writer.finish().unwrap();
     let (_, found) =
-        load_newest(folder.path(), &config(), Device::Cpu, 7, &World::alone()).unwrap();
+        load_newest(folder.path(), &config(), Device::Cpu, 7, &World::alone(), |_| Ok(())).unwrap();
     assert!(found.step == 3 && found.d.params.flat().equal(state.d.params.flat()));
 }
 
@@ -222,7 +223,7 @@ fn what_the_system_does_not_read_is_tried_again_and_is_no_damage() {
     let manifest = folder.path().join(name_of(2, 0)).join("manifest.json");
     fs::remove_file(&manifest).unwrap();
     std::os::unix::fs::symlink("manifest.json", &manifest).unwrap(); // ELOOP
-    let loaded = load_newest(folder.path(), &config(), Device::Cpu, 7, &World::alone());
+    let loaded = load_newest(folder.path(), &config(), Device::Cpu, 7, &World::alone(), |_| Ok(()));
     assert!(matches!(loaded.unwrap_err(), Error::Io { .. }));
     assert!(matches!(newest(folder.path()).unwrap_err(), Error::Io { .. }));
     fs::remove_file(&manifest).unwrap();
@@ -360,7 +361,8 @@ fn a_checkpoint_of_a_newer_trainer_is_no_damage() {
             text.replacen("\"own_sha256\": \"", &format!("\"own_sha256\": \"{hash}"), 1),
         )
         .unwrap();
-        let load = || load_newest(folder.path(), &config(), Device::Cpu, 7, &World::alone());
+        let load =
+            || load_newest(folder.path(), &config(), Device::Cpu, 7, &World::alone(), |_| Ok(()));
         let error = load().unwrap_err();
         assert!(matches!(error, Error::Output { .. }), "{error}");
         assert!(error.to_string().contains("newer trainer"), "{error}");
@@ -433,7 +435,8 @@ fn a_checkpoint_that_was_passed_over_takes_no_sound_one_s_place() {
     fs::write(folder.path().join("step-00000003/manifest.json"), "{").unwrap();
     for step in [3, 4] {
         let world = World::alone();
-        let (found, _) = load_newest(folder.path(), &config(), Device::Cpu, 7, &world).unwrap();
+        let (found, _) =
+            load_newest(folder.path(), &config(), Device::Cpu, 7, &world, |_| Ok(())).unwrap();
         set_aside_after(folder.path(), &found).unwrap();
         assert_eq!(list(folder.path()).unwrap().len(), 1);
         save(folder.path(), &mut state, step, keep);
@@ -502,7 +505,8 @@ fn of_fifty_bad_checkpoints_each_is_a_typed_error_and_the_one_before_is_used() {
         let error = load(&path, &config, Device::Cpu, 7, &World::alone()).unwrap_err();
         assert!(matches!(error, Error::Checkpoint { .. }), "{what}: {error}");
         let (used, state) =
-            load_newest(folder.path(), &config, Device::Cpu, 7, &World::alone()).unwrap();
+            load_newest(folder.path(), &config, Device::Cpu, 7, &World::alone(), |_| Ok(()))
+                .unwrap();
         assert_eq!((state.step, used), (1, folder.path().join(name_of(1, 0))), "{what}");
         for (file, bytes) in &good {
             fs::write(file, bytes).unwrap();
@@ -534,10 +538,13 @@ fn of_fifty_bad_checkpoints_each_is_a_typed_error_and_the_one_before_is_used() {
     }
     assert_eq!(count, 50);
     assert_eq!(
-        load_newest(folder.path(), &config, Device::Cpu, 7, &World::alone()).unwrap().1.step,
+        load_newest(folder.path(), &config, Device::Cpu, 7, &World::alone(), |_| Ok(()))
+            .unwrap()
+            .1
+            .step,
         2
     );
-    let other = load_newest(folder.path(), &config, Device::Cpu, 8, &World::alone())
+    let other = load_newest(folder.path(), &config, Device::Cpu, 8, &World::alone(), |_| Ok(()))
         .unwrap_err()
         .to_string();
     assert!(other.contains("data folder"), "{other}");

@@ -344,7 +344,7 @@ fn agreement(args: &AgreementArgs) -> Result<()> {
     let config = args.on.config()?;
     let (extractor, resizer) = args.by.open(&args.on)?;
     let split = args.split.as_ref().unwrap_or(&config.eval.split);
-    let task = agreement::Task {
+    let mut task = agreement::Task {
         extractor,
         resizer,
         train: run::open_data(&config, "train")?,
@@ -354,7 +354,9 @@ fn agreement(args: &AgreementArgs) -> Result<()> {
         seed: config.train.seed,
     };
     warn_unless_kept(&args.on);
-    let line = task.run(&args.on.model(&config, args.on.variant())?)?;
+    let model = args.on.model(&config, args.on.variant())?;
+    task.seed = model.config().train.seed;
+    let line = task.run(&model)?;
     let mut table = table(["", "G(E(x))", "x itself", "chance"]);
     let percent = |share: f64| format!("{share:.1} %");
     table.add_row([

@@ -22,7 +22,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let config = match (&args.run, args.source.origin()) {
-        (Some(run), _) => run::read_config(run)?,
+        (Some(run), _) => run::read_config_as_it_is(run)?,
         (None, Some(origin)) => Config::resolve(&origin, &args.source.set)?,
         (None, None) => return Err(usage("give --preset NAME, --config FILE or --run DIR")),
     };

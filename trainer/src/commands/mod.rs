@@ -27,7 +27,7 @@ use tch::Device;
 use trainer::config::{Config, Origin};
 use trainer::error::{Error, Result};
 use trainer::eval::{Model, Variant};
-use trainer::run::{open_data, read_config};
+use trainer::run::{open_data, read_config_as_it_is};
 use trainer::stop::Stop;
 use trainer::{checkpoint, device};
 
@@ -174,7 +174,8 @@ pub(crate) fn table<'a>(header: impl IntoIterator<Item = &'a str>) -> Table {
 /// A run's or an exported model's configuration, with another data folder where one is given.
 pub(crate) fn config_of(run: &Path, data: Option<&Path>) -> Result<Config> {
     let exported = Model::is_exported(run);
-    let mut config = if exported { Model::exported_config(run)? } else { read_config(run)? };
+    let mut config =
+        if exported { Model::exported_config(run)? } else { read_config_as_it_is(run)? };
     if let Some(dir) = data {
         config.data.dir = dir.to_string_lossy().into_owned();
     }

@@ -5,7 +5,7 @@ use pipeline::{BadSamples, Cursor, Dataset, LastBatch, Loader, LoaderConfig, Mod
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::checkpoint;
+use crate::checkpoint::{self, Manifest};
 use crate::config::{Change, Config, Precision};
 use crate::device::{self, Images, Lane, Reached};
 use crate::error::{Error, Result};
@@ -60,12 +60,8 @@ pub struct Model {
 }
 
 /// The configuration of the checkpoint in `path`, with what may change between two sessions as `config` has it.
-fn made_with(text: &str, config: &Config, path: &Path) -> Result<Config> {
-    // Checkpoints of before do not say.
-    if text.is_empty() {
-        return Ok(config.clone());
-    }
-    let made_with = Config::parse(text)?;
+fn made_with(manifest: &Manifest, config: &Config, path: &Path) -> Result<Config> {
+    let Some(made_with) = manifest.made_with() else { return Ok(config.clone()) };
     let moved: Vec<_> =
         made_with.changes(config).iter().filter(|c| !c.is_free()).map(Change::shown).collect();
     if !moved.is_empty() {
@@ -125,7 +121,7 @@ impl Model {
         stop: &Stop,
     ) -> Result<Self> {
         let manifest = checkpoint::verify(path)?;
-        let config = &made_with(&manifest.config, config, path)?;
+        let config = &made_with(&manifest, config, path)?;
         if variant == Variant::Initial {
             let state = TrainState::new(config, device, true);
             return Self::of_state(config, &state, variant, train, stop);

@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
@@ -87,7 +88,10 @@ pub fn write(run: &Path) -> Result<PathBuf> {
 pub fn html(run: &Path) -> Result<String> {
     let config = fs::read_to_string(run.join("config.toml")).map_err(|e| Error::Output {
         path: run.to_owned(),
-        reason: format!("no config.toml in it ({e}): not the folder of a run"),
+        reason: match e.kind() {
+            ErrorKind::NotFound => format!("no config.toml in it ({e}): not the folder of a run"),
+            _ => format!("its config.toml cannot be read ({e})"),
+        },
     })?;
     // Other programs call their settings so, too; a run's is a run's even where it was cut since.
     let anything = ["checkpoints", "stats.jsonl", "sessions.jsonl"];

@@ -38,6 +38,11 @@ impl Run {
         let mut probe = None;
         if let Some(task) = self.probing(&self.config.eval.split)? {
             self.say("probing the encoder's features with a linear classifier …");
+            // What the session before was stopped in is done again, not once more.
+            let owed = self.done == 0 && self.state.step >= self.config.train.steps;
+            if owed && let Some(recorder) = &mut self.recorder {
+                recorder.metrics_again(self.state.step);
+            }
             let trained = self.probe(&task, &model)?;
             let (device, stop) = (model.device(), &self.stop);
             let untrained = Model::untrained(&self.config, device, &self.data, stop)?;

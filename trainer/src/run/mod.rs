@@ -5,17 +5,19 @@ mod folder;
 mod ranks;
 mod recorder;
 mod session;
+mod sessions;
+mod start;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pipeline::{Cursor, Dataset};
+use pipeline::Dataset;
 use serde::Serialize;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
-use crate::checkpoint::{self, Guard, Keep, Saved, Writer};
+use crate::checkpoint::{Guard, Keep, Saved, Writer};
 use crate::config::{CheckpointConfig, Config, HealthConfig, OnFault};
 use crate::device::{self, Coming};
 use crate::dist::{Place, World};
@@ -29,11 +31,13 @@ use crate::state::TrainState;
 use crate::step::{Losses, NETWORKS, prepare, train_step};
 use crate::stop::Stop;
 pub use evaluate::reconstructions;
-pub use folder::{open_data, read_config};
-use ranks::{meet, share, verify};
+pub use folder::{open_data, read_config, read_config_as_it_is};
+use ranks::{meet, verify};
 use recorder::Recorder;
 pub use session::Session;
-use session::{End, Ending, Start};
+use sessions::{End, Ending, Saving, Start};
+pub(crate) use start::evaluated;
+use start::{EVALUATED, begin, forget_evaluated, go_on, load, set_aside_after};
 
 /// What is wanted of a folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,93 +119,6 @@ pub fn run(mut session: Session, config: Config, place: Place, stop: &Stop) -> R
     world.conclude(work())
 }
 
-/// All that a new run begins with. Its folder is made last.
-fn begin(
-    session: &mut Session,
-    config: &Config,
-    data: &Arc<Dataset>,
-    device: Device,
-    world: &World,
-    stop: &Stop,
-) -> Result<(Feed, TrainState)> {
-    let mut feed = Feed::start(config, data, Cursor::default(), device, world)?;
-    feed.prime(stop)?;
-    let state = TrainState::in_world(config, world, (Kind::Float, device), true);
-    stop.check()?;
-    if world.leads() {
-        session.create(config)?;
-    }
-    Ok((feed, share(world, state)?))
-}
-
-fn go_on(
-    mut session: Session,
-    config: Config,
-    data: Arc<Dataset>,
-    device: Device,
-    world: &World,
-    stop: &Stop,
-) -> Result<Summary> {
-    let (out, mut from) = (session.out.clone(), None);
-    let own = |found: &Path| {
-        session.check_own(&config, found)?;
-        from = Some(checkpoint::read_manifest(found)?.config_sha256);
-        Ok(())
-    };
-    let state = load(&config, &out, &data, device, world, own)?;
-    session.from_config_sha256 = from.filter(|hash| !hash.is_empty());
-    let complete = state.step >= config.train.steps && evaluated(&session.out) == Some(state.step);
-    if world.shared([i64::from(complete)]) == [1] {
-        return Ok(Summary {
-            out: session.out,
-            steps: state.step,
-            stats: None,
-            ended: Ended::Steps,
-            bottleneck: String::new(),
-            probe: None,
-            troubles: vec![],
-            incomplete: false,
-        });
-    }
-    world.lead("write to the folder", || session.check_locked())?;
-    // Other data were refused with the checkpoint, other settings unless they were changed on purpose;
-    // then it goes on at the same place of another order, also from a checkpoint of before.
-    let feed = Feed::start(&config, &data, state.cursor.unbound(), device, world)?;
-    if world.leads() && session.differs(&config) {
-        session.configure(&config)?;
-    }
-    Run::new(session, config, data, feed, state, stop)?.run()
-}
-
-/// The file that says which step the last pictures and metrics are of.
-const EVALUATED: &str = "evaluated";
-
-/// The step after which a run was last evaluated to the end.
-pub(crate) fn evaluated(out: &Path) -> Option<u64> {
-    fs::read_to_string(out.join(EVALUATED)).ok()?.trim().parse().ok()
-}
-
-/// The newest checkpoint of a run, read by rank 0, on every rank.
-fn load(
-    config: &Config,
-    out: &Path,
-    data: &Dataset,
-    device: Device,
-    world: &World,
-    own: impl FnOnce(&Path) -> Result<()>,
-) -> Result<TrainState> {
-    let (folder, data) = (out.join("checkpoints"), data.fingerprint());
-    let read = || {
-        let (found, state) = checkpoint::load_newest(&folder, config, device, data, world)?;
-        own(&found)?;
-        checkpoint::set_aside_after(&folder, &found)?;
-        Ok(state)
-    };
-    let unread = || TrainState::in_world(config, world, (Kind::Float, device), false);
-    let state = world.lead("read the checkpoint", read)?.unwrap_or_else(unread);
-    share(world, state)
-}
-
 /// A run in progress.
 #[derive(Debug)]
 struct Run {
@@ -225,6 +142,8 @@ struct Run {
     recorder: Option<Recorder>,
     /// Of rank 0.
     checkpoints: Option<Writer>,
+    /// Whether this session has begun to write a checkpoint of a step after the first.
+    saves: bool,
 }
 
 /// What a checkpoint is called where one could not be saved.
@@ -248,28 +167,33 @@ impl Run {
         stop: &Stop,
     ) -> Result<Self> {
         let world = state.d.params.world().clone();
-        let (out, device, at) = (session.out, feed.device, (state.step, world.size()));
+        let (out, device, at) = (session.out.clone(), feed.device, (state.step, world.size()));
         let provenance = Provenance::here(device);
         let prepare = || {
             let images = out.join("images");
             fs::create_dir_all(&images).map_err(Error::io("create", &images))?;
             let folder = out.join("checkpoints");
-            let lock = session.lock.expect("rank 0 writes to a folder that it holds");
+            let lock = session.lock.clone().expect("rank 0 writes to a folder that it holds");
             let held = Arc::clone(&lock);
             let guard = Guard::new(move || held.check());
             let mut checkpoints = Writer::new(&folder, &config, provenance.clone(), guard)?;
             checkpoints.prepare(&state)?;
             let mut recorder = Recorder::open(&out, lock, &config, &data, device, at)?;
+            forget_evaluated(&out)?;
             recorder.session(&Start {
                 event: "begin",
                 step: state.step,
                 ranks: world.size(),
                 threads: tch::get_num_threads(),
                 pid: std::process::id(),
-                config_sha256: session::hash_of(&config),
-                from_config_sha256: session.from_config_sha256,
+                config_sha256: sessions::hash_of(&config),
+                from_config_sha256: session.from_config_sha256.clone(),
+                before_config_sha256: session.before_config_sha256.clone(),
                 provenance: &provenance,
             });
+            // Before the settings themselves: killed between the two, the run is still known to be its own.
+            recorder.sync();
+            session.configure(&config)?;
             Ok((checkpoints, recorder))
         };
         let (checkpoints, recorder) = world.lead("prepare the folder", prepare)?.unzip();
@@ -287,6 +211,7 @@ impl Run {
             world,
             recorder,
             checkpoints,
+            saves: false,
         })
     }
 
@@ -412,11 +337,11 @@ impl Run {
     /// Writes down that this session ended.
     fn end(&mut self, ended: Ending, error: Option<&Error>) {
         let line = End {
-            event: "end".to_owned(),
+            event: "end",
             ended,
             step: self.state.step,
-            config_sha256: session::hash_of(&self.config),
-            computes_sha256: Some(self.config.computes_sha256()),
+            config_sha256: sessions::hash_of(&self.config),
+            computes_sha256: self.config.computes_sha256(),
             error: error.map(ToString::to_string),
         };
         if let Some(recorder) = &mut self.recorder {
@@ -598,8 +523,11 @@ impl Run {
         let world = self.world.clone();
         let ours = || self.recorder.as_ref().map_or(Ok(()), Recorder::ours);
         world.lead("look at the folder", ours)?;
-        self.state =
+        let (found, state) =
             load(&self.config, &self.out, &self.data, self.feed.device, &world, |_| Ok(()))?;
+        self.state = state;
+        let set_aside = || set_aside_after(&self.out, found.as_deref());
+        world.lead("set aside what does not load", set_aside)?;
         self.state.rollbacks = rollbacks;
         self.state.cursor = self.feed.cursor;
         self.unread = None;
@@ -707,6 +635,11 @@ impl Run {
         let (Some(writer), Some(recorder)) = (&mut self.checkpoints, &mut self.recorder) else {
             return Ok(());
         };
+        if self.state.step > 0 && !self.saves {
+            // Where all checkpoints are gone later, it was not by this run.
+            recorder.session(&Saving { event: "saving", step: self.state.step });
+            self.saves = true;
+        }
         let CheckpointConfig { keep: last, keep_every: every, best, .. } = &self.config.checkpoint;
         recorder.sync();
         // Where nobody can tell which is the best, none is removed this time.

@@ -11,7 +11,7 @@ use pipeline::Dataset;
 use serde::Serialize;
 use tch::Device;
 
-use super::session::SESSIONS;
+use super::sessions::SESSIONS;
 use super::{CHECKPOINT, Incident};
 use crate::config::Config;
 use crate::error::Result;
@@ -207,6 +207,12 @@ impl Recorder {
     pub(super) fn session(&mut self, line: &impl Serialize) {
         let written = self.sessions.write(line);
         self.tried("sessions", written);
+    }
+
+    /// What was measured of a step will be measured anew.
+    pub(super) fn metrics_again(&mut self, step: u64) {
+        let dropped = step.checked_sub(1).map_or(Ok(()), |before| self.metrics.go_back(before));
+        self.tried("metrics", dropped);
     }
 
     /// Whether the run's own probes have said something of this step.

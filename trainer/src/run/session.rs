@@ -5,9 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use common::files::{replace_file, sha256};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
+use super::folder::{Written, edited, write_config, written};
+use super::sessions::{Ending, SESSIONS, Sessions, hash_of};
 use super::{Begin, read_config};
 use crate::checkpoint;
 use crate::config::{Change, Config};
@@ -18,12 +19,9 @@ use crate::lock::Lock;
 use crate::say;
 
 /// What a run leaves in its folder beside `checkpoints`.
-const OURS: [&str; 14] = [
+const OURS: [&str; 11] = [
     "config.toml",
     "lock",
-    "stats.jsonl.before",
-    "metrics.jsonl.before",
-    "incidents.jsonl.before",
     "stats.jsonl",
     "metrics.jsonl",
     "incidents.jsonl",
@@ -34,8 +32,12 @@ const OURS: [&str; 14] = [
     "report.html",
     super::EVALUATED,
 ];
-/// A line where a session begins and where it ends, of all sessions; none where it was killed.
-pub(super) const SESSIONS: &str = "sessions.jsonl";
+
+/// Whether a trainer leaves something of this name in its folder.
+fn is_ours(name: &str) -> bool {
+    let before = |of: &&str| name.strip_prefix(*of).is_some_and(|end| end.starts_with(".before"));
+    OURS.contains(&name) || OURS.iter().any(before)
+}
 
 /// A folder that was looked at, and is this process's to write to if it held anything.
 #[derive(Debug)]
@@ -46,8 +48,10 @@ pub struct Session {
     /// Why there is none, where the run may be finished.
     unlocked: Option<Error>,
     edited: Option<String>,
-    /// Whether `config.toml` is as a trainer wrote it, and says so.
-    as_written: bool,
+    /// Whether `config.toml` says that a trainer wrote it, whether or not it was touched since.
+    signed: bool,
+    /// The hash of what `config.toml` says.
+    pub(super) before_config_sha256: Option<String>,
     /// The hash of the configuration of the checkpoint that is gone on from.
     pub(super) from_config_sha256: Option<String>,
     /// Whether checkpoints that no session of the run made are taken, too.
@@ -83,7 +87,7 @@ impl Found {
             let name = name.to_string_lossy();
             let nobody_s = ["lock", "lost+found"].contains(&&*name) || is_aside(&name);
             any |= !nobody_s;
-            foreign |= !nobody_s && name != "checkpoints" && !OURS.contains(&&*name);
+            foreign |= !nobody_s && name != "checkpoints" && !is_ours(&name);
         }
         if !any {
             return Ok(Self::Nothing);
@@ -116,19 +120,7 @@ impl Found {
 /// Whether the run in a folder has once saved a later state than its first, by what it wrote down: a session
 /// that began with one, or one that ended as only a saved one does.
 fn has_saved(out: &Path) -> bool {
-    #[derive(Deserialize)]
-    struct Of {
-        step: u64,
-        ended: Option<Ending>,
-    }
-    let sessions = fs::read(out.join(SESSIONS)).unwrap_or_default();
-    let sessions = String::from_utf8_lossy(&sessions);
-    let later = |line| {
-        serde_json::from_str::<Of>(line).is_ok_and(|of| {
-            of.step > 0 && !matches!(of.ended, Some(Ending::Failed | Ending::Diverged))
-        })
-    };
-    super::evaluated(out).is_some() || sessions.lines().any(later) || saved_by_statistics(out)
+    super::evaluated(out).is_some() || Sessions::read(out).have_saved() || saved_by_statistics(out)
 }
 
 /// Whether `stats.jsonl` tells of a checkpoint that was written after the first interval.
@@ -147,10 +139,13 @@ fn saved_by_statistics(out: &Path) -> bool {
     saved
 }
 
-/// The newest checkpoint in a folder, whether sound or not.
-fn newest_of(out: &Path) -> Option<PathBuf> {
-    Some(checkpoint::list(&out.join("checkpoints")).ok()?.pop()?.1)
+/// The step of the newest checkpoint in a folder, whether sound or not.
+fn newest_of(out: &Path) -> Option<u64> {
+    Some(checkpoint::list(&out.join("checkpoints")).ok()?.pop()?.0)
 }
+
+const MISSING: &str =
+    "its checkpoints are missing, and it has saved some: bring them back, or name a new folder";
 
 /// Whether a file was being written aside ([`common::files`]) when its writer was killed.
 fn is_aside(name: &str) -> bool {
@@ -174,7 +169,8 @@ impl Session {
             lock: None,
             unlocked: None,
             edited: None,
-            as_written: true,
+            signed: true,
+            before_config_sha256: None,
             any_checkpoint: false,
             from_config_sha256: None,
             before: None,
@@ -205,18 +201,15 @@ impl Session {
             (Begin::New | Begin::Auto, Found::Nothing) => {}
             (Begin::New | Begin::Auto, Found::Unsaved) => {
                 if has_saved(out) {
-                    return refuse(
-                        "its checkpoints are missing, and it has saved some: bring them back, or name a \
-                         new folder",
-                    );
+                    return refuse(MISSING);
                 }
                 session.anew = true;
             }
             (Begin::Continue | Begin::Auto, Found::Run) => {
                 let before = read_config(out)?;
-                let written = as_written(out)?;
-                session.as_written = written == Some(true);
-                session.edited = edited(out, &before, written);
+                session.signed = !matches!(written(out)?, Written::Unsaid);
+                session.edited = edited(out, &before)?;
+                session.before_config_sha256 = Some(hash_of(&before));
                 session.before = Some(before);
             }
             (Begin::New, Found::Run) => {
@@ -235,6 +228,9 @@ impl Session {
             }
             (Begin::Continue, _) => {
                 read_config(out)?;
+                if has_saved(out) {
+                    return refuse(MISSING);
+                }
                 let reason = "no checkpoint here: the run was stopped before its first; begin it again \
                     by the command that began it, or by --resume=auto";
                 return Err(Error::Checkpoint {
@@ -253,15 +249,21 @@ impl Session {
     }
 
     /// What differs between `config.toml` and the configuration that the newest checkpoint was made with, in words,
-    /// where the file is not as a trainer wrote it: edited, or cut.
+    /// where the file is not the one by which the run was gone on with last: edited, cut, or of another run or time.
     #[must_use]
     pub fn edited(&self) -> Option<&str> {
         self.edited.as_deref()
     }
 
-    /// Whether the folder's `config.toml` is to be written: it is another, or does not say that a trainer wrote it.
-    pub(super) fn differs(&self, config: &Config) -> bool {
-        self.before() != Some(config) || !self.as_written
+    /// Writes the folder's `config.toml` where the run goes on by another, or nothing says that a trainer wrote it; words
+    /// of a hand beside the settings stay.
+    pub(super) fn configure(&self, config: &Config) -> Result<()> {
+        // Of a new run it is written with the folder.
+        match &self.before {
+            None => Ok(()),
+            Some(before) if before == config && self.signed => Ok(()),
+            Some(_) => write_config(&self.out, config),
+        }
     }
 
     /// Nothing is written to a folder that could not be locked.
@@ -274,28 +276,16 @@ impl Session {
         if self.any_checkpoint {
             return Ok(());
         }
-        let out = &self.out;
-        #[derive(Deserialize)]
-        struct Of {
-            config_sha256: String,
-            from_config_sha256: Option<String>,
-        }
         let manifest = checkpoint::read_manifest(found)?;
-        let sessions = fs::read(out.join(SESSIONS)).unwrap_or_default();
-        let sessions = String::from_utf8_lossy(&sessions);
-        let known: Vec<_> =
-            sessions.lines().filter_map(|line| serde_json::from_str::<Of>(line).ok()).collect();
-        let Ok(made_with) = Config::parse(&manifest.config) else { return Ok(()) };
+        let Some(made_with) = manifest.made_with() else { return Ok(()) };
         let moved: Vec<_> =
             made_with.changes(config).into_iter().filter(|c| !c.is_free()).collect();
-        let hash = &manifest.config_sha256;
-        let ours =
-            |of: &Of| of.config_sha256 == *hash || of.from_config_sha256.as_ref() == Some(hash);
-        if moved.is_empty() || known.iter().any(ours) {
+        let known = Sessions::read(&self.out).know(&manifest.config_sha256);
+        if moved.is_empty() || known == Some(true) {
             return Ok(());
         }
         let moved: Vec<_> = moved.iter().map(Change::shown).collect();
-        if known.is_empty() {
+        if known.is_none() {
             let (path, moved) = (found.display(), moved.join(", "));
             tracing::warn!(
                 "{path}: made with other settings ({moved}); no sessions.jsonl says whose it is"
@@ -315,14 +305,14 @@ impl Session {
         if self.begin != Begin::Auto || self.before.is_none() {
             return Ok(());
         }
-        let text = fs::read(self.out.join(SESSIONS)).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let last = text.lines().rev().find_map(|line| serde_json::from_str::<End>(line).ok());
-        match last {
-            Some(End { ended: Ending::Diverged, step, computes_sha256, .. })
-                if computes_sha256.as_ref() == Some(&config.computes_sha256()) =>
-            {
-                Err(Error::DivergedBefore { step })
+        let sessions = Sessions::read(&self.out);
+        let Some(last) = sessions.newest_end() else { return Ok(()) };
+        let same = last.computes_sha256.as_ref() == Some(&config.computes_sha256());
+        // By hand, or by chance, it came further.
+        let passed = newest_of(&self.out).is_some_and(|step| step > last.step);
+        match last.ended {
+            Some(Ending::Diverged) if same && !passed => {
+                Err(Error::DivergedBefore { step: last.step })
             }
             _ => Ok(()),
         }
@@ -353,106 +343,22 @@ impl Session {
                 "{}: a run that saved nothing; it is begun anew",
                 out.display()
             ));
-            for name in ["stats.jsonl", "metrics.jsonl", "incidents.jsonl"] {
-                let (from, to) = (out.join(name), out.join(format!("{name}.before")));
+            // One that somebody laid there may be all there is of it.
+            let edited = !matches!(written(&out)?, Written::This(_));
+            let settings = edited.then_some("config.toml");
+            for name in
+                ["stats.jsonl", "metrics.jsonl", "incidents.jsonl"].into_iter().chain(settings)
+            {
+                let (from, to) =
+                    (out.join(name), checkpoint::free(&out.join(format!("{name}.before"))));
                 match fs::rename(&from, to) {
                     Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(writable(e)),
                     _ => {}
                 }
             }
         }
-        self.configure(config)
+        write_config(&out, config)
     }
-
-    /// Writes the run's configuration, under a line by which a later change is noticed.
-    pub(super) fn configure(&self, config: &Config) -> Result<()> {
-        let (path, text) = (self.out.join("config.toml"), config.to_toml());
-        let text = format!("{AS_WRITTEN}{}\n{text}", sha256(text.as_bytes()));
-        replace_file(&path, text.as_bytes()).map_err(Error::io("write", &path))
-    }
-}
-
-/// What the first line of a run's `config.toml` says, before the hash.
-const AS_WRITTEN: &str = "# as the trainer wrote it; SHA-256 of the lines below: ";
-
-/// Whether a run's `config.toml` is as a trainer wrote it; those of before did not say.
-fn as_written(out: &Path) -> Result<Option<bool>> {
-    let path = out.join("config.toml");
-    let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-    let Some((first, rest)) = text.split_once('\n') else { return Ok(Some(false)) };
-    Ok(first.strip_prefix(AS_WRITTEN).map(|hash| hash == sha256(rest.as_bytes())))
-}
-
-/// See [`Session::edited`]. Where the text was touched and says the same, nothing was edited.
-fn edited(out: &Path, before: &Config, written: Option<bool>) -> Option<String> {
-    if written == Some(true) {
-        return None;
-    }
-    let made_with = || {
-        let newest = checkpoint::newest(&out.join("checkpoints")).ok()?;
-        let manifest = checkpoint::read_manifest(&newest).ok()?;
-        // A trainer whose checkpoints have no hash of their own wrote no first line either.
-        let of_before = written.is_none() && manifest.own_sha256.is_none();
-        Some((Config::parse(&manifest.config).ok()?, of_before))
-    };
-    let Some((made_with, of_before)) = made_with() else {
-        return (written == Some(false))
-            .then(|| "there is no checkpoint to compare it with".to_owned());
-    };
-    let changes: Vec<_> = made_with.changes(before).iter().map(Change::shown).collect();
-    (!changes.is_empty() && !of_before).then(|| changes.join(", "))
-}
-
-/// The hash that tells one configuration from another.
-pub(crate) fn hash_of(config: &Config) -> String {
-    common::files::sha256(config.to_toml().as_bytes())
-}
-
-/// How a session ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Ending {
-    /// All steps are done.
-    Steps,
-    /// `train.max_minutes` are over.
-    Time,
-    /// A signal.
-    Signal,
-    /// Values that are not finite.
-    Diverged,
-    /// An error.
-    Failed,
-}
-
-/// The line of a session that begins.
-#[derive(Debug, Serialize)]
-pub(super) struct Start<'a> {
-    pub(super) event: &'static str,
-    /// Steps done before it.
-    pub(super) step: u64,
-    pub(super) ranks: usize,
-    pub(super) threads: i32,
-    pub(super) pid: u32,
-    pub(super) config_sha256: String,
-    /// That of the checkpoint that it goes on from.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) from_config_sha256: Option<String>,
-    #[serde(flatten)]
-    pub(super) provenance: &'a crate::provenance::Provenance,
-}
-
-/// The line of a session that ended by itself.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct End {
-    pub(super) event: String,
-    pub(super) ended: Ending,
-    pub(super) step: u64,
-    pub(super) config_sha256: String,
-    /// [`Config::computes_sha256`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) computes_sha256: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) error: Option<String>,
 }
 
 #[cfg(test)]

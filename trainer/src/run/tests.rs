@@ -1,6 +1,11 @@
 use std::fs::File;
+use std::path::Path;
+
+use pipeline::Cursor;
+use tch::Kind;
 
 use super::*;
+use crate::checkpoint;
 use crate::config::Origin;
 
 /// A folder of one shard with eight pictures of 32 px.
@@ -175,7 +180,7 @@ fn again(config: &Config, folder: &Path) -> Run {
     let world = World::alone();
     let session = Session::open(&folder.join("run"), Begin::Continue, &Place::alone()).unwrap();
     let data = open_data(config, "train").unwrap();
-    let state = load(config, &session.out, &data, Device::Cpu, &world, |_| Ok(())).unwrap();
+    let (_, state) = load(config, &session.out, &data, Device::Cpu, &world, |_| Ok(())).unwrap();
     let feed = Feed::start(config, &data, state.cursor.unbound(), Device::Cpu, &world).unwrap();
     Run::new(session, config.clone(), data, feed, state, &Stop::default()).unwrap()
 }

@@ -1,0 +1,114 @@
+//! How a run begins, and how it goes on.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use pipeline::{Cursor, Dataset};
+use tch::{Device, Kind};
+
+use super::ranks::share;
+use super::{Ended, Run, Session, Summary};
+use crate::checkpoint;
+use crate::config::Config;
+use crate::dist::World;
+use crate::error::{Error, Result};
+use crate::feed::Feed;
+use crate::state::TrainState;
+use crate::stop::Stop;
+
+/// The file that says which step the last pictures and metrics are of.
+pub(super) const EVALUATED: &str = "evaluated";
+
+/// The step after which a run was last evaluated to the end.
+pub(crate) fn evaluated(out: &Path) -> Option<u64> {
+    fs::read_to_string(out.join(EVALUATED)).ok()?.trim().parse().ok()
+}
+
+/// Of what comes now nothing was evaluated to the end.
+pub(super) fn forget_evaluated(out: &Path) -> Result<()> {
+    let path = out.join(EVALUATED);
+    match fs::remove_file(&path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &path)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// All that a new run begins with. Its folder is made last.
+pub(super) fn begin(
+    session: &mut Session,
+    config: &Config,
+    data: &Arc<Dataset>,
+    device: Device,
+    world: &World,
+    stop: &Stop,
+) -> Result<(Feed, TrainState)> {
+    let mut feed = Feed::start(config, data, Cursor::default(), device, world)?;
+    feed.prime(stop)?;
+    let state = TrainState::in_world(config, world, (Kind::Float, device), true);
+    stop.check()?;
+    if world.leads() {
+        session.create(config)?;
+    }
+    Ok((feed, share(world, state)?))
+}
+
+pub(super) fn go_on(
+    mut session: Session,
+    config: Config,
+    data: Arc<Dataset>,
+    device: Device,
+    world: &World,
+    stop: &Stop,
+) -> Result<Summary> {
+    let own = |found: &Path| session.check_own(&config, found);
+    let (found, state) = load(&config, &session.out, &data, device, world, own)?;
+    let complete = state.step >= config.train.steps && evaluated(&session.out) == Some(state.step);
+    if world.shared([i64::from(complete)]) == [1] {
+        return Ok(Summary {
+            out: session.out,
+            steps: state.step,
+            stats: None,
+            ended: Ended::Steps,
+            bottleneck: String::new(),
+            probe: None,
+            troubles: vec![],
+            incomplete: false,
+        });
+    }
+    let prepare = || {
+        session.check_locked()?;
+        set_aside_after(&session.out, found.as_deref())?;
+        if let Some(found) = &found {
+            let hash = checkpoint::read_manifest(found)?.config_sha256;
+            session.from_config_sha256 = Some(hash).filter(|hash| !hash.is_empty());
+        }
+        Ok(())
+    };
+    world.lead("write to the folder", prepare)?;
+    // Other data were refused with the checkpoint, other settings unless they were changed on purpose;
+    // then it goes on at the same place of another order, also from a checkpoint of before.
+    let feed = Feed::start(&config, &data, state.cursor.unbound(), device, world)?;
+    Run::new(session, config, data, feed, state, stop)?.run()
+}
+
+/// The newest checkpoint of a run, read by rank 0, on every rank; on rank 0 also where it is.
+pub(super) fn load(
+    config: &Config,
+    out: &Path,
+    data: &Dataset,
+    device: Device,
+    world: &World,
+    own: impl Fn(&Path) -> Result<()>,
+) -> Result<(Option<PathBuf>, TrainState)> {
+    let (folder, data) = (out.join("checkpoints"), data.fingerprint());
+    let read = || checkpoint::load_newest(&folder, config, device, data, world, own);
+    let unread = || TrainState::in_world(config, world, (Kind::Float, device), false);
+    let (found, state) = world.lead("read the checkpoint", read)?.unzip();
+    Ok((found, share(world, state.unwrap_or_else(unread))?))
+}
+
+/// Gives what was passed over for the checkpoint in `found` other names.
+pub(super) fn set_aside_after(out: &Path, found: Option<&Path>) -> Result<()> {
+    found.map_or(Ok(()), |found| checkpoint::set_aside_after(&out.join("checkpoints"), found))
+}
