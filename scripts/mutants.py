@@ -267,6 +267,8 @@ def main():
 
     environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHON=str(root / "target/judges/bin/python"))
     environment["CARGO_TARGET_DIR"] = str(chosen_by.target / "build")
+    # The stories ask cargo for the programs, which are there.
+    environment.setdefault("LIBTORCH", str(root / ".libtorch"))
     # Results stay good as long as nothing changes; a test that was added is asked about all of them.
     state, now = chosen_by.target / "tried.json", hashlib.sha256()
     for name in names:

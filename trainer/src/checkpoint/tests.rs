@@ -469,10 +469,14 @@ fn altered(bytes: &[u8], change: &str) -> Vec<u8> {
     let (name, view) = views.pop().unwrap();
     let (mut shape, mut dtype, mut data) =
         (view.shape().to_vec(), view.dtype(), view.data().to_vec());
-    let mut renamed = name.clone();
+    let mut renamed = name.clone(); // what is pushed again in the end
     match change {
         "name" => renamed.push('x'),
         "missing" => return safetensors::serialize(views, None).unwrap(),
+        "extra" => {
+            views.push((format!("{name}x"), view.clone()));
+            renamed = name.clone();
+        }
         "shape" => shape.insert(0, 1),
         "kind" => {
             dtype = Dtype::F64;
@@ -486,7 +490,7 @@ fn altered(bytes: &[u8], change: &str) -> Vec<u8> {
 }
 
 #[test]
-fn of_fifty_bad_checkpoints_each_is_a_typed_error_and_the_one_before_is_used() {
+fn each_bad_checkpoint_is_a_typed_error_and_the_one_before_is_used() {
     let folder = tempfile::tempdir().unwrap();
     let config = config();
     let mut state = TrainState::new(&config, Device::Cpu, true);
@@ -527,7 +531,7 @@ fn of_fifty_bad_checkpoints_each_is_a_typed_error_and_the_one_before_is_used() {
         forge(&path, name, pickle);
         check("a pickle");
     }
-    for (change, name) in ["name", "missing", "shape", "kind"].into_iter().zip(&names) {
+    for (change, name) in ["name", "missing", "shape", "kind", "extra"].into_iter().zip(&names) {
         forge(&path, name, &altered(&fs::read(path.join(name)).unwrap(), change));
         check(change);
     }
@@ -536,7 +540,15 @@ fn of_fifty_bad_checkpoints_each_is_a_typed_error_and_the_one_before_is_used() {
         fs::write(&manifest, text).unwrap();
         check("a manifest that is none");
     }
-    assert_eq!(count, 50);
+    // The right bytes, elsewhere.
+    let (file, _) = &good[0];
+    let elsewhere = folder.path().join("elsewhere");
+    fs::rename(file, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, file).unwrap();
+    check("a symbolic link");
+    fs::remove_file(file).unwrap();
+    fs::rename(&elsewhere, file).unwrap();
+    assert_eq!(count, 52);
     assert_eq!(
         load_newest(folder.path(), &config, Device::Cpu, 7, &World::alone(), |_| Ok(()))
             .unwrap()
@@ -548,4 +560,57 @@ fn of_fifty_bad_checkpoints_each_is_a_typed_error_and_the_one_before_is_used() {
         .unwrap_err()
         .to_string();
     assert!(other.contains("data folder"), "{other}");
+}
+
+#[test]
+fn an_averaged_network_holds_the_averages_and_a_live_one_the_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    let average = state.g.live.params.flat() + 1.0;
+    no_grad(|| state.g.average.copy_(&average));
+    save(folder.path(), &mut state, 1, ALL);
+    let path = folder.path().join(name_of(1, 0));
+    let mut other = TrainState::new(&config(), Device::Cpu, false);
+    load_average(&path, "generator", &mut other.g.live.params).unwrap();
+    assert!(other.g.live.params.flat().equal(&average));
+    load_live(&path, "generator", &mut other.g.live.params).unwrap();
+    assert!(other.g.live.params.flat().equal(state.g.live.params.flat()));
+}
+
+#[test]
+fn a_step_that_is_not_there_is_refused_with_those_that_are() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["step-00000002", "step-00000004", "step-00000004+1"] {
+        fs::create_dir(folder.path().join(name)).unwrap();
+    }
+    let error = of_step(folder.path(), 3).unwrap_err().to_string();
+    assert!(error.contains("there are those of 2, 4"), "{error}");
+    assert_eq!(of_step(folder.path(), 4).unwrap(), folder.path().join("step-00000004"));
+}
+
+#[test]
+fn where_none_loads_the_newest_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    for step in [1, 2] {
+        save(folder.path(), &mut state, step, ALL);
+        fs::remove_file(folder.path().join(name_of(step, 0)).join("generator.safetensors"))
+            .unwrap();
+    }
+    let world = World::alone();
+    let load = || load_newest(folder.path(), &config(), Device::Cpu, 7, &world, |_| Ok(()));
+    let error = load().unwrap_err().to_string();
+    assert!(error.contains("step-00000002/generator.safetensors"), "{error}");
+}
+
+#[test]
+fn only_halves_of_checkpoints_are_cleared_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let [half, note, other] = [".step-00000003.partial", ".step-note", "thesis.partial"]
+        .map(|name| folder.path().join(name));
+    for folder in [&half, &note, &other] {
+        fs::create_dir(folder).unwrap();
+    }
+    let _ = writer(folder.path());
+    assert!(!half.exists() && note.exists() && other.exists());
 }
