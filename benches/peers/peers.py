@@ -117,7 +117,12 @@ def bigbigan(shards, threads):
     import bigbigan
 
     loader = bigbigan.Loader(
-        os.path.dirname(shards[0]), batch=BATCH, size=SIDE, small=SIDE // 2 if SMALL else None, threads=threads
+        os.path.dirname(shards[0]),
+        batch=BATCH,
+        size=SIDE,
+        small=SIDE // 2 if SMALL else None,
+        filter="bilinear",
+        threads=threads,
     )
     while True:
         for batch in loader:

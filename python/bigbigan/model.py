@@ -238,6 +238,12 @@ def _rgb(image: _Picture) -> NDArray[np.uint8]:
     """A PIL image's pixels, as they are of its file."""
     if not hasattr(image, "convert"):
         raise TypeError(f"an image of type {type(image).__name__}: a path, bytes of a file, uint8 (H, W, 3), or a PIL image")
+    if hasattr(image, "load"):
+        # It may be read only now, and what a broken file raises is of many types.
+        try:
+            image.load()
+        except Exception as error:
+            raise OSError(f"it cannot be read: {error}") from error
     if image.mode.startswith("I;16"):
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.stack([grey] * 3, axis=-1)

@@ -157,7 +157,7 @@ fn a_run_of_before_sessions_were_written_down_goes_on_after_a_kill() {
     let [run, data] = ["run", "data"].map(|name| folder.path().join(name));
     copy_folder(&fixture.join("run"), &run);
     copy_folder(&fixture.join("data"), &data);
-    let many = ["--data", &text(&data), "--set", "train.steps=100000"];
+    let many = ["--data", &text(&data), "--set", "train.steps=500"];
     let many = [&many[..], &["--set", "checkpoint.every=100000"]].concat();
     assert!(killed(&resume(&run, &many), Call::Write, &run.join("stats.jsonl"), 1));
     let text = fs::read_to_string(run.join("config.toml")).unwrap();
@@ -223,7 +223,9 @@ fn a_run_that_has_saved_is_not_begun_anew_and_what_is_in_the_way_is_kept() {
     fs::write(run.join("config.toml"), &laid).unwrap();
     fs::write(run.join("stats.jsonl"), "first\n").unwrap();
     fs::write(run.join("stats.jsonl.before"), "before\n").unwrap();
-    finished(&unattended(data(), &run, &["train.steps=1"]));
+    let args = unattended(data(), &run, &["train.steps=1"]);
+    assert!(killed(&args, Call::Rename, &run.join("*"), 1));
+    finished(&args);
     let kept = |name: &str| fs::read_to_string(run.join(name)).unwrap();
     assert_eq!(kept("config.toml.before"), laid);
     assert_eq!(kept("stats.jsonl.before"), "before\n");
@@ -266,4 +268,25 @@ fn nothing_is_renamed_in_a_folder_that_cannot_be_locked() {
     fs::remove_dir(run.join("lock")).unwrap();
     finished(&unattended(data(), &run, &EACH));
     assert_eq!(saved(&run), Some(4));
+}
+
+#[test]
+fn a_killed_export_is_made_by_the_same_command_and_nothing_else_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = undisturbed(folder.path(), data(), &["train.steps=1", EACH[1]]);
+    let out = folder.path().join("out");
+    let args = ["export", "--run", &text(&run), "--out", &text(&out), "--device", "cpu"];
+    let args = args.map(str::to_owned).to_vec();
+    for at in [2, 4] {
+        assert!(killed(&args, Call::Rename, &out.join("*"), at));
+        assert!(!out.join("export.json").exists());
+    }
+    let said = trainer(&borrowed(&args));
+    assert_eq!(said.code, 0, "{said:?}");
+    let other = folder.path().join("other");
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("generator.pt"), "precious").unwrap();
+    let said = trainer(&["export", "--run", &text(&run), "--out", &text(&other)]);
+    assert!(said.code == 2 && said.err.contains("generator.pt"), "{said:?}");
+    assert_eq!(fs::read_to_string(other.join("generator.pt")).unwrap(), "precious");
 }

@@ -21,6 +21,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor, no_grad};
 
+use crate::checkpoint::note_of;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::eval::linear::BN_EPS;
@@ -70,13 +71,17 @@ pub fn export(model: &Model, train: &Arc<Dataset>, out: &Path) -> Result<Vec<Pat
 pub fn make_folder(out: &Path) -> Result<()> {
     if out.is_dir() {
         let there = |name: &&str| out.join(name).exists();
+        let format = |name: &str| note_of(&out.join(name)).ok()?.remove("format");
+        let ours = ["generator.safetensors", "encoder.safetensors"]
+            .iter()
+            .any(|name| format(name).is_some_and(|format| format.starts_with("bigbigan ")));
         let others =
             ["generator", "encoder"].map(|n| ["pt", "safetensors"].map(|k| format!("{n}.{k}")));
         let other = others.iter().flatten().find(|name| there(&name.as_str()));
         return match other {
-            Some(name) if !there(&ABOUT) => Err(Error::Output {
+            Some(name) if !ours => Err(Error::Output {
                 path: out.to_owned(),
-                reason: format!("it holds a {name} and no {ABOUT}, so no export: name another"),
+                reason: format!("it holds a {name} that is of no export: name another"),
             }),
             _ => Ok(()),
         };

@@ -87,6 +87,16 @@ fn read_if_there(path: &Path) -> Result<String> {
 /// Most lines that wait for a disk that does not take them.
 const WAITING: usize = 10_000;
 
+/// What is read of a line.
+#[derive(Deserialize)]
+struct Step {
+    step: u64,
+    /// Of a measure, not of the run's own.
+    checkpoint: Option<serde_json::Value>,
+    /// Of a measure.
+    split: Option<String>,
+}
+
 /// A file of JSON objects, one a line, of which this process is the only writer. What the disk does not
 /// take is kept and tried again with the next line.
 #[derive(Debug)]
@@ -118,12 +128,22 @@ impl Lines {
     /// # Errors
     /// [`Error::Io`].
     pub fn go_back(&mut self, step: u64) -> Result<()> {
-        #[derive(Deserialize)]
-        struct Step {
-            step: u64,
-        }
+        self.retain(|line| line.step <= step)
+    }
+
+    /// Drops what a run itself has measured of a step on a split: it is measured anew. Lines of commands stay.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn again(&mut self, step: u64, split: &str) -> Result<()> {
+        self.retain(|line| {
+            line.step != step || line.checkpoint.is_some() || line.split.as_deref() != Some(split)
+        })
+    }
+
+    fn retain(&mut self, keep: impl Fn(&Step) -> bool) -> Result<()> {
         let keep =
-            |line: &str| serde_json::from_str::<Step>(line).is_ok_and(|parsed| parsed.step <= step);
+            |line: &str| serde_json::from_str::<Step>(line).is_ok_and(|parsed| keep(&parsed));
         self.waiting.retain(|line| keep(line));
         let path = &self.path;
         if path.exists() {

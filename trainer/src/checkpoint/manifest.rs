@@ -71,11 +71,21 @@ pub struct OfDRecord {
 }
 
 impl Manifest {
-    /// The configuration that it was made with; none where it does not say, as those of before.
-    #[must_use]
-    pub fn made_with(&self) -> Option<Config> {
+    /// The configuration that the checkpoint in `path` was made with; none where it does not say, as those of before.
+    ///
+    /// # Errors
+    /// [`Error::Output`] where it is none of this trainer's.
+    pub fn made_with(&self, path: &Path) -> Result<Option<Config>> {
         // Nothing at all is a configuration too: that of the defaults.
-        (!self.config.is_empty()).then(|| Config::parse(&self.config).ok()).flatten()
+        if self.config.is_empty() {
+            return Ok(None);
+        }
+        Config::parse(&self.config).map(Some).map_err(|e| Error::Output {
+            path: path.to_owned(),
+            reason: format!(
+                "{e}: another trainer wrote it, a newer one perhaps; go on with that one"
+            ),
+        })
     }
 }
 

@@ -167,7 +167,7 @@ pub fn load_newest(
 pub fn set_aside_after(folder: &Path, loaded: &Path) -> Result<()> {
     for (_, path) in list(folder)?.into_iter().rev().take_while(|(_, path)| path != loaded) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let aside = free(&path.with_file_name(format!("{name}.damaged")));
+        let aside = free(&path.with_file_name(format!("{name}.damaged")))?;
         files::rename(&path, &aside).map_err(Error::io("rename", &path))?;
         tracing::warn!("{}: set aside as {}", path.display(), aside.display());
     }
@@ -175,10 +175,20 @@ pub fn set_aside_after(folder: &Path, loaded: &Path) -> Result<()> {
 }
 
 /// A path that nothing has: this one, or with a number after it.
-pub(crate) fn free(path: &Path) -> PathBuf {
-    let numbered = |n: u32| PathBuf::from(format!("{}-{n}", path.display()));
-    let all = std::iter::once(path.to_owned()).chain((2..).map(numbered));
-    all.into_iter().find(|path| is_gone(path)).expect("there are enough numbers")
+pub(crate) fn free(path: &Path) -> Result<PathBuf> {
+    let mut tried = path.to_owned();
+    for number in 2_u64.. {
+        match fs::symlink_metadata(&tried) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => break,
+            Err(e) => return Err(Error::io("look at", &tried)(e)),
+            Ok(_) => {
+                let mut numbered = path.as_os_str().to_owned();
+                numbered.push(format!("-{number}"));
+                tried = numbered.into();
+            }
+        }
+    }
+    Ok(tried)
 }
 
 /// Reads the manifest and checks that it is that of the folder's step and lists what a checkpoint holds, and every

@@ -358,18 +358,6 @@ impl Config {
         differ.map(|((key, from), (_, to))| Change { key, from, to }).collect()
     }
 
-    /// The keys that are in one text of a configuration and in another not.
-    #[must_use]
-    pub fn missing_keys(text: &str, among: &str) -> Vec<String> {
-        let keys = |text: &str| {
-            let mut entries = vec![];
-            flatten("", &text.parse().unwrap_or_default(), &mut entries);
-            entries.into_iter().map(|(key, _)| key).collect::<Vec<_>>()
-        };
-        let there = keys(among);
-        keys(text).into_iter().filter(|key| !there.contains(key)).collect()
-    }
-
     /// A hash of what a run computes: of all keys but those that may change between two sessions of a run, of what is
     /// done about faults, of the device, and of the last step where rates go down to it.
     #[must_use]

@@ -61,7 +61,7 @@ pub struct Model {
 
 /// The configuration of the checkpoint in `path`, with what may change between two sessions as `config` has it.
 fn made_with(manifest: &Manifest, config: &Config, path: &Path) -> Result<Config> {
-    let Some(made_with) = manifest.made_with() else { return Ok(config.clone()) };
+    let Some(made_with) = manifest.made_with(path)? else { return Ok(config.clone()) };
     let moved: Vec<_> =
         made_with.changes(config).iter().filter(|c| !c.is_free()).map(Change::shown).collect();
     if !moved.is_empty() {

@@ -41,7 +41,7 @@ impl Run {
             // What the session before was stopped in is done again, not once more.
             let owed = self.done == 0 && self.state.step >= self.config.train.steps;
             if owed && let Some(recorder) = &mut self.recorder {
-                recorder.metrics_again(self.state.step);
+                recorder.metrics_again(self.state.step, &self.config.eval.split);
             }
             let trained = self.probe(&task, &model)?;
             let (device, stop) = (model.device(), &self.stop);

@@ -1,7 +1,7 @@
 //! What other commands read of a run: its configuration and its data.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::files::{replace_file, sha256};
@@ -43,17 +43,18 @@ pub fn read_config(out: &Path) -> Result<Config> {
 /// As [`read_config`], for commands that only read a run: what a hand wrote into it since is said.
 ///
 /// # Errors
-/// As [`read_config`]; [`Error::Config`] too where keys of the newest checkpoint's configuration are missing: it was cut.
+/// As [`read_config`]; [`Error::Config`] too where the last keys of the newest checkpoint's configuration are missing: it
+/// was cut.
 pub fn read_config_as_it_is(out: &Path) -> Result<Config> {
     let config = read_config(out)?;
     let Some(differs) = edited(out, &config)? else { return Ok(config) };
     let path = out.join(FILE);
     let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-    let newest = newest_made_with(out).map(|(_, manifest)| manifest.config);
-    let missing = newest.map(|whole| Config::missing_keys(&whole, &text)).unwrap_or_default();
-    if let Some(first) = missing.first() {
-        let (path, more) = (path.display(), missing.len() - 1);
-        let problem = format!("{path}: was cut: {first} and {more} other keys are missing; {HELD}");
+    let whole = newest_manifest(out).map(|(_, manifest)| keys(&manifest.config));
+    let (whole, there) = (whole.unwrap_or_default(), keys(&text));
+    if there.len() < whole.len() && whole.starts_with(&there) {
+        let (path, first, more) = (path.display(), &whole[there.len()], whole.len() - there.len());
+        let problem = format!("{path}: was cut before {first}: {more} keys are missing; {HELD}");
         return Err(Error::Config { problems: vec![problem] });
     }
     tracing::warn!("{}: is not as the trainer wrote it ({differs})", path.display());
@@ -88,11 +89,26 @@ pub(super) fn written(out: &Path) -> Result<Written> {
     })
 }
 
-/// What the newest checkpoint was made with, where it says so, and its manifest.
-fn newest_made_with(out: &Path) -> Option<(Config, checkpoint::Manifest)> {
-    let newest = checkpoint::newest(&out.join("checkpoints")).ok()?;
-    let manifest = checkpoint::read_manifest(&newest).ok()?;
-    Some((manifest.made_with()?, manifest))
+/// The newest manifest of a run that is sound, and whose it is. The files beside it are not looked at.
+fn newest_manifest(out: &Path) -> Option<(PathBuf, checkpoint::Manifest)> {
+    let all = checkpoint::list(&out.join("checkpoints")).ok()?;
+    let sound = |path: PathBuf| Some((checkpoint::read_manifest(&path).ok()?, path));
+    let (manifest, path) = all.into_iter().rev().find_map(|(_, path)| sound(path))?;
+    Some((path, manifest))
+}
+
+/// The keys of a configuration as a trainer writes it, in its order.
+fn keys(text: &str) -> Vec<String> {
+    let mut table = String::new();
+    let mut found = vec![];
+    for line in text.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
+        if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            table = format!("{name}.");
+        } else if let Some((key, _)) = line.split_once('=') {
+            found.push(format!("{table}{}", key.trim()));
+        }
+    }
+    found
 }
 
 /// What differs between `config.toml`, which says `config`, and the configuration that the newest checkpoint was made with,
@@ -110,17 +126,20 @@ pub(super) fn edited(out: &Path, config: &Config) -> Result<Option<String>> {
     if is(last.and_then(|line| line.config_sha256.as_deref())) {
         return Ok(None);
     }
-    let Some((made_with, manifest)) = newest_made_with(out) else {
-        let unsaid = "there is no checkpoint to compare it with".to_owned();
-        let another = last.is_some() && !matches!(written, Written::Unsaid);
-        return Ok((another || matches!(written, Written::Other)).then_some(unsaid));
+    if last.is_none() && matches!(written, Written::This(_)) {
+        return Ok(None); // nothing says otherwise
+    }
+    let unsaid = "there is no checkpoint to compare it with".to_owned();
+    let another = !matches!(written, Written::Unsaid);
+    let Some((path, manifest)) = newest_manifest(out) else {
+        return Ok(another.then_some(unsaid));
     };
     if is(Some(&manifest.config_sha256)) {
         return Ok(None);
     }
     // A session that was killed before it wrote its own settings, and saved nothing.
     if let Some(last) = last
-        && last.config_sha256.as_ref() != Some(&manifest.config_sha256)
+        && manifest.step <= last.step
         && is(last.before_config_sha256.as_deref())
     {
         return Ok(None);
@@ -129,6 +148,9 @@ pub(super) fn edited(out: &Path, config: &Config) -> Result<Option<String>> {
     if matches!(written, Written::Unsaid) && manifest.own_sha256.is_none() {
         return Ok(None);
     }
+    let Some(made_with) = manifest.made_with(&path)? else {
+        return Ok(another.then_some(unsaid));
+    };
     let changes: Vec<_> = made_with.changes(config).iter().map(Change::shown).collect();
     Ok((!changes.is_empty()).then(|| changes.join(", ")))
 }

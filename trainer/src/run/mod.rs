@@ -35,7 +35,8 @@ pub use folder::{open_data, read_config, read_config_as_it_is};
 use ranks::{meet, verify};
 use recorder::Recorder;
 pub use session::Session;
-use sessions::{End, Ending, Saving, Start};
+use session::newest_of;
+use sessions::{End, Ending, HasSaved, Start};
 pub(crate) use start::evaluated;
 use start::{EVALUATED, begin, forget_evaluated, go_on, load, set_aside_after};
 
@@ -142,8 +143,8 @@ struct Run {
     recorder: Option<Recorder>,
     /// Of rank 0.
     checkpoints: Option<Writer>,
-    /// Whether this session has begun to write a checkpoint of a step after the first.
-    saves: bool,
+    /// Whether `sessions.jsonl` says in this session that a checkpoint of a step after the first is on the disk.
+    saved_later: bool,
 }
 
 /// What a checkpoint is called where one could not be saved.
@@ -211,7 +212,7 @@ impl Run {
             world,
             recorder,
             checkpoints,
-            saves: false,
+            saved_later: false,
         })
     }
 
@@ -635,10 +636,12 @@ impl Run {
         let (Some(writer), Some(recorder)) = (&mut self.checkpoints, &mut self.recorder) else {
             return Ok(());
         };
-        if self.state.step > 0 && !self.saves {
-            // Where all checkpoints are gone later, it was not by this run.
-            recorder.session(&Saving { event: "saving", step: self.state.step });
-            self.saves = true;
+        // Where all checkpoints are gone later, it was not by this run.
+        if !self.saved_later
+            && let Some(step) = newest_of(&self.out).filter(|step| *step > 0)
+        {
+            recorder.session(&HasSaved { event: "saved", step });
+            self.saved_later = true;
         }
         let CheckpointConfig { keep: last, keep_every: every, best, .. } = &self.config.checkpoint;
         recorder.sync();

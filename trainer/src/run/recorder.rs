@@ -209,9 +209,9 @@ impl Recorder {
         self.tried("sessions", written);
     }
 
-    /// What was measured of a step will be measured anew.
-    pub(super) fn metrics_again(&mut self, step: u64) {
-        let dropped = step.checked_sub(1).map_or(Ok(()), |before| self.metrics.go_back(before));
+    /// What the run has measured of a step on a split will be measured anew.
+    pub(super) fn metrics_again(&mut self, step: u64, split: &str) {
+        let dropped = self.metrics.again(step, split);
         self.tried("metrics", dropped);
     }
 

@@ -140,7 +140,7 @@ fn saved_by_statistics(out: &Path) -> bool {
 }
 
 /// The step of the newest checkpoint in a folder, whether sound or not.
-fn newest_of(out: &Path) -> Option<u64> {
+pub(super) fn newest_of(out: &Path) -> Option<u64> {
     Some(checkpoint::list(&out.join("checkpoints")).ok()?.pop()?.0)
 }
 
@@ -277,7 +277,7 @@ impl Session {
             return Ok(());
         }
         let manifest = checkpoint::read_manifest(found)?;
-        let Some(made_with) = manifest.made_with() else { return Ok(()) };
+        let Some(made_with) = manifest.made_with(found)? else { return Ok(()) };
         let moved: Vec<_> =
             made_with.changes(config).into_iter().filter(|c| !c.is_free()).collect();
         let known = Sessions::read(&self.out).know(&manifest.config_sha256);
@@ -343,17 +343,20 @@ impl Session {
                 "{}: a run that saved nothing; it is begun anew",
                 out.display()
             ));
-            // One that somebody laid there may be all there is of it.
-            let edited = !matches!(written(&out)?, Written::This(_));
-            let settings = edited.then_some("config.toml");
-            for name in
-                ["stats.jsonl", "metrics.jsonl", "incidents.jsonl"].into_iter().chain(settings)
-            {
-                let (from, to) =
-                    (out.join(name), checkpoint::free(&out.join(format!("{name}.before"))));
-                match fs::rename(&from, to) {
-                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(writable(e)),
-                    _ => {}
+            // One that somebody laid there may be all there is of it; it stays until ours is whole.
+            let settings = out.join("config.toml");
+            if !matches!(written(&out)?, Written::This(_)) {
+                let kept = checkpoint::free(&out.join("config.toml.before"))?;
+                if let Err(e) = fs::copy(&settings, &kept) {
+                    let _ = fs::remove_file(&kept);
+                    return Err(writable(e));
+                }
+            }
+            for name in ["stats.jsonl", "metrics.jsonl", "incidents.jsonl"] {
+                let from = out.join(name);
+                if !checkpoint::is_gone(&from) {
+                    let to = checkpoint::free(&out.join(format!("{name}.before")))?;
+                    fs::rename(&from, &to).map_err(writable)?;
                 }
             }
         }

@@ -1,5 +1,5 @@
-//! `sessions.jsonl`: a line where a session begins, where it first saves, and where it ends; none of the end where it was
-//! killed.
+//! `sessions.jsonl`: a line where a session begins, where it knows that it has saved, and where it ends; none of the end
+//! where it was killed.
 
 use std::fs;
 use std::path::Path;
@@ -51,9 +51,9 @@ pub(super) struct Start<'a> {
     pub(super) provenance: &'a crate::provenance::Provenance,
 }
 
-/// The line of a session's first checkpoint, of those after step 0, as it begins to be written.
+/// The line of a session by which a checkpoint of a step after the first is on the disk.
 #[derive(Debug, Serialize)]
-pub(super) struct Saving {
+pub(super) struct HasSaved {
     pub(super) event: &'static str,
     pub(super) step: u64,
 }
@@ -96,8 +96,8 @@ impl Sessions {
         Self(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
     }
 
-    /// Whether one of them has saved a later state than the run's first: it began with one, began to write one, or ended
-    /// as only one does that has.
+    /// Whether one of them has saved a later state than the run's first: it began with one, says so, or ended as only one
+    /// does that has.
     pub(super) fn have_saved(&self) -> bool {
         let failed = |line: &Line| matches!(line.ended, Some(Ending::Failed | Ending::Diverged));
         self.0.iter().any(|line| line.step > 0 && !failed(line))
