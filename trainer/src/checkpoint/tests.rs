@@ -1,3 +1,7 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
 use super::*;
 use crate::config::Origin;
 use crate::device::Images;
@@ -613,4 +617,55 @@ fn only_halves_of_checkpoints_are_cleared_away() {
     }
     let _ = writer(folder.path());
     assert!(!half.exists() && note.exists() && other.exists());
+}
+
+#[test]
+fn a_checkpoint_that_failed_is_told_of_by_the_next_which_is_then_not_begun() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    let asked = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&asked);
+    // It is asked as a save begins, and again in the background.
+    let guard = Guard::new(move || match counted.fetch_add(1, Ordering::Relaxed) {
+        1 => Err(Error::Output { path: "x".into(), reason: "on purpose".to_owned() }),
+        _ => Ok(()),
+    });
+    let mut writer =
+        Writer::new(folder.path(), &config(), Provenance::here(Device::Cpu), guard).unwrap();
+    state.step = 1;
+    writer.save(&state, 7, ALL).unwrap();
+    state.step = 2;
+    assert!(writer.save(&state, 7, ALL).unwrap_err().to_string().contains("on purpose"));
+    assert_eq!(list(folder.path()).unwrap(), []);
+    writer.save(&state, 7, ALL).unwrap();
+    writer.finish().unwrap();
+    assert!(newest(folder.path()).unwrap().ends_with(name_of(2, 0)));
+}
+
+#[test]
+fn a_checkpoint_is_told_of_once_it_is_on_the_disk_and_is_not_written_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    let mut writer = writer(folder.path());
+    state.step = 1;
+    writer.save(&state, 7, ALL).unwrap();
+    let begun = Instant::now();
+    let told = loop {
+        match writer.saved().unwrap() {
+            Some(told) => break told,
+            None => assert!(begun.elapsed() < Duration::from_secs(60), "never told of"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    let path = folder.path().join(&told.name);
+    assert!(path.ends_with(name_of(1, 0)));
+    let files = read_manifest(&path).unwrap().files;
+    let bytes: u64 = files.values().map(|file| file.bytes).sum();
+    // Of a network this small, names and shapes are a part.
+    assert!(told.bytes <= 2 * bytes && bytes <= 2 * told.bytes, "{} of {bytes}", told.bytes);
+    let written = fs::metadata(path.join("manifest.json")).unwrap().modified().unwrap();
+    writer.save(&state, 7, ALL).unwrap();
+    writer.finish().unwrap();
+    assert_eq!(fs::metadata(path.join("manifest.json")).unwrap().modified().unwrap(), written);
+    assert_eq!(writer.saved().unwrap(), None);
 }
