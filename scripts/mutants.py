@@ -217,6 +217,7 @@ def main():
     arguments.add_argument("--seed", type=int, default=1, help="of the choice; another one begins anew")
     arguments.add_argument("--target", type=Path, required=True)
     arguments.add_argument("--area", action="append")
+    arguments.add_argument("--first", type=int, default=1, help="number of the first to try")
     chosen_by = arguments.parse_args()
     root = Path(__file__).resolve().parent.parent
     tree = chosen_by.target / "tree"
@@ -299,7 +300,7 @@ def main():
             print(f"{step}: {took:.0f} s, reaches {len(reached[step])}", flush=True)
 
     results = []
-    for number, site, name, crate, first in numbered:
+    for number, site, name, crate, first in numbered[chosen_by.first - 1 :]:
         outcome, by = "survived", ""
         known = before.get((site.path, site.line, site.what, number))
         if known:

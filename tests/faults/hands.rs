@@ -289,4 +289,48 @@ fn a_killed_export_is_made_by_the_same_command_and_nothing_else_is_replaced() {
     let said = trainer(&["export", "--run", &text(&run), "--out", &text(&other)]);
     assert!(said.code == 2 && said.err.contains("generator.pt"), "{said:?}");
     assert_eq!(fs::read_to_string(other.join("generator.pt")).unwrap(), "precious");
+    fs::rename(other.join("generator.pt"), other.join("export.json")).unwrap();
+    let said = trainer(&["export", "--run", &text(&run), "--out", &text(&other)]);
+    assert!(said.code == 2 && said.err.contains("export.json"), "{said:?}");
+    // An export may be made anew.
+    assert_eq!(trainer(&borrowed(&args)).code, 0);
+}
+
+#[test]
+fn settings_stay_where_nothing_can_be_written_of_the_session_that_changes_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    finished(&unattended(data(), &run, &["train.steps=2", EACH[1], EACH[2]]));
+    let before = text_of(&run);
+    let args = resume(&run, &["--set", "train.steps=4"]);
+    let mut command = Command::new(program("trainer"));
+    command.args(&args).envs(ONE_THREAD);
+    let path = text(&run.join("sessions.jsonl"));
+    let failing =
+        Failing { call: Call::Write, path: &path, at: 1, onwards: true, fault: Fault::Enospc };
+    faults::hurt(&mut command, &failing);
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && said.contains("config.toml stays"), "{said}");
+    assert_eq!(text_of(&run), before);
+    finished(&args);
+    assert_eq!(saved(&run), Some(4));
+}
+
+#[test]
+fn a_checkpoint_older_than_the_log_of_sessions_is_gone_back_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    finished(&unattended(data(), &run, &["train.steps=2", EACH[1], EACH[2]]));
+    let change = ["--allow-change", "--set", "opt.lr_g=0.001", "--set", "train.steps=3"];
+    finished(&resume(&run, &change));
+    // A log that was removed and begun again.
+    fs::remove_file(run.join("sessions.jsonl")).unwrap();
+    finished(&resume(&run, &["--set", "train.steps=4"]));
+    for step in [3, 4] {
+        fs::write(checkpoint_of(&run, step).join("generator.safetensors"), "x").unwrap();
+    }
+    let said = finished(&resume(&run, &[]));
+    assert!(said.err.contains("says whose it is"), "{}", said.err);
+    assert_eq!(saved(&run), Some(4));
 }

@@ -75,9 +75,14 @@ pub fn make_folder(out: &Path) -> Result<()> {
         let ours = ["generator.safetensors", "encoder.safetensors"]
             .iter()
             .any(|name| format(name).is_some_and(|format| format.starts_with("bigbigan ")));
+        let about = fs::read(out.join(ABOUT)).ok();
+        let about = about.and_then(|t| serde_json::from_slice::<BTreeMap<String, Value>>(&t).ok());
+        let keys = ["checkpoint", "files"];
+        let ours = ours || about.is_some_and(|about| keys.iter().all(|k| about.contains_key(*k)));
         let others =
             ["generator", "encoder"].map(|n| ["pt", "safetensors"].map(|k| format!("{n}.{k}")));
-        let other = others.iter().flatten().find(|name| there(&name.as_str()));
+        let mut others = others.into_iter().flatten().chain([ABOUT.to_owned()]);
+        let other = others.find(|name| there(&name.as_str()));
         return match other {
             Some(name) if !ours => Err(Error::Output {
                 path: out.to_owned(),

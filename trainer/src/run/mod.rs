@@ -194,7 +194,13 @@ impl Run {
             });
             // Before the settings themselves: killed between the two, the run is still known to be its own.
             recorder.sync();
-            session.configure(&config)?;
+            if recorder.told_of_session() {
+                session.configure(&config)?;
+            } else {
+                recorder.say(
+                    "WARNING: config.toml stays as it is, as sessions.jsonl cannot be written",
+                );
+            }
             Ok((checkpoints, recorder))
         };
         let (checkpoints, recorder) = world.lead("prepare the folder", prepare)?.unzip();

@@ -215,6 +215,11 @@ impl Recorder {
         self.tried("metrics", dropped);
     }
 
+    /// Whether all that was written of sessions is in the file.
+    pub(super) fn told_of_session(&self) -> bool {
+        self.sessions.missing() == 0
+    }
+
     /// Whether the run's own probes have said something of this step.
     pub(super) fn has_metrics(&mut self, step: u64) -> bool {
         let read = self.metrics.has(step);

@@ -280,7 +280,7 @@ impl Session {
         let Some(made_with) = manifest.made_with(found)? else { return Ok(()) };
         let moved: Vec<_> =
             made_with.changes(config).into_iter().filter(|c| !c.is_free()).collect();
-        let known = Sessions::read(&self.out).know(&manifest.config_sha256);
+        let known = Sessions::read(&self.out).know(&manifest.config_sha256, manifest.step);
         if moved.is_empty() || known == Some(true) {
             return Ok(());
         }
@@ -288,7 +288,7 @@ impl Session {
         if known.is_none() {
             let (path, moved) = (found.display(), moved.join(", "));
             tracing::warn!(
-                "{path}: made with other settings ({moved}); no sessions.jsonl says whose it is"
+                "{path}: made with other settings ({moved}); no line of sessions.jsonl says whose it is"
             );
             return Ok(());
         }

@@ -104,10 +104,12 @@ impl Sessions {
     }
 
     /// Whether one of them had the configuration of this hash, or went on from a checkpoint of it. `None` where none says
-    /// what it had.
-    pub(super) fn know(&self, hash: &str) -> Option<bool> {
+    /// what it had, or the lines of those that came as far as `step` are gone.
+    pub(super) fn know(&self, hash: &str, step: u64) -> Option<bool> {
         let mut said = self.0.iter().filter(|line| line.config_sha256.is_some()).peekable();
-        said.peek()?;
+        if said.peek()?.step > step {
+            return None;
+        }
         let is = |of: &Option<String>| of.as_deref() == Some(hash);
         Some(said.any(|line| is(&line.config_sha256) || is(&line.from_config_sha256)))
     }
