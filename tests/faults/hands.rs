@@ -15,6 +15,11 @@ use super::{assert_same_end, finished, lines, saved, tell, times, unattended, un
 
 const EACH: [&str; 3] = ["train.steps=4", "checkpoint.every=1", "checkpoint.keep=9"];
 
+/// A run of two steps, each saved.
+fn two_steps(run: &Path) {
+    finished(&unattended(data(), run, &["train.steps=2", EACH[1], EACH[2]]));
+}
+
 fn checkpoint_of(run: &Path, step: u64) -> PathBuf {
     run.join(format!("checkpoints/step-{step:08}"))
 }
@@ -97,7 +102,7 @@ fn settings_that_are_a_trainer_s_but_not_the_run_s_of_now_are_refused() {
 fn a_run_killed_as_its_settings_are_changed_goes_on_by_the_same_command() {
     let folder = tempfile::tempdir().unwrap();
     let [half, run] = ["half", "run"].map(|name| folder.path().join(name));
-    finished(&unattended(data(), &half, &["train.steps=2", EACH[1], EACH[2]]));
+    two_steps(&half);
     let straight = undisturbed(folder.path(), data(), &EACH);
     let (mut times, tried) = (0, times(3, 8) as u64);
     for call in [Call::Rename, Call::Write] {
@@ -174,7 +179,7 @@ fn a_sound_checkpoint_of_other_networks_or_data_is_named_and_stays_where_it_is()
         ["half", "wide", "fed", "run", "data2"].map(|name| folder.path().join(name));
     let synth = ["synth", "--output", &text(&data2), "--images", "40", "--size", "32"];
     assert_eq!(shard_imagenet(&synth).code, 0);
-    finished(&unattended(data(), &half, &["train.steps=2", EACH[1], EACH[2]]));
+    two_steps(&half);
     finished(&unattended(data(), &wide, &["train.steps=3", EACH[1], "g.shared_dim=8"]));
     finished(&unattended(&data2, &fed, &["train.steps=3", EACH[1]]));
     for (other, words) in [(&wide, "g.shared_dim"), (&fed, "data folder")] {
@@ -238,7 +243,7 @@ fn a_run_that_has_saved_is_not_begun_anew_and_what_is_in_the_way_is_kept() {
 fn a_divergence_that_was_passed_is_none_to_stop_for() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
-    finished(&unattended(data(), &run, &["train.steps=2", EACH[1], EACH[2]]));
+    two_steps(&run);
     let sessions = run.join("sessions.jsonl");
     let text = fs::read_to_string(&sessions).unwrap();
     // As a fault of a device would leave it.
@@ -257,7 +262,7 @@ fn a_divergence_that_was_passed_is_none_to_stop_for() {
 fn nothing_is_renamed_in_a_folder_that_cannot_be_locked() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
-    finished(&unattended(data(), &run, &["train.steps=2", EACH[1], EACH[2]]));
+    two_steps(&run);
     fs::write(checkpoint_of(&run, 2).join("manifest.json"), "{").unwrap();
     fs::remove_file(run.join("lock")).unwrap();
     fs::create_dir(run.join("lock")).unwrap();
@@ -300,7 +305,7 @@ fn a_killed_export_is_made_by_the_same_command_and_nothing_else_is_replaced() {
 fn settings_stay_where_nothing_can_be_written_of_the_session_that_changes_them() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
-    finished(&unattended(data(), &run, &["train.steps=2", EACH[1], EACH[2]]));
+    two_steps(&run);
     let before = text_of(&run);
     let args = resume(&run, &["--set", "train.steps=4"]);
     let mut command = Command::new(program("trainer"));
@@ -321,7 +326,7 @@ fn settings_stay_where_nothing_can_be_written_of_the_session_that_changes_them()
 fn a_checkpoint_older_than_the_log_of_sessions_is_gone_back_to() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
-    finished(&unattended(data(), &run, &["train.steps=2", EACH[1], EACH[2]]));
+    two_steps(&run);
     let change = ["--allow-change", "--set", "opt.lr_g=0.001", "--set", "train.steps=3"];
     finished(&resume(&run, &change));
     // A log that was removed and begun again.

@@ -351,6 +351,7 @@ impl Session {
                     let _ = fs::remove_file(&kept);
                     return Err(writable(e));
                 }
+                say::note(format_args!("its config.toml is kept as {}", kept.display()));
             }
             for name in ["stats.jsonl", "metrics.jsonl", "incidents.jsonl"] {
                 let from = out.join(name);
