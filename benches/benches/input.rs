@@ -247,8 +247,8 @@ const LIMIT_FILES: u64 = 16_384;
 
 /// The bare loop: each thread decodes its share of the same views from memory into one buffer.
 fn limit(data: &Arc<Dataset>, config: &LoaderConfig, images: u64) -> Result<f64> {
-    let files: Vec<Vec<u8>> = (0..images.min(data.len() as u64).min(LIMIT_FILES))
-        .map(|sample| Ok(data.bytes(sample)?.to_vec()))
+    let files: Vec<(Vec<u8>, Vec<u8>)> = (0..images.min(data.len() as u64).min(LIMIT_FILES))
+        .map(|sample| Ok((data.bytes(sample)?.to_vec(), data.seek_record(sample)?)))
         .collect::<Result<_>>()?;
     let options = DecodeOptions {
         filter: config.filter,
@@ -264,8 +264,9 @@ fn limit(data: &Arc<Dataset>, config: &LoaderConfig, images: u64) -> Result<f64>
         for image in (thread..images).step_by(config.threads) {
             let (sample, epoch) = (image % count, image / count);
             let view = |width, height| config.view(sample, epoch, (width, height));
-            let bytes = &files[sample as usize];
-            decoder.view(bytes, view, side, (&mut large, &mut small))?;
+            let (bytes, points) = &files[sample as usize];
+            let file = (&**bytes, data.seek_points(sample, points, bytes)?);
+            decoder.view_seeking(file, view, side, (&mut large, &mut small))?;
         }
         Ok(())
     };

@@ -11,10 +11,12 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use crate::SampleId;
 use crate::address::{RemoteOptions, Traffic};
 use crate::container::{Broken, KeyEnd, Kind, Members, split_name};
+use crate::decode::SeekPoints;
 use crate::error::{Error, Fault};
 use crate::folder::Folder;
 use crate::index::{Classes, Index, Manifest, Record, SplitRecord};
 use crate::remote::Remote;
+use crate::seek::SeekFile;
 use crate::shard::{Entry, HEADER, Shard, member_key, padded};
 
 /// Bytes of a part: neighbouring samples of a shard that are read together where all are needed,
@@ -34,7 +36,8 @@ pub struct Dataset {
 #[derive(Debug)]
 enum Source {
     /// The split's shards in order, open, and the members of each, by key, once they were asked for.
-    Local { shards: Vec<Shard>, members: Vec<OnceLock<Vec<SampleMember>>> },
+    /// And the seek points of all samples, if there are any.
+    Local { shards: Vec<Shard>, members: Vec<OnceLock<Vec<SampleMember>>>, seek: Option<SeekFile> },
     /// The server, and the first sample of each part in order.
     Remote { remote: Arc<Remote>, parts: Vec<SampleId> },
 }
@@ -96,7 +99,7 @@ impl Dataset {
             Folder::Local(_) => {
                 let shards = open_shards(&index, &split)?;
                 let members = shards.iter().map(|_| OnceLock::new()).collect();
-                Source::Local { shards, members }
+                Source::Local { shards, members, seek: SeekFile::open(&index)? }
             }
             Folder::Remote(remote) => {
                 if let Some(manifest) = Manifest::load_from(&folder)? {
@@ -247,6 +250,52 @@ impl Dataset {
         shards[record.shard - self.split.shards.start].read_behind(record.entry, buffer, start)
     }
 
+    /// The record of a sample's seek points, for [`Dataset::seek_points`]; nothing where there are none.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Format`] where their file was cut.
+    ///
+    /// # Panics
+    /// When `sample` is not below [`Dataset::len`].
+    pub fn seek_record(&self, sample: SampleId) -> Result<Vec<u8>, Error> {
+        let mut record = Vec::new();
+        let end = self.read_points_behind(sample, &mut record, 0)?;
+        record.truncate(end);
+        Ok(record)
+    }
+
+    /// Writes the record of a sample's seek points into `buffer` from `start` on, and gives its end.
+    pub(crate) fn read_points_behind(
+        &self,
+        sample: SampleId,
+        buffer: &mut Vec<u8>,
+        start: usize,
+    ) -> Result<usize, Error> {
+        let Source::Local { seek: Some(seek), .. } = &self.source else { return Ok(start) };
+        seek.read_behind(self.position(sample), buffer, start)
+    }
+
+    /// The seek points to decode the image of a sample by, of the record that [`Dataset::seek_record`] gave.
+    ///
+    /// # Errors
+    /// [`Error::Format`] where they are damaged, or of another image.
+    ///
+    /// # Panics
+    /// When `sample` is not below [`Dataset::len`].
+    pub fn seek_points<'a>(
+        &self,
+        sample: SampleId,
+        record: &'a [u8],
+        image: &[u8],
+    ) -> Result<SeekPoints<'a>, Error> {
+        match &self.source {
+            Source::Local { seek: Some(seek), .. } => {
+                seek.points(self.position(sample), record, image)
+            }
+            _ => Ok(SeekPoints::NONE),
+        }
+    }
+
     /// The files that a sample consists of, in the order of the archive: its image, its label, and
     /// whatever else has its key (`.json`, `.txt`, …). The members of a shard of this machine are
     /// listed when first asked for, and kept: some 100 bytes each. Behind a URL those are found that
@@ -260,7 +309,7 @@ impl Dataset {
     pub fn members(&self, sample: SampleId) -> Result<Vec<SampleMember>, Error> {
         let record = self.record(sample);
         let (shards, lists) = match &self.source {
-            Source::Local { shards, members } => (shards, members),
+            Source::Local { shards, members, .. } => (shards, members),
             Source::Remote { .. } => return self.members_beside(sample),
         };
         let shard = record.shard - self.split.shards.start;

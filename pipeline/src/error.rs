@@ -259,6 +259,9 @@ pub enum Fault {
     /// The JPEG decoder refused the data.
     #[error("the JPEG data are damaged: {0}")]
     Jpeg(String),
+    /// Seek points that are not this picture's.
+    #[error("its seek points do not fit ({0}); make them anew: `shard-imagenet seek-points DIR`")]
+    SeekPoints(String),
     /// A view of one's own that cannot be shown.
     #[error("{0}")]
     View(String),

@@ -54,6 +54,7 @@ mod remote;
 #[cfg(not(feature = "remote"))]
 use remote::ahead as read_ahead;
 mod sampler;
+pub mod seek;
 pub mod shard;
 mod slab;
 mod stats;

@@ -9,7 +9,7 @@ use crossbeam::utils::CachePadded;
 use crate::SampleId;
 use crate::config::{BadSamples, LoaderConfig};
 use crate::dataset::Dataset;
-use crate::decode::Decoder;
+use crate::decode::{Decoder, SeekPoints};
 use crate::error::{Error, Fault};
 use crate::read_ahead::{Piece, ReadAhead};
 use crate::sampler::{Deal, Epoch, Plan, Purpose, Stream};
@@ -109,9 +109,10 @@ struct Worker<'a> {
     decoder: Decoder,
     order: Option<Epoch>,
     samples: Vec<SampleId>,
-    /// Files of this machine, one behind the other, and where each ends.
+    /// Files of this machine, one behind the other, their seek points, and where each of them ends.
     files: Vec<u8>,
-    ends: Vec<usize>,
+    points: Vec<u8>,
+    ends: Vec<(usize, usize)>,
 }
 
 impl<'a> Worker<'a> {
@@ -126,6 +127,7 @@ impl<'a> Worker<'a> {
             order: None,
             samples: Vec::new(),
             files: Vec::new(),
+            points: Vec::new(),
             ends: Vec::new(),
         })
     }
@@ -166,19 +168,23 @@ impl<'a> Worker<'a> {
             self.files = Vec::new();
         }
         self.ends.clear();
-        let mut end = 0;
+        let (data, mut end) = (&self.shared.data, (0, 0));
         for &sample in &self.samples {
-            end = self.shared.data.read_behind(sample, &mut self.files, end)?;
+            end.0 = data.read_behind(sample, &mut self.files, end.0)?;
+            end.1 = data.read_points_behind(sample, &mut self.points, end.1)?;
             self.ends.push(end);
         }
         self.tally.starved(self.lap.take());
-        let mut start = 0;
+        let mut start = (0, 0);
         for (at, row) in run.rows().enumerate() {
-            let bytes = start..self.ends[at];
-            start = bytes.end;
-            let Self { shared, tally, decoder, files, samples, .. } = self;
+            let end = self.ends[at];
+            let Self { shared, tally, decoder, files, points, samples, .. } = self;
+            let image = &files[start.0..end.0];
+            let points = shared.data.seek_points(samples[at], &points[start.1..end.1], image)?;
+            let file = (image, points);
+            start = end;
             let shown = (row, samples[at], epoch);
-            if let Err(error) = show(shared, tally, decoder, (&mut *run, shown), &files[bytes]) {
+            if let Err(error) = show(shared, tally, decoder, (&mut *run, shown), file) {
                 self.substitute(run, shown, error)?;
             }
         }
@@ -199,7 +205,8 @@ impl<'a> Worker<'a> {
             self.tally.starved(self.lap.take());
             let Self { shared, tally, decoder, samples, .. } = self;
             let shown = (row, samples[at], epoch);
-            if let Err(error) = show(shared, tally, decoder, (&mut *run, shown), &bytes) {
+            let file = (&*bytes, SeekPoints::NONE);
+            if let Err(error) = show(shared, tally, decoder, (&mut *run, shown), file) {
                 self.substitute(run, shown, error)?;
             }
             self.tally.busy(self.lap.take());
@@ -217,7 +224,9 @@ impl<'a> Worker<'a> {
         let Shared { data, config, ahead, .. } = self.shared;
         let mut sample = drawn;
         for tries in 1..=100 {
-            if config.bad == BadSamples::Halt {
+            // Points that do not fit are no fault of the image.
+            let points = matches!(error, Error::Sample { source: Fault::SeekPoints(_), .. });
+            if config.bad == BadSamples::Halt || points {
                 break;
             }
             self.shared.bad().push(Bad { batch: run.batch(), row, sample, error });
@@ -230,7 +239,7 @@ impl<'a> Worker<'a> {
                 Some(ahead) => ahead.read(sample)?,
             };
             let (of, decoder) = ((&mut *run, (row, sample, epoch)), &mut self.decoder);
-            match show(self.shared, self.tally, decoder, of, &bytes) {
+            match show(self.shared, self.tally, decoder, of, (&bytes, SeekPoints::NONE)) {
                 Ok(()) => return Ok(()),
                 Err(another) => error = another,
             }
@@ -248,13 +257,13 @@ fn show(
     tally: &Tally,
     decoder: &mut Decoder,
     (run, (row, sample, epoch)): (&mut Run<'_>, Shown),
-    bytes: &[u8],
+    file: (&[u8], SeekPoints<'_>),
 ) -> Result<(), Error> {
     let Shared { data, config, .. } = shared;
     let view = |width, height| config.view(sample, epoch, (width, height));
-    tally.decoded(1, bytes.len() as u64);
+    tally.decoded(1, file.0.len() as u64);
     decoder
-        .view(bytes, view, config.large, run.pixels(row))
+        .view_seeking(file, view, config.large, run.pixels(row))
         .map_err(|fault| data.fault(sample, fault))?;
     run.describe(row, data.label(sample), sample);
     Ok(())

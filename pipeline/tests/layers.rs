@@ -1,6 +1,6 @@
 //! The order of the parts: each imports only from those above it, so there are no cycles.
 
-const ORDER: [&str; 23] = [
+const ORDER: [&str; 24] = [
     "error",
     "container",
     "cursor",
@@ -10,13 +10,14 @@ const ORDER: [&str; 23] = [
     "remote",
     "folder",
     "index",
-    "dataset",
     "handover",
     "sampler",
     "stats",
     "augment",
     "jpeg",
     "decode",
+    "seek",
+    "dataset",
     "writer",
     "slab",
     "batch",

@@ -637,6 +637,16 @@ impl<'a> Writer<'a> {
     }
 
     /// Writes what describes the shards, and gives the folder its name.
+    /// Of a folder that has its index. A stop is one of the build: the same command goes on from here.
+    fn seek_points(&self, dir: &Path) -> Result<(), Error> {
+        let Run { threads, interrupted, .. } = *self.run;
+        match crate::seek::seek_points(dir, threads, interrupted) {
+            Ok(_) => Ok(()),
+            Err(Error::Stopped) => Err(Error::Interrupted { shards: self.report.shards }),
+            Err(error) => Err(error),
+        }
+    }
+
     fn publish(mut self, fingerprint: String) -> Result<Report, Error> {
         let (index, rejected, odd) = self.index()?;
         self.report.skipped = self.plan.catalog.skipped.clone();
@@ -669,6 +679,7 @@ impl<'a> Writer<'a> {
         write_lines(&dir.join(REJECTED_FILE), &rejected)?;
         write_lines(&dir.join(ODD_FILE), &odd)?;
         index.write(dir)?;
+        self.seek_points(dir)?;
         let mut options = plan.options.clone();
         let coding = serde_json::to_value(&plan.coding).unwrap_or_default();
         options.extend(coding.as_object().cloned().unwrap_or_default());

@@ -85,13 +85,16 @@ pub enum Error {
         /// Shards that are complete and recorded.
         shards: usize,
     },
+    /// A signal arrived, and nothing is left of what was made.
+    #[error("interrupted; nothing was changed, and the same command begins again")]
+    Stopped,
 }
 
 impl Error {
     /// What the program exits with, of [`common::exit`].
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Interrupted { .. } => exit::STOPPED,
+            Self::Interrupted { .. } | Self::Stopped => exit::STOPPED,
             error if error.is_input() => exit::USAGE,
             _ => exit::FAILED,
         }
@@ -110,7 +113,8 @@ impl Error {
             | Self::Turbo(_)
             | Self::Decoder(_)
             | Self::Png(_)
-            | Self::Interrupted { .. } => false,
+            | Self::Interrupted { .. }
+            | Self::Stopped => false,
         }
     }
 

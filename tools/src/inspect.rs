@@ -5,6 +5,7 @@ use std::path::Path;
 
 use pipeline::container::Skipped;
 use pipeline::index::{Classes, Format, Index, Manifest};
+use pipeline::seek::SeekFile;
 use serde::Serialize;
 
 use crate::Error;
@@ -26,6 +27,8 @@ pub struct Summary {
     pub odd: u64,
     /// What of the source was passed over, by kind.
     pub skipped: Skipped,
+    /// Images that have seek points.
+    pub seek_points: usize,
     /// Each split, in the order of its shards.
     pub splits: Vec<SplitSummary>,
 }
@@ -84,6 +87,7 @@ const SIDES: [u64; 9] = [0, 32, 64, 128, 256, 320, 384, 512, 1024];
 /// One of them is missing or damaged.
 pub fn inspect(dir: &Path) -> Result<Summary, Error> {
     let index = Index::open(dir)?;
+    let seek_points = SeekFile::open(&index)?.map_or(0, |file| file.pictures());
     let summary = if index.is_scanned() {
         let labels = (0..index.len()).filter_map(|sample| index.record(sample).label);
         let classes = match index.classes()? {
@@ -98,6 +102,7 @@ pub fn inspect(dir: &Path) -> Result<Summary, Error> {
             rejected: 0,
             odd: 0,
             skipped: index.scan().map(|scan| scan.skipped.clone()).unwrap_or_default(),
+            seek_points,
             splits: Vec::new(),
         }
     } else {
@@ -112,6 +117,7 @@ pub fn inspect(dir: &Path) -> Result<Summary, Error> {
             tool: format!("{} {}", manifest.tool, manifest.version),
             options: manifest.options,
             classes: Classes::load(dir)?.0.len(),
+            seek_points,
             splits: Vec::new(),
         }
     };
@@ -174,12 +180,15 @@ fn count(bins: &mut [Bin], value: u64) {
 impl Summary {
     /// The summary as tables for people.
     pub fn table(&self) -> String {
-        let Self { source, tool, classes, rejected, odd, .. } = self;
+        let Self { source, tool, classes, rejected, odd, seek_points, .. } = self;
         let mut text = format!(
             "{source}, by {tool}\n{classes} classes, {rejected} files rejected, {odd} odd images\n"
         );
         for (kind, count, example) in self.skipped.iter() {
             text += &format!("passed over: {count} {kind}, such as {example}\n");
+        }
+        if *seek_points > 0 {
+            text += &format!("{seek_points} images have seek points\n");
         }
         text.push('\n');
         let mut table = plain_table();

@@ -19,6 +19,7 @@ pub mod jpeg;
 pub mod order;
 mod progress;
 pub mod recode;
+pub mod seek;
 pub mod sheet;
 pub mod source;
 pub mod synth;

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use pipeline::decode::Decoder;
 use pipeline::index::{Classes, Format, Index, Manifest};
 use pipeline::jpeg::Header;
+use pipeline::seek::SeekFile;
 use pipeline::shard::Shard;
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
@@ -22,6 +23,8 @@ pub struct Verdict {
     pub shards: usize,
     /// Images in them.
     pub images: usize,
+    /// Images that have seek points.
+    pub seek_points: usize,
     /// Keys of images that are the same to the byte, each with the key of the first one.
     pub duplicates: Vec<(String, String)>,
     /// Everything that is wrong, in the order of the shards.
@@ -72,6 +75,8 @@ pub fn verify(dir: &Path, depth: Depth, threads: usize) -> Result<Verdict, Error
             Some(classes.0.len())
         }
     };
+    let seek = SeekFile::open(&index)?;
+    verdict.seek_points = seek.as_ref().map_or(0, SeekFile::pictures);
     let progress = Progress::start("verifying", 0, Some(index.len() as u64));
     let next = AtomicUsize::new(0);
     let check = || -> Result<Vec<(usize, Checked)>, Error> {
@@ -83,8 +88,8 @@ pub fn verify(dir: &Path, depth: Depth, threads: usize) -> Result<Verdict, Error
                 return Ok(done);
             }
             progress.on(&index.shards()[number].name);
-            let decoder = (depth == Depth::Pixels).then_some(&mut decoder);
-            done.push((number, check_shard(&index, number, classes, decoder, &progress)));
+            let pixels = (depth == Depth::Pixels).then_some((&mut decoder, seek.as_ref()));
+            done.push((number, check_shard(&index, number, classes, pixels, &progress)));
         }
     };
     let mut checked = std::thread::scope(|scope| {
@@ -144,7 +149,7 @@ fn check_shard(
     index: &Index,
     number: usize,
     classes: Option<usize>,
-    mut decoder: Option<&mut Decoder>,
+    mut pixels: Option<(&mut Decoder, Option<&SeekFile>)>,
     progress: &Progress,
 ) -> Checked {
     let mut checked = Checked::default();
@@ -159,9 +164,10 @@ fn check_shard(
     let mut image = Vec::new();
     for sample in record.samples.clone() {
         let sound = check_sample(index, sample, classes, &shard, &mut image);
-        let result = sound.and_then(|()| match &mut decoder {
-            Some(decoder) => decoder.decode(&image).map(drop).map_err(|fault| reason(&fault)),
-            None => Ok(()),
+        let result = sound.and_then(|()| {
+            let Some((decoder, seek)) = &mut pixels else { return Ok(()) };
+            decoder.decode(&image).map_err(|fault| reason(&fault))?;
+            seek.map_or(Ok(()), |seek| seek.verify(sample, &image, decoder))
         });
         match result {
             Ok(()) => checked.hashes.push((sample, xxh3_128(&image))),

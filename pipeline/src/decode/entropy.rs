@@ -1,12 +1,14 @@
 //! The entropy-coded data of sequential Huffman JPEGs, for a window of the picture: what lies above
 //! it and beside it is walked over several symbols at a time, what lies below is not looked at, and
-//! restart intervals without a part in it are jumped over. Safe code on untrusted bytes.
+//! restart intervals without a part in it are jumped over; with [seek points](super::seek) reading begins at
+//! the one before each of its rows. Safe code on untrusted bytes.
 //!
 //! Damage is a fault wherever a code was read: an unknown code, a run past the end of its block, a
 //! DC value beyond 16 bits, data that end before or, at a restart marker, after their MCUs, a
 //! restart marker out of turn, after the last MCU what cannot follow a scan. Of what was not read
-//! only the restart markers up to the window are checked; where a file has no end marker
-//! ([`crate::jpeg::Header::ended`]), [`Scan::finish`] goes on to its last MCU.
+//! only the restart markers up to the window are checked, or none with seek points; where a file has no
+//! end marker ([`crate::jpeg::Header::ended`]), [`Scan::finish`] goes on to its last MCU. A seek point that is
+//! passed must have the DC levels that were read.
 //!
 //! # Source
 //! ITU-T T.81 annex F.2. The tables that give code, run and value at once are after stb_image; the
@@ -15,6 +17,7 @@
 use memchr::memchr;
 
 use super::libjpeg::{Block, Coefficients, Layout, Table};
+use super::seek::{Point, SeekPoints};
 use crate::error::Fault;
 use crate::jpeg::{Part, next_marker};
 
@@ -26,6 +29,8 @@ const LONGEST: u32 = 31;
 const LONGEST_MCU: usize = 10 * 64 * LONGEST as usize / 8;
 /// Bytes that a refill reads.
 const WORD: usize = 8;
+/// Bytes of data from one on that refills may ask for while it is read, every one stuffed.
+const AHEAD: usize = 2 * (WORD + 2);
 /// Bytes of data made ready at once. Tests and fuzzers take the least that holds an MCU, so that
 /// every file crosses the buffer's edges many times.
 pub(super) const CHUNK: usize =
@@ -553,6 +558,15 @@ pub(super) struct Scan<'a> {
     segment: usize,
     /// MCUs given out.
     given: usize,
+    points: SeekPoints<'a>,
+    /// The MCU of the point that comes next.
+    point_mcu: usize,
+    /// No byte of the data from here on is needed before the next jump.
+    goal: usize,
+    /// Where in the data reading began, or went on behind a marker or at a point, and how many bytes from
+    /// there on, without the stuffed ones, `memory.clean` does not hold any more.
+    began: usize,
+    passed: usize,
 }
 
 impl Entropy {
@@ -562,7 +576,16 @@ impl Entropy {
     }
 
     /// A reader of the MCUs of `part`, row after row, in the data behind the scan's header.
-    pub(super) fn scan<'a>(&'a mut self, data: &'a [u8], part: Part, layout: &Layout) -> Scan<'a> {
+    ///
+    /// # Errors
+    /// [`Fault::SeekPoints`] where there are more or fewer points than such a picture has.
+    pub(super) fn scan<'a>(
+        &'a mut self,
+        data: &'a [u8],
+        (part, points): (Part, SeekPoints<'a>),
+        layout: &Layout,
+    ) -> Result<Scan<'a>, Fault> {
+        points.check(&part, components(layout))?;
         let skips = part.first != (0, 0) || part.width < part.columns || !part.ended;
         let used = |table: fn(&super::libjpeg::BlockLayout) -> u8, n: usize| {
             layout.blocks().iter().any(|block| usize::from(table(block)) == n)
@@ -577,7 +600,7 @@ impl Entropy {
                 self.ac[n].prepare(&layout.ac[n], false, pairs, skips || thin);
             }
         }
-        Scan {
+        Ok(Scan {
             data,
             part,
             layout: *layout,
@@ -590,15 +613,29 @@ impl Entropy {
             mcu: 0,
             segment: 0,
             given: 0,
-        }
+            points,
+            point_mcu: if points.every() == 0 { usize::MAX } else { points.every() },
+            goal: usize::MAX,
+            began: 0,
+            passed: 0,
+        })
     }
+}
+
+/// Components of the scan.
+fn components(layout: &Layout) -> usize {
+    layout.blocks().iter().map(|block| usize::from(block.component) + 1).max().unwrap_or(0).min(4)
 }
 
 impl Coefficients for Scan<'_> {
     fn next(&mut self, blocks: &mut [Block]) -> Result<(), Fault> {
         let Part { columns, rows, first, width, .. } = self.part;
         let (row, column) = (self.given / width, self.given % width);
-        self.seek((first.1 + row) * columns + first.0 + column)?;
+        let mcu = (first.1 + row) * columns + first.0 + column;
+        if column == 0 {
+            self.jump(mcu, mcu + width);
+        }
+        self.seek(mcu)?;
         self.given += 1;
         self.read(Some(blocks))?;
         if self.mcu < columns * rows { Ok(()) } else { self.end() }
@@ -619,6 +656,70 @@ impl Scan<'_> {
         Ok(())
     }
 
+    /// Goes to the last seek point before an MCU or at it, where that is ahead; from there on all MCUs up to
+    /// `end` will be read.
+    fn jump(&mut self, mcu: usize, end: usize) {
+        let every = self.points.every();
+        if every == 0 {
+            return;
+        }
+        let components = components(&self.layout);
+        let behind = self.points.get(end.div_ceil(every), components);
+        self.goal = behind.map_or(usize::MAX, |point| point.byte + AHEAD);
+        let number = mcu / every;
+        let Some(Point { byte, bit, dc }) = self.points.get(number, components) else { return };
+        if number * every <= self.mcu {
+            return;
+        }
+        self.mcu = number * every;
+        self.segment = self.mcu.checked_div(self.part.interval).unwrap_or(0);
+        self.begin(byte.min(self.data.len()), dc);
+        self.fill();
+        self.bits.refill(&self.memory.clean);
+        self.bits.consume(bit);
+    }
+
+    /// Begins to read at a byte of the data.
+    fn begin(&mut self, raw: usize, dc: [i32; 4]) {
+        (self.raw, self.began, self.dc) = (raw, raw, dc);
+        (self.bits, self.filled, self.passed, self.ended) = (Bits::default(), 0, 0, false);
+        if let Some(number) = self.mcu.checked_next_multiple_of(self.points.every()) {
+            self.point_mcu = number;
+        }
+    }
+
+    /// Holds the levels that were read to the seek point that is reached.
+    fn compare(&mut self) -> Result<(), Fault> {
+        let components = components(&self.layout);
+        let known = self.points.get(self.mcu / self.points.every(), components);
+        if known.is_some_and(|point| point.dc != self.dc) {
+            return Err(Fault::SeekPoints(format!("MCU {} has other levels", self.mcu)));
+        }
+        self.point_mcu += self.points.every();
+        Ok(())
+    }
+
+    /// Reads the whole picture and writes its seek points, one at every so many MCUs.
+    pub(super) fn write_points(&mut self, every: usize, out: &mut Vec<u8>) -> Result<(), Fault> {
+        let components = components(&self.layout);
+        // A byte of the data, and how many there are before it without the stuffed ones.
+        let (mut raw, mut clean, mut segment) = (0, 0, 0);
+        for mcu in (every..self.part.columns * self.part.rows).step_by(every) {
+            self.seek(mcu)?;
+            if self.segment != segment {
+                segment = self.segment;
+                (raw, clean) = (self.began, 0);
+            }
+            let bits = 8 * (self.passed + self.bits.at) - self.bits.count as usize;
+            while clean < bits / 8 {
+                raw = behind(self.data, raw);
+                clean += 1;
+            }
+            Point { byte: raw, bit: (bits % 8) as u32, dc: self.dc }.write(components, out)?;
+        }
+        self.finish()
+    }
+
     /// Goes on to the next restart interval.
     fn restart(&mut self) -> Result<(), Fault> {
         let wanted = 0xd0 + (self.segment % 8) as u8;
@@ -635,7 +736,7 @@ impl Scan<'_> {
             return Err(self.fault("data left over before a restart marker".into()));
         }
         self.mcu = self.segment * self.part.interval;
-        (self.bits, self.filled, self.ended, self.dc) = (Bits::default(), 0, false, [0; 4]);
+        self.begin(self.raw, [0; 4]);
         Ok(())
     }
 
@@ -646,6 +747,7 @@ impl Scan<'_> {
         if self.part.ended || self.mcu >= all {
             return Ok(());
         }
+        self.jump(all - 1, all);
         self.seek(all - 1)?;
         self.read(None)?;
         self.end()
@@ -680,13 +782,19 @@ impl Scan<'_> {
 
     /// Reads an MCU, or passes over it.
     fn read(&mut self, blocks: Option<&mut [Block]>) -> Result<(), Fault> {
-        if !self.ended && self.filled < self.bits.at + LONGEST_MCU + WORD {
+        if self.mcu == self.point_mcu {
+            self.compare()?;
+        }
+        if self.more() && self.filled < self.bits.at + LONGEST_MCU + WORD {
             self.fill();
         }
         let done = self.blocks(blocks);
         // What lies behind the end has no meaning, so a wrong code there is no damage of its own.
         if self.ended && self.left() < 0 {
             return Err(Fault::Truncated("premature end of the picture's data".into()));
+        }
+        if !self.ended && self.bits.at > self.filled {
+            return Err(Fault::SeekPoints(format!("MCU {} ends elsewhere", self.mcu)));
         }
         let what = match done {
             Ok(()) => {
@@ -725,13 +833,19 @@ impl Scan<'_> {
         done
     }
 
-    /// Makes more data ready, up to the next marker.
+    /// Whether there are data to make ready that are needed.
+    fn more(&self) -> bool {
+        !self.ended && self.raw < self.goal
+    }
+
+    /// Makes more data ready, up to the next marker or the goal.
     fn fill(&mut self) {
         let clean = &mut self.memory.clean;
         clean.copy_within(self.bits.at..self.filled, 0);
+        self.passed += self.bits.at;
         (self.filled, self.bits.at) = (self.filled - self.bits.at, 0);
-        while self.filled < CHUNK {
-            let end = self.data.len().min(self.raw + CHUNK - self.filled);
+        while self.filled < CHUNK && self.raw < self.goal {
+            let end = self.data.len().min(self.raw + CHUNK - self.filled).min(self.goal);
             let rest = &self.data[self.raw..end];
             let plain = memchr(0xff, rest).unwrap_or(rest.len());
             clean[self.filled..self.filled + plain].copy_from_slice(&rest[..plain]);
@@ -757,4 +871,13 @@ impl Scan<'_> {
             }
         }
     }
+}
+
+/// The byte behind one of the data: behind the zero that is stuffed behind 255.
+fn behind(data: &[u8], raw: usize) -> usize {
+    if data.get(raw) != Some(&0xff) {
+        return raw + 1;
+    }
+    let fill = data[raw..].iter().take_while(|&&byte| byte == 0xff).count();
+    raw + fill + 1
 }

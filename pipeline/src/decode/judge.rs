@@ -8,7 +8,7 @@ use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 use super::entropy::Entropy;
 use super::libjpeg::{Block, Coefficients, Frame, Layout, Picture};
-use super::{Decoded, Decoder, cmyk_to_rgb};
+use super::{Decoded, Decoder, SeekPoints, cmyk_to_rgb};
 use crate::augment::Crop;
 use crate::error::Fault;
 use crate::jpeg::Header;
@@ -84,7 +84,8 @@ impl Judge {
         header.small_headers(bytes, shown, &mut self.headers);
         let started = self.picture.start(&self.headers, (shown.width, shown.height), 1)?;
         let (frame, layout) = (started.frame(), started.layout);
-        let mut scan = self.entropy.scan(&bytes[header.scan..], part, &layout);
+        let data = (part, SeekPoints::NONE);
+        let mut scan = self.entropy.scan(&bytes[header.scan..], data, &layout)?;
         let mut mcu = [[0; 64]; 10];
         let mcu = &mut mcu[..layout.blocks().len()];
         let mut sum = of_frame(&frame);

@@ -41,6 +41,7 @@ mod libjpeg;
 mod png;
 mod resize;
 mod rows;
+mod seek;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -53,13 +54,16 @@ use self::entropy::Entropy;
 use self::libjpeg::Picture;
 use self::resize::Resizer;
 use self::rows::{cmyk_to_rgb, shift_mirrored, shrink, turned};
+pub use self::seek::SeekPoints;
 use self::weights::Stretch;
 use crate::augment::{Crop, View};
 use crate::error::Fault;
-use crate::jpeg::Header;
+use crate::jpeg::{Header, Part};
 
 /// Scratch that is kept between images; a rare giant's is given back.
 const KEPT: usize = 24 << 20;
+/// Pictures of fewer MCUs have no seek points. Ours: 64 are 128 x 128 pixels of the usual kind.
+const SMALL: usize = if cfg!(any(test, fuzzing)) { 2 } else { 64 };
 
 /// The resampling filter. Both are antialiased: their support grows with the reduction. Pixels are
 /// those of Pillow 13's `Image.crop` and `Image.resize`, to the bit. The papers' TensorFlow code
@@ -136,7 +140,7 @@ pub struct Decoded {
 /// What a view is of.
 #[derive(Clone, Copy)]
 enum Source<'a> {
-    File(&'a [u8]),
+    File(&'a [u8], SeekPoints<'a>),
     Pixels(&'a Decoded),
 }
 
@@ -216,7 +220,7 @@ impl Decoder {
     /// Any [`Fault`]. A picture that is cut short is an error, never filled up.
     pub fn decode(&mut self, bytes: &[u8]) -> Result<Decoded, Fault> {
         let mut seen = (0, 0);
-        self.window(bytes, |width, height| {
+        self.window((bytes, SeekPoints::NONE), |width, height| {
             seen = (width, height);
             Crop { x: 0, y: 0, width, height }
         })?;
@@ -241,7 +245,63 @@ impl Decoder {
         side: usize,
         rows: (&mut [u8], &mut [u8]),
     ) -> Result<(), Fault> {
-        self.view_of(Source::File(bytes), choose, side, rows)
+        self.view_of(Source::File(bytes, SeekPoints::NONE), choose, side, rows)
+    }
+
+    /// The same with the seek points of the file, which make it faster and change no pixel.
+    ///
+    /// # Errors
+    /// Any [`Fault`]; [`Fault::SeekPoints`] where they are seen to be of another file. Not all that are can
+    /// be seen, so they must come from where that is known.
+    ///
+    /// # Panics
+    /// As [`view`](Self::view).
+    pub fn view_seeking(
+        &mut self,
+        (bytes, points): (&[u8], SeekPoints<'_>),
+        choose: impl FnOnce(usize, usize) -> View,
+        side: usize,
+        rows: (&mut [u8], &mut [u8]),
+    ) -> Result<(), Fault> {
+        self.view_of(Source::File(bytes, points), choose, side, rows)
+    }
+
+    /// Writes the seek points of a file into `records`, one at each `every` MCUs of 8 x 8 pixels or more, for
+    /// [`SeekPoints::new`]. There is none in a small picture, nor where restart markers stand nearly as close,
+    /// nor where the file is no JPEG of one scan of Huffman codes, of which alone a part can be decoded.
+    ///
+    /// # Errors
+    /// Any [`Fault`] of the whole picture.
+    ///
+    /// # Panics
+    /// When `every` is 0.
+    pub fn seek_points(
+        &mut self,
+        bytes: &[u8],
+        every: u16,
+        records: &mut Vec<u8>,
+    ) -> Result<(), Fault> {
+        records.clear();
+        if !sniff(bytes)? {
+            return Ok(());
+        }
+        let header = Header::read(bytes)?;
+        self.check_pixels(header.width as u64, header.height as u64)?;
+        let (width, height) = (header.width, header.height);
+        let (part, shown) = header.part(Crop { x: 0, y: 0, width, height });
+        // Restart markers that are near serve as well.
+        let restarts = (1..=2 * usize::from(every)).contains(&header.interval);
+        if !header.one_scan() || restarts || part.columns * part.rows < SMALL {
+            return Ok(());
+        }
+        let Self { picture, entropy, headers, .. } = self;
+        header.small_headers(bytes, shown, headers);
+        let layout = picture.start(headers, (width, height), 1)?.layout;
+        // As if nothing were wanted and the end not known: all is passed over.
+        let part = Part { width: 0, ended: false, ..part };
+        let data = (part, SeekPoints::NONE);
+        let mut scan = entropy.scan(&bytes[header.scan..], data, &layout)?;
+        scan.write_points(every.into(), records)
     }
 
     /// The same of a picture that is decoded already.
@@ -305,11 +365,11 @@ impl Decoder {
 
     fn window(
         &mut self,
-        bytes: &[u8],
+        (bytes, points): (&[u8], SeekPoints<'_>),
         choose: impl FnOnce(usize, usize) -> Crop,
     ) -> Result<Window, Fault> {
         let all = |width, height| Ok((choose(width, height), usize::MAX));
-        self.scaled_window(Source::File(bytes), all)
+        self.scaled_window(Source::File(bytes, points), all)
     }
 
     /// Fills `self.pixels` with a part of the picture around the crop that `choose` gives. With DCT
@@ -320,8 +380,8 @@ impl Decoder {
         source: Source<'_>,
         choose: impl FnOnce(usize, usize) -> Result<(Crop, usize), Fault>,
     ) -> Result<Window, Fault> {
-        let bytes = match source {
-            Source::File(bytes) => bytes,
+        let (bytes, points) = match source {
+            Source::File(bytes, points) => (bytes, points),
             Source::Pixels(&Decoded { width, height, ref pixels }) => {
                 self.pixels.clear();
                 self.pixels.extend_from_slice(pixels);
@@ -337,7 +397,7 @@ impl Decoder {
         let turn = self.turn(&header);
         if turn > 1 {
             let all = Crop { x: 0, y: 0, width: header.width, height: header.height };
-            self.decode_jpeg(bytes, &header, all, 1)?;
+            self.decode_jpeg((bytes, points), &header, all, 1)?;
             let (width, height) =
                 turned(turn, (header.width, header.height), &self.pixels, &mut self.spare);
             std::mem::swap(&mut self.pixels, &mut self.spare);
@@ -349,12 +409,12 @@ impl Decoder {
             Scaling::Off => 1,
             Scaling::Dct => [8, 4, 2].into_iter().find(fits).unwrap_or(1),
         };
-        self.decode_jpeg(bytes, &header, crop, divisor)
+        self.decode_jpeg((bytes, points), &header, crop, divisor)
     }
 
     fn decode_jpeg(
         &mut self,
-        bytes: &[u8],
+        (bytes, points): (&[u8], SeekPoints<'_>),
         header: &Header,
         crop: Crop,
         divisor: usize,
@@ -375,7 +435,7 @@ impl Decoder {
             header.small_headers(bytes, shown, headers);
             let started = picture.start(headers, (shown.width, shown.height), divisor)?;
             let layout = started.layout;
-            let mut scan = entropy.scan(&bytes[header.scan..], part, &layout);
+            let mut scan = entropy.scan(&bytes[header.scan..], (part, points), &layout)?;
             started.read(Some(&mut scan), pixels)?;
             scan.finish()?;
             (shown, layout)

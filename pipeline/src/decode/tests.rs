@@ -81,11 +81,21 @@ fn cut_out(pixels: &[u8], width: usize, crop: Crop) -> Vec<u8> {
         .collect()
 }
 
-/// Decodes every crop of a list by the short road and compares it with the long one.
+/// The seek points of a file, at every so many MCUs.
+fn points_of(bytes: &[u8], every: u16) -> Vec<u8> {
+    let mut records = Vec::new();
+    let mut decoder = Decoder::new(DecodeOptions::default()).unwrap();
+    decoder.seek_points(bytes, every, &mut records).unwrap();
+    records
+}
+
+/// Decodes every crop of a list by the short roads, without seek points and with some near and far apart,
+/// and compares it with the long one.
 fn check_crops(bytes: &[u8], size: (usize, usize), what: &str) {
     let whole = reference(bytes);
     let mut decoder = Decoder::new(DecodeOptions::default()).unwrap();
     let mut random = Stream::new(9, 0, 0, Purpose::View);
+    let records = [1, 2, 5, 8, 300].map(|every| (every, points_of(bytes, every)));
     for number in 0..60 {
         let mut side = |most: usize| match number {
             0 => (0, most),
@@ -98,9 +108,13 @@ fn check_crops(bytes: &[u8], size: (usize, usize), what: &str) {
         };
         let ((x, width), (y, height)) = (side(size.0), side(size.1));
         let crop = Crop { x, y, width, height };
-        let window = decoder.window(bytes, |_, _| crop).unwrap();
-        let got = cut_out(&decoder.pixels, window.width, window.inner);
-        assert!(got == cut_out(&whole, size.0, crop), "{what} {size:?} {crop:?}");
+        let wanted = cut_out(&whole, size.0, crop);
+        let points = records.iter().map(|(every, records)| SeekPoints::new(*every, records));
+        for points in [SeekPoints::NONE].into_iter().chain(points) {
+            let window = decoder.window((bytes, points), |_, _| crop).unwrap();
+            let got = cut_out(&decoder.pixels, window.width, window.inner);
+            assert!(got == wanted, "{what} {size:?} {crop:?} {}", points.every());
+        }
     }
 }
 
@@ -180,7 +194,7 @@ fn restart_intervals_outside_the_window_are_jumped_over() {
     let mut decoder = Decoder::new(DecodeOptions::default()).unwrap();
     let window = Crop { x: 70, y: 100, width: 40, height: 30 };
     let mut decode = |bytes: &[u8], crop| {
-        let window = decoder.window(bytes, |_, _| crop)?;
+        let window = decoder.window((bytes, SeekPoints::NONE), |_, _| crop)?;
         Ok::<_, Fault>(cut_out(&decoder.pixels, window.width, window.inner))
     };
     let wanted = decode(&bytes, window).unwrap();
@@ -444,6 +458,61 @@ fn scaled_decoding_stays_close_and_only_where_the_crop_is_large() {
     ] {
         let rms = rms(crop);
         assert!(rms > 0.0 && rms < 6.0, "{crop:?}: error {rms} of 255");
+    }
+}
+
+#[test]
+fn a_reduced_decode_equals_libjpeg_s() {
+    use turbojpeg::{Decompressor, Image, PixelFormat, ScalingFactor};
+    for subsamp in SUBSAMPLINGS {
+        let bytes = encode((131, 97), subsamp, &[]);
+        let header = jpeg::Header::read(&bytes).unwrap();
+        for (divisor, factor) in [
+            (2, ScalingFactor::ONE_HALF),
+            (4, ScalingFactor::ONE_QUARTER),
+            (8, ScalingFactor::ONE_EIGHTH),
+        ] {
+            let (width, height) = (131_usize.div_ceil(divisor), 97_usize.div_ceil(divisor));
+            let mut wanted = vec![0; width * height * 3];
+            let mut judge = Decompressor::new().unwrap();
+            judge.set_scaling_factor(factor).unwrap();
+            let (pixels, pitch, format) = (&mut wanted[..], width * 3, PixelFormat::RGB);
+            judge.decompress(&bytes, Image { pixels, width, pitch, height, format }).unwrap();
+            // Of a decoder that is new, so that no table is there from before.
+            let records = points_of(&bytes, 3);
+            for points in [SeekPoints::NONE, SeekPoints::new(3, &records)] {
+                let mut decoder = Decoder::new(DecodeOptions::default()).unwrap();
+                let whole = Crop { x: 0, y: 0, width: 131, height: 97 };
+                decoder.decode_jpeg((&bytes, points), &header, whole, divisor).unwrap();
+                assert!(decoder.pixels[..wanted.len()] == wanted, "{subsamp} 1/{divisor}");
+            }
+        }
+    }
+}
+
+#[test]
+fn up_to_63_bits_may_be_left_over_before_a_restart_marker() {
+    let mut decoder = Decoder::new(DecodeOptions::default()).unwrap();
+    for quality in [60, 75, 90] {
+        let parameters =
+            [(tj::TJPARAM_TJPARAM_RESTARTBLOCKS, 1), (tj::TJPARAM_TJPARAM_QUALITY, quality)];
+        let bytes = encode((64, 48), tj::TJSAMP_TJSAMP_420, &parameters);
+        let wanted = decoder.decode(&bytes).unwrap();
+        let scan = jpeg::Header::read(&bytes).unwrap().scan;
+        let markers: Vec<usize> = (scan..bytes.len() - 1)
+            .filter(|&at| bytes[at] == 0xff && (0xd0..0xd8).contains(&bytes[at + 1]))
+            .collect();
+        assert_eq!(markers.len(), 11);
+        for (at, junk) in markers.iter().flat_map(|&at| (0..12).map(move |junk| (at, junk))) {
+            let file = [&bytes[..at], &vec![0; junk], &bytes[at..]].concat();
+            match decoder.decode(&file) {
+                Ok(read) => assert!(junk < 8 && read == wanted, "{junk} bytes at {at}"),
+                Err(fault) => {
+                    let text = fault.to_string();
+                    assert!(junk > 7 && text.contains("left over"), "{junk} at {at}: {text}");
+                }
+            }
+        }
     }
 }
 

@@ -291,6 +291,14 @@ impl Index {
         Ok(())
     }
 
+    /// Where a file that goes with the index may lie: in the folder by this name, or in the user's cache by
+    /// this extension. None behind a URL.
+    pub(crate) fn places(&self, name: &str, extension: &str) -> Option<Vec<PathBuf>> {
+        let Folder::Local(dir) = &self.folder else { return None };
+        let cached = scan::cache_path(dir).map(|path| path.with_extension(extension));
+        Some([dir.join(name)].into_iter().chain(cached).collect())
+    }
+
     /// Whether the index was made by scanning shards that came without one.
     pub fn is_scanned(&self) -> bool {
         u32_at(&self.file, 20) == 1
@@ -547,11 +555,11 @@ fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes(array(bytes, at))
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(array(bytes, at))
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
+pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(array(bytes, at))
 }
 

@@ -169,7 +169,7 @@ fn no_index(url: &Path) -> Error {
 }
 
 /// Where the index of a folder that cannot be written is kept.
-fn cache_path(dir: &Path) -> Option<PathBuf> {
+pub(super) fn cache_path(dir: &Path) -> Option<PathBuf> {
     let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
     // The standard has it that a relative one is ignored.
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);

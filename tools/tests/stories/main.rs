@@ -11,5 +11,6 @@ mod layouts;
 mod pipes;
 mod readers;
 mod reading;
+mod seek;
 mod shards;
 mod support;

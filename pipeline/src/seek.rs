@@ -1,0 +1,438 @@
+//! Seek points of the JPEGs of a folder, in one file beside its index.
+//!
+//! # Layout of `seek-points.bin`
+//! Little-endian, no padding between the parts.
+//! ```text
+//! header     32 bytes  magic "BBGSEEK\0", version u32 (1), MCUs from point to point u32, samples u64,
+//!                      fingerprint of the index u64
+//! records    of each sample: a checksum u32 and the points as `SeekPoints` has them; nothing for a
+//!            sample without. The checksum is the lower half of XXH3-64 of the points; its seed is XXH3-64 of
+//!            the image's last 64 bytes with its length as the seed
+//! ends       u64 each, where the records of a sample end, from the first byte of all records
+//! checksum   XXH3-64 of header and ends
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
+use std::io::ErrorKind::{self, PermissionDenied, ReadOnlyFilesystem};
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc;
+
+use common::files::rename;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
+
+use crate::decode::{DecodeOptions, Decoder, SeekPoints};
+use crate::error::{Error, Fault};
+use crate::index::{Index, u32_at, u64_at};
+use crate::shard::{Shard, temporary_beside};
+
+/// Name of the file in a data folder.
+pub const SEEK_FILE: &str = "seek-points.bin";
+/// What ends its name in the user's cache, where the folder cannot be written.
+const CACHED: &str = "seek";
+const MAGIC: &[u8; 8] = b"BBGSEEK\0";
+const VERSION: u32 = 1;
+const HEADER: usize = 32;
+const CHECKSUM: usize = 4;
+/// MCUs from one point to the next. Ours.
+const EVERY: u16 = 8;
+/// Samples that a thread works on at a time.
+const BLOCK: usize = 64;
+/// The way out where the file is of no use.
+const MAKE: &str = "make it with `shard-imagenet seek-points DIR`, or remove it";
+
+/// The seek points of a folder's samples, on disk.
+#[derive(Debug)]
+pub struct SeekFile {
+    path: PathBuf,
+    file: File,
+    every: u16,
+    ends: Vec<u64>,
+}
+
+/// What [`SeekFile::make`] made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SeekReport {
+    /// JPEGs that have points.
+    pub pictures: u64,
+    /// Samples that have none because they are small, or no JPEGs of one scan of Huffman codes.
+    pub without: u64,
+    /// JPEGs that cannot be decoded.
+    pub damaged: u64,
+    /// Bytes of the file.
+    pub bytes: u64,
+}
+
+impl SeekFile {
+    /// Opens the file of a folder of this machine; none where there is none. One that was made for another
+    /// index, or is damaged, is as good as none: what is decoded is the same, and a warning says so.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn open(index: &Index) -> Result<Option<Self>, Error> {
+        for path in index.places(SEEK_FILE, CACHED).unwrap_or_default() {
+            let file = match File::open(&path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => return Err(Error::io("open", &path)(error)),
+            };
+            match Self::read(index, &path, file)? {
+                Ok(found) => return Ok(Some(found)),
+                Err(problem) => tracing::warn!("{}: {problem}: not used; {MAKE}", path.display()),
+            }
+        }
+        Ok(None)
+    }
+
+    fn read(index: &Index, path: &Path, file: File) -> Result<Result<Self, &'static str>, Error> {
+        let length = file.metadata().map_err(Error::io("read", path))?.len();
+        let table = index.len() as u64 * 8 + 8;
+        let Some(table_at) = length.checked_sub(table).filter(|&at| at >= HEADER as u64) else {
+            return Ok(Err("it is cut, or made for another index"));
+        };
+        let mut head = [0; HEADER];
+        let mut tail = vec![0; table as usize];
+        file.read_exact_at(&mut head, 0).map_err(Error::io("read", path))?;
+        file.read_exact_at(&mut tail, table_at).map_err(Error::io("read", path))?;
+        if &head[..8] != MAGIC {
+            return Ok(Err("it is no file of seek points"));
+        }
+        if u32_at(&head, 8) != VERSION {
+            return Ok(Err("it is of another version of this program"));
+        }
+        if (u64_at(&head, 16), u64_at(&head, 24)) != (index.len() as u64, index.fingerprint()) {
+            return Ok(Err("it was made for another index"));
+        }
+        let (table, checksum) = tail.split_at(tail.len() - 8);
+        if checksum_of(&head, table) != u64_at(checksum, 0) {
+            return Ok(Err("its checksum does not match: it is damaged or cut"));
+        }
+        let ends: Vec<u64> =
+            table.as_chunks().0.iter().map(|end| u64::from_le_bytes(*end)).collect();
+        let sorted =
+            ends.is_sorted() && ends.last().is_none_or(|&end| end == table_at - HEADER as u64);
+        match u16::try_from(u32_at(&head, 12)) {
+            Ok(every) if every > 0 && sorted => {
+                Ok(Ok(Self { path: path.to_path_buf(), file, every, ends }))
+            }
+            _ => Ok(Err("it is damaged")),
+        }
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its length, bytes.
+    pub fn size(&self) -> u64 {
+        HEADER as u64 + self.ends.last().copied().unwrap_or(0) + 8 * self.ends.len() as u64 + 8
+    }
+
+    /// How many samples have points; samples count over all splits.
+    pub fn pictures(&self) -> usize {
+        (0..self.ends.len()).filter(|&sample| self.bytes_of(sample).1 > 0).count()
+    }
+
+    fn bytes_of(&self, sample: usize) -> (u64, usize) {
+        let start = sample.checked_sub(1).map_or(0, |before| self.ends[before]);
+        (HEADER as u64 + start, (self.ends[sample] - start) as usize)
+    }
+
+    /// Writes the record of a sample into `buffer` from `start` on, which grows where it must, and gives its
+    /// end.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Format`] where the file was cut.
+    pub(crate) fn read_behind(
+        &self,
+        sample: usize,
+        buffer: &mut Vec<u8>,
+        start: usize,
+    ) -> Result<usize, Error> {
+        let (at, length) = self.bytes_of(sample);
+        if length == 0 {
+            return Ok(start);
+        }
+        let end = start + length;
+        if buffer.len() < end {
+            buffer.resize(end, 0);
+        }
+        match self.file.read_exact_at(&mut buffer[start..end], at) {
+            Ok(()) => Ok(end),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Err(self.damaged(sample)),
+            Err(error) => Err(Error::io("read", &self.path)(error)),
+        }
+    }
+
+    /// The points in a sample's record, of which `image` is the file.
+    ///
+    /// # Errors
+    /// [`Error::Format`] where they are damaged, or of another file.
+    pub(crate) fn points<'a>(
+        &self,
+        sample: usize,
+        record: &'a [u8],
+        image: &[u8],
+    ) -> Result<SeekPoints<'a>, Error> {
+        if record.is_empty() {
+            return Ok(SeekPoints::NONE);
+        }
+        match record.split_at_checked(CHECKSUM) {
+            Some((sum, points)) if sum == checksum_of_points(points, image) => {
+                Ok(SeekPoints::new(self.every, points))
+            }
+            _ => Err(self.damaged(sample)),
+        }
+    }
+
+    fn damaged(&self, sample: usize) -> Error {
+        let what =
+            format!("the points of sample {sample} are damaged, or of another image; {MAKE}");
+        Error::format(&self.path, self.bytes_of(sample).0, what)
+    }
+
+    /// What is wrong with the points of a sample, of which `image` is the file.
+    ///
+    /// # Errors
+    /// The words for a person.
+    pub fn verify(&self, sample: usize, image: &[u8], decoder: &mut Decoder) -> Result<(), String> {
+        let (mut found, mut wanted) = (Vec::new(), Vec::new());
+        let end = self.read_behind(sample, &mut found, 0).map_err(|error| error.to_string())?;
+        let points =
+            self.points(sample, &found[..end], image).map_err(|error| error.to_string())?;
+        if decoder.seek_points(image, self.every, &mut wanted).is_err() {
+            wanted.clear();
+        }
+        match points.records() == wanted {
+            true => Ok(()),
+            false => Err(format!("has other seek points than {SEEK_FILE} says; {MAKE}")),
+        }
+    }
+
+    /// Makes the file for a folder of this machine, from all of its JPEGs, on `threads` threads: beside
+    /// the shards, or in the user's cache where that cannot be written. It replaces one that is there. `each`
+    /// is called for each sample, with the bytes of its image.
+    ///
+    /// # Errors
+    /// [`Error::Foreign`] behind a URL; [`Error::Io`], [`Error::ShardTruncated`]; [`Error::Stopped`] once
+    /// `stop` is set. Nothing is left of it then. Nor is there a file where no sample has points.
+    pub fn make(
+        index: &Index,
+        threads: usize,
+        stop: &AtomicBool,
+        each: &(dyn Fn(u64) + Sync),
+    ) -> Result<SeekReport, Error> {
+        let Some(places) = index.places(SEEK_FILE, CACHED) else {
+            return Err(Error::Foreign {
+                dir: index.dir().to_path_buf(),
+                problem: "seek points are for folders of this machine".into(),
+                mend: "leave them out: a folder behind a URL is read without".into(),
+            });
+        };
+        let mut refused = None;
+        for path in places {
+            if refused.is_some()
+                && let Some(parent) = path.parent()
+            {
+                std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+            }
+            let made = aside(&path).and_then(|(file, temporary)| {
+                let made = fill(index, threads, (stop, each), (file, &temporary, &path));
+                made.inspect_err(|_| drop(std::fs::remove_file(&temporary)))
+            });
+            match made {
+                Err(Error::Io { source, action, path })
+                    if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem)
+                        && refused.is_none() =>
+                {
+                    refused = Some(Error::Io { source, action, path });
+                }
+                made => return made,
+            }
+        }
+        Err(refused.unwrap_or(Error::Stopped))
+    }
+}
+
+/// Opens the file that becomes `path`, empty and for this process alone. One that a process left which was
+/// killed is used again.
+fn aside(path: &Path) -> Result<(File, PathBuf), Error> {
+    let temporary = temporary_beside(path);
+    let io = || Error::io("create", &temporary);
+    loop {
+        let mut options = File::options();
+        let file =
+            options.write(true).create(true).truncate(false).open(&temporary).map_err(io())?;
+        // A file system without locks has none to ask.
+        if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
+            return Err(Error::Foreign {
+                dir: path.to_path_buf(),
+                problem: "another process is making it".into(),
+                mend: "wait until that ends".into(),
+            });
+        }
+        // That process may have finished it since.
+        let inode = file.metadata().map_err(io())?.ino();
+        if std::fs::metadata(&temporary).is_ok_and(|there| there.ino() == inode) {
+            file.set_len(0).map_err(io())?;
+            return Ok((file, temporary));
+        }
+    }
+}
+
+/// Writes the file and gives it its name, if it has anything to say.
+fn fill(
+    index: &Index,
+    threads: usize,
+    run: (&AtomicBool, &(dyn Fn(u64) + Sync)),
+    (file, temporary, path): (File, &Path, &Path),
+) -> Result<SeekReport, Error> {
+    let io = |error| Error::io("write", path)(error);
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    let report = write(index, threads, run, &mut out, io)?;
+    if report.pictures == 0 {
+        std::fs::remove_file(temporary).map_err(io)?;
+        if let Err(error) = std::fs::remove_file(path)
+            && error.kind() != ErrorKind::NotFound
+        {
+            return Err(Error::io("remove", path)(error));
+        }
+        return Ok(SeekReport { bytes: 0, ..report });
+    }
+    let file = out.into_inner().map_err(|error| io(error.into_error()))?;
+    file.sync_all().map_err(io)?;
+    rename(temporary, path).map_err(io)?;
+    Ok(report)
+}
+
+fn checksum_of(head: &[u8], table: &[u8]) -> u64 {
+    let mut hash = Xxh3::new();
+    hash.update(head);
+    hash.update(table);
+    hash.digest()
+}
+
+fn checksum_of_points(points: &[u8], image: &[u8]) -> [u8; CHECKSUM] {
+    let tail = &image[image.len().saturating_sub(64)..];
+    let seed = xxh3_64_with_seed(tail, image.len() as u64);
+    (xxh3_64_with_seed(points, seed) as u32).to_le_bytes()
+}
+
+/// The records of some samples that follow each other.
+struct Block {
+    records: Vec<u8>,
+    lengths: Vec<usize>,
+    report: SeekReport,
+}
+
+/// Writes the whole file.
+fn write(
+    index: &Index,
+    threads: usize,
+    (stop, each): (&AtomicBool, &(dyn Fn(u64) + Sync)),
+    out: &mut impl Write,
+    io: impl Fn(std::io::Error) -> Error + Copy,
+) -> Result<SeekReport, Error> {
+    let mut head = [0; HEADER];
+    head[..8].copy_from_slice(MAGIC);
+    head[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    head[12..16].copy_from_slice(&u32::from(EVERY).to_le_bytes());
+    head[16..24].copy_from_slice(&(index.len() as u64).to_le_bytes());
+    head[24..].copy_from_slice(&index.fingerprint().to_le_bytes());
+    out.write_all(&head).map_err(io)?;
+    let shards =
+        (0..index.shards().len()).map(|n| index.shard(n)).collect::<Result<Vec<_>, _>>()?;
+    let (next, ended) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let (sender, blocks) = mpsc::sync_channel(2 * threads.max(1));
+    let work = |sender: mpsc::SyncSender<(usize, Result<Block, Error>)>| {
+        let no_memory = |fault: Fault| Error::Memory { bytes: 0, reason: fault.to_string() };
+        let mut decoder = Decoder::new(DecodeOptions::default()).map_err(no_memory);
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number * BLOCK >= index.len() || ended.load(Ordering::Relaxed) {
+                return;
+            }
+            let made = match &mut decoder {
+                Ok(decoder) => block(index, &shards, number, decoder, (stop, each)),
+                Err(error) => Err(std::mem::replace(error, Error::Stopped)),
+            };
+            if sender.send((number, made)).is_err() {
+                return;
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let work = &work;
+        for _ in 0..threads.max(1) {
+            let sender = sender.clone();
+            scope.spawn(move || work(sender));
+        }
+        drop(sender);
+        let (mut report, mut table, mut end) = (SeekReport::default(), Vec::new(), 0u64);
+        let (mut early, mut wanted) = (BTreeMap::new(), 0);
+        let mut take = || -> Result<(), Error> {
+            for (number, block) in &blocks {
+                early.insert(number, block?);
+                while let Some(Block { records, lengths, report: part }) = early.remove(&wanted) {
+                    wanted += 1;
+                    out.write_all(&records).map_err(io)?;
+                    for length in lengths {
+                        end += length as u64;
+                        table.extend_from_slice(&end.to_le_bytes());
+                    }
+                    report.pictures += part.pictures;
+                    report.without += part.without;
+                    report.damaged += part.damaged;
+                }
+            }
+            Ok(())
+        };
+        let taken = take();
+        // Threads that wait to send find nobody, and the others no more work.
+        ended.store(true, Ordering::Relaxed);
+        drop(blocks);
+        taken?;
+        out.write_all(&table).map_err(io)?;
+        out.write_all(&checksum_of(&head, &table).to_le_bytes()).map_err(io)?;
+        report.bytes = HEADER as u64 + end + table.len() as u64 + 8;
+        Ok(report)
+    })
+}
+
+/// The points of one block of samples.
+fn block(
+    index: &Index,
+    shards: &[Shard],
+    number: usize,
+    decoder: &mut Decoder,
+    (stop, each): (&AtomicBool, &(dyn Fn(u64) + Sync)),
+) -> Result<Block, Error> {
+    let mut block =
+        Block { records: Vec::new(), lengths: Vec::new(), report: SeekReport::default() };
+    let (mut image, mut points) = (Vec::new(), Vec::new());
+    for sample in number * BLOCK..((number + 1) * BLOCK).min(index.len()) {
+        if stop.load(Ordering::Relaxed) {
+            return Err(Error::Stopped);
+        }
+        let record = index.record(sample);
+        shards[record.shard].read_into(record.entry, &mut image)?;
+        let before = block.records.len();
+        match decoder.seek_points(&image, EVERY, &mut points) {
+            Ok(()) if points.is_empty() => block.report.without += 1,
+            Ok(()) => {
+                block.report.pictures += 1;
+                block.records.extend_from_slice(&checksum_of_points(&points, &image));
+                block.records.extend_from_slice(&points);
+            }
+            // What is wrong with it is for the loader to say, when it is drawn.
+            Err(_) => block.report.damaged += 1,
+        }
+        block.lengths.push(block.records.len() - before);
+        each(u64::from(record.entry.length));
+    }
+    Ok(block)
+}

@@ -1,0 +1,323 @@
+//! Seek points: they change no pixel, and points that are not a picture's are never believed in silence.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot make its data should stop there")]
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use pipeline::decode::{DecodeOptions, Decoder, SeekPoints};
+use pipeline::index::Index;
+use pipeline::seek::{SEEK_FILE, SeekFile, SeekReport};
+use pipeline::{BadSamples, Crop, Cursor, Error, Fault, LoaderConfig, Mode, View};
+use support::{Sample, batches, config, first_error, open, picture, words};
+use turbojpeg_sys as tj;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
+
+/// A JPEG with restart markers, or of several scans.
+fn special(width: usize, height: usize, seed: u64, parameter: (tj::TJPARAM, i32)) -> Vec<u8> {
+    let pixels = picture(width, height, seed);
+    // SAFETY: the handle is checked; the pixels fill width x height; the buffer that the library
+    // allocates is copied within the length it gives, and freed once.
+    unsafe {
+        let handle = tj::tj3Init(tj::TJINIT_TJINIT_COMPRESS as i32);
+        assert!(!handle.is_null());
+        let subsampling = tj::TJSAMP_TJSAMP_420;
+        for (parameter, value) in [
+            (tj::TJPARAM_TJPARAM_QUALITY, 90),
+            (tj::TJPARAM_TJPARAM_SUBSAMP, subsampling),
+            parameter,
+        ] {
+            assert_eq!(tj::tj3Set(handle, parameter as i32, value), 0);
+        }
+        let (mut out, mut length) = (std::ptr::null_mut(), 0);
+        let (w, h) = (width as i32, height as i32);
+        let format = tj::TJPF_TJPF_RGB;
+        let data = pixels.as_ptr();
+        assert_eq!(tj::tj3Compress8(handle, data, w, 0, h, format, &mut out, &mut length), 0);
+        let bytes = std::slice::from_raw_parts(out, length as usize).to_vec();
+        tj::tj3Free(out.cast());
+        tj::tj3Destroy(handle);
+        bytes
+    }
+}
+
+/// Photographs with points (4 of 6) and without.
+fn samples(count: usize) -> Vec<Sample> {
+    use turbojpeg::Subsamp;
+    let sample = |number: usize| {
+        let (width, height) = (200 + number * 37 % 150, 180 + number * 53 % 120);
+        let seed = number as u64;
+        let (extension, image) = match number % 6 {
+            0 => ("jpg", support::jpeg(width, height, seed, Subsamp::Sub2x2)),
+            1 => ("jpg", support::jpeg(width, height, seed, Subsamp::None)),
+            2 => ("jpg", special(width, height, seed, (tj::TJPARAM_TJPARAM_RESTARTBLOCKS, 30))),
+            3 => ("jpg", special(width, height, seed, (tj::TJPARAM_TJPARAM_PROGRESSIVE, 1))),
+            4 => ("png", support::png(60, 50, seed)),
+            _ => ("jpg", support::jpeg(width, height, seed, Subsamp::Gray)),
+        };
+        Sample { key: format!("s{number:04}"), extension, image, label: Some(number as u32 % 7) }
+    };
+    (0..count).map(sample).collect()
+}
+
+fn folder(count: usize) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    support::write(dir.path(), &samples(count), 10);
+    dir
+}
+
+fn make(dir: &Path, threads: usize) -> SeekReport {
+    let images = AtomicU64::new(0);
+    let index = Index::open(dir).unwrap();
+    let count = |_| {
+        images.fetch_add(1, Ordering::Relaxed);
+    };
+    let report = SeekFile::make(&index, threads, &AtomicBool::new(false), &count).unwrap();
+    assert_eq!(images.into_inner(), index.len() as u64);
+    report
+}
+
+fn opened(dir: &Path) -> Option<SeekFile> {
+    SeekFile::open(&Index::open(dir).unwrap()).unwrap()
+}
+
+#[test]
+fn batches_are_the_same_with_seek_points_and_without() {
+    let dir = folder(90);
+    let modes = [Mode::Resnet, Mode::Distorted, Mode::Biggan, Mode::Eval, Mode::Full];
+    let all = || {
+        modes.map(|mode| {
+            let config = LoaderConfig { mode, epochs: Some(2), ..config() };
+            batches(&open(dir.path()), config, Cursor::default())
+        })
+    };
+    let wanted = all();
+    let report = make(dir.path(), 2);
+    let bytes = fs::read(dir.path().join(SEEK_FILE)).unwrap();
+    assert_eq!((report.pictures, report.without, report.damaged), (60, 30, 0));
+    assert_eq!(report.bytes, bytes.len() as u64);
+    let file = opened(dir.path()).unwrap();
+    assert_eq!((file.pictures(), file.size()), (60, report.bytes));
+    let data = open(dir.path());
+    let with = (0..90).filter(|&sample| !data.seek_record(sample).unwrap().is_empty()).count();
+    assert_eq!(with, 60);
+    assert!(all() == wanted);
+    // Whatever the threads, the file is the same to the byte.
+    make(dir.path(), 7);
+    assert!(fs::read(dir.path().join(SEEK_FILE)).unwrap() == bytes);
+    let mut decoder = Decoder::new(DecodeOptions::default()).unwrap();
+    for sample in 0..90 {
+        file.verify(sample, &data.bytes(sample as u64).unwrap(), &mut decoder).unwrap();
+    }
+    let other = data.bytes(6).unwrap();
+    let problem = file.verify(0, &other, &mut decoder).unwrap_err();
+    assert!(problem.contains("of another image"), "{problem}");
+}
+
+/// The file with its sums made true again, of the header and ends, and of one sample's points.
+fn signed(mut bytes: Vec<u8>, samples: usize) -> Vec<u8> {
+    let table = bytes.len() - 8 - 8 * samples;
+    let mut hash = Xxh3::new();
+    hash.update(&bytes[..32]);
+    hash.update(&bytes[table..bytes.len() - 8]);
+    let end = bytes.len() - 8;
+    bytes[end..].copy_from_slice(&hash.digest().to_le_bytes());
+    bytes
+}
+
+#[test]
+fn a_file_that_is_not_the_folder_s_is_not_used() {
+    let dir = folder(12);
+    let path = dir.path().join(SEEK_FILE);
+    assert!(opened(dir.path()).is_none());
+    make(dir.path(), 1);
+    let sound = fs::read(&path).unwrap();
+    let length = sound.len();
+    let with = |at: usize, value: u8| {
+        let mut bytes = sound.clone();
+        bytes[at] ^= value;
+        bytes
+    };
+    let other = {
+        let dir = folder(11);
+        make(dir.path(), 1);
+        fs::read(dir.path().join(SEEK_FILE)).unwrap()
+    };
+    for (what, bytes) in [
+        ("empty", Vec::new()),
+        ("cut", sound[..length - 1].to_vec()),
+        ("cut in the records", sound[..length / 2].to_vec()),
+        ("the header alone", sound[..32].to_vec()),
+        ("longer", [&sound[..], &[0; 8]].concat()),
+        ("another file", with(0, 1)),
+        ("another version", signed(with(8, 2), 12)),
+        ("no step", signed(with(12, 8), 12)),
+        ("a step beyond", signed(with(15, 1), 12)),
+        ("another count", signed(with(16, 1), 12)),
+        ("another index", signed(with(24, 1), 12)),
+        ("ends out of order", signed(with(length - 8 - 8 * 12 + 3, 1), 12)),
+        ("a wrong end", with(length - 10, 1)),
+        ("a wrong sum", with(length - 1, 1)),
+        ("another folder's", other),
+    ] {
+        fs::write(&path, bytes).unwrap();
+        assert!(opened(dir.path()).is_none(), "{what}");
+        // And the data are read as without it.
+        let batches = batches(
+            &open(dir.path()),
+            LoaderConfig { epochs: Some(1), ..config() },
+            Cursor::default(),
+        );
+        assert_eq!(batches.len(), 1, "{what}");
+    }
+    fs::write(&path, &sound).unwrap();
+    assert!(opened(dir.path()).is_some());
+    // A folder that was built anew has another index.
+    support::write(dir.path(), &samples(11), 10);
+    assert!(opened(dir.path()).is_none());
+}
+
+#[test]
+fn points_that_were_damaged_end_the_loader_by_name() {
+    let dir = folder(12);
+    make(dir.path(), 1);
+    let path = dir.path().join(SEEK_FILE);
+    let sound = fs::read(&path).unwrap();
+    for at in [32, 36, 40, 500] {
+        let mut bytes = sound.clone();
+        bytes[at] ^= 4;
+        fs::write(&path, bytes).unwrap();
+        let (_, error) = first_error(&open(dir.path()), config());
+        let text = words(&error);
+        assert!(matches!(error, Error::Format { .. }), "{text}");
+        assert!(text.contains(SEEK_FILE) && text.contains("shard-imagenet seek-points"), "{text}");
+    }
+    // The file was cut after it was opened.
+    fs::write(&path, &sound).unwrap();
+    let data = open(dir.path());
+    fs::write(&path, &sound[..40]).unwrap();
+    let (_, error) = first_error(&data, config());
+    assert!(words(&error).contains("damaged"), "{}", words(&error));
+}
+
+#[test]
+fn points_of_another_picture_are_a_fault_of_the_sample() {
+    let dir = folder(6);
+    make(dir.path(), 1);
+    let path = dir.path().join(SEEK_FILE);
+    let mut bytes = fs::read(&path).unwrap();
+    let table = bytes.len() - 8 - 8 * 6;
+    let end = u64::from_le_bytes(bytes[table..table + 8].try_into().unwrap()) as usize;
+    // Every level of the first picture's points is another, and their sum is true.
+    for point in bytes[36..32 + end].chunks_exact_mut(10) {
+        point[4] ^= 1;
+    }
+    let image = open(dir.path()).bytes(0).unwrap();
+    let seed = xxh3_64_with_seed(&image[image.len() - 64..], image.len() as u64);
+    let sum = xxh3_64_with_seed(&bytes[36..32 + end], seed) as u32;
+    bytes[32..36].copy_from_slice(&sum.to_le_bytes());
+    fs::write(&path, bytes).unwrap();
+    for bad in [BadSamples::Halt, BadSamples::Skip { max_share: 1.0 }] {
+        let config = LoaderConfig { mode: Mode::Full, batch: 6, bad, ..config() };
+        let (_, error) = first_error(&open(dir.path()), config);
+        let text = words(&error);
+        assert!(matches!(error, Error::Sample { source: Fault::SeekPoints(_), .. }), "{text}");
+        assert!(text.contains("make them anew: `shard-imagenet seek-points"), "{text}");
+    }
+    // Two images of the same length that were exchanged.
+    make(dir.path(), 1);
+    let tar = dir.path().join("train-000000.tar");
+    let mut bytes = fs::read(&tar).unwrap();
+    let at = bytes.windows(2).rposition(|two| two == [0xff, 0xd9]).unwrap();
+    bytes[at - 3] ^= 1;
+    fs::write(&tar, bytes).unwrap();
+    let (_, error) = first_error(&open(dir.path()), LoaderConfig { batch: 6, ..config() });
+    assert!(words(&error).contains("of another image"), "{}", words(&error));
+}
+
+#[test]
+fn no_points_make_a_panic() {
+    let images = samples(6);
+    let mut decoder = Decoder::new(DecodeOptions::default()).unwrap();
+    let (mut noise, mut faults, mut same) = (1u64, 0, 0);
+    let mut next = |below: usize| {
+        noise ^= noise << 13;
+        noise ^= noise >> 7;
+        noise ^= noise << 17;
+        (noise >> 20) as usize % below
+    };
+    let mut wrong = 0;
+    for round in 0..4000 {
+        let image = &images[[0, 1, 2, 5][round % 4]].image;
+        let mut records = Vec::new();
+        decoder.seek_points(image, 8, &mut records).unwrap();
+        let (width, height) = decoder.size(image).unwrap();
+        let (x, y) = (next(width - 90), next(height - 90));
+        let crop = Crop { x, y, width: 88, height: 88 };
+        let mut rows = [vec![0; 88 * 88 * 3], vec![0; 88 * 88 * 3]];
+        let [large, small] = &mut rows;
+        decoder.view(image, |_, _| View::of(crop), 88, (&mut *large, &mut *small)).unwrap();
+        let wanted = large.clone();
+        match round % 5 {
+            0 => {
+                let at = next(records.len());
+                records[at] ^= 1 << next(8);
+            }
+            1 => records.iter_mut().for_each(|byte| *byte = next(256) as u8),
+            2 => records.truncate(next(records.len())),
+            3 => {
+                let (from, to) = (next(records.len() / 10) * 10, next(records.len() / 10) * 10);
+                records.copy_within(from..(from + 6).min(from + 10), to);
+            }
+            _ => records.rotate_left(10),
+        }
+        let every = if next(4) == 0 { 1 + next(9) as u16 } else { 8 };
+        let points = SeekPoints::new(every, &records);
+        let choose = |_, _| View::of(crop);
+        match decoder.view_seeking((image, points), choose, 88, (large, small)) {
+            Err(_) => faults += 1,
+            Ok(()) if rows[0] == wanted => same += 1,
+            Ok(()) => wrong += 1,
+        }
+    }
+    // A checksum stands before this in the file. Without it, few wrong points pass.
+    assert!(faults > 5 * wrong && same > 100, "{faults} {same} {wrong}");
+}
+
+#[test]
+fn a_stop_leaves_the_old_file_and_nothing_else() {
+    let dir = folder(12);
+    make(dir.path(), 1);
+    let before = fs::read(dir.path().join(SEEK_FILE)).unwrap();
+    let names = || {
+        let mut names: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let files = names();
+    let (stop, index) = (AtomicBool::new(false), Index::open(dir.path()).unwrap());
+    let each = |_| stop.store(true, Ordering::Relaxed);
+    let error = SeekFile::make(&index, 3, &stop, &each).unwrap_err();
+    assert!(matches!(error, Error::Stopped), "{error}");
+    assert!(fs::read(dir.path().join(SEEK_FILE)).unwrap() == before);
+    assert_eq!(names(), files);
+}
+
+#[test]
+fn a_folder_of_small_pictures_gets_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let sample = |number: u64| Sample {
+        key: format!("s{number:04}"),
+        extension: "jpg",
+        image: support::jpeg(60, 56, number, turbojpeg::Subsamp::None),
+        label: None,
+    };
+    support::write(dir.path(), &(0..20).map(sample).collect::<Vec<_>>(), 10);
+    let report = make(dir.path(), 2);
+    assert_eq!((report.pictures, report.without, report.bytes), (0, 20, 0));
+    assert!(!dir.path().join(SEEK_FILE).exists());
+}
