@@ -99,7 +99,7 @@ impl Dataset {
             Folder::Local(_) => {
                 let shards = open_shards(&index, &split)?;
                 let members = shards.iter().map(|_| OnceLock::new()).collect();
-                Source::Local { shards, members, seek: SeekFile::open(&index)? }
+                Source::Local { shards, members, seek: SeekFile::open(&index) }
             }
             Folder::Remote(remote) => {
                 if let Some(manifest) = Manifest::load_from(&folder)? {
@@ -293,6 +293,16 @@ impl Dataset {
                 seek.points(self.position(sample), record, image)
             }
             _ => Ok(SeekPoints::NONE),
+        }
+    }
+
+    /// The error of a sample whose image is sound, but not by its seek points.
+    pub(crate) fn unfit(&self, sample: SampleId, error: Error) -> Error {
+        match (&self.source, error) {
+            (Source::Local { seek: Some(seek), .. }, Error::Sample { source, .. }) => {
+                seek.unfit(self.position(sample), &source)
+            }
+            (_, error) => error,
         }
     }
 

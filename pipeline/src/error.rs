@@ -260,7 +260,7 @@ pub enum Fault {
     #[error("the JPEG data are damaged: {0}")]
     Jpeg(String),
     /// Seek points that are not this picture's.
-    #[error("its seek points do not fit ({0}); make them anew: `shard-imagenet seek-points DIR`")]
+    #[error("its seek points do not fit: {0}")]
     SeekPoints(String),
     /// A view of one's own that cannot be shown.
     #[error("{0}")]

@@ -14,14 +14,15 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
-use std::io::ErrorKind::{self, PermissionDenied, ReadOnlyFilesystem};
-use std::io::{BufWriter, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::io::{BufWriter, ErrorKind, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
+use std::time::Duration;
 
 use common::files::rename;
+use rustix::fs::OFlags;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
 
 use crate::decode::{DecodeOptions, Decoder, SeekPoints};
@@ -42,7 +43,7 @@ const EVERY: u16 = 8;
 /// Samples that a thread works on at a time.
 const BLOCK: usize = 64;
 /// The way out where the file is of no use.
-const MAKE: &str = "make it with `shard-imagenet seek-points DIR`, or remove it";
+pub const MAKE: &str = "make it with `shard-imagenet seek-points DIR`, or remove it";
 
 /// The seek points of a folder's samples, on disk.
 #[derive(Debug)]
@@ -54,11 +55,14 @@ pub struct SeekFile {
 }
 
 /// What [`SeekFile::make`] made.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SeekReport {
+    /// Where it is; of no file where no image has points.
+    pub path: PathBuf,
     /// JPEGs that have points.
     pub pictures: u64,
-    /// Samples that have none because they are small, or no JPEGs of one scan of Huffman codes.
+    /// Samples that have none because they are small, have restart markers that are near, or are no JPEGs of one
+    /// scan of Huffman codes.
     pub without: u64,
     /// JPEGs that cannot be decoded.
     pub damaged: u64,
@@ -67,58 +71,81 @@ pub struct SeekReport {
 }
 
 impl SeekFile {
-    /// Opens the file of a folder of this machine; none where there is none. One that was made for another
-    /// index, or is damaged, is as good as none: what is decoded is the same, and a warning says so.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn open(index: &Index) -> Result<Option<Self>, Error> {
-        for path in index.places(SEEK_FILE, CACHED).unwrap_or_default() {
-            let file = match File::open(&path) {
-                Ok(file) => file,
-                Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                Err(error) => return Err(Error::io("open", &path)(error)),
-            };
-            match Self::read(index, &path, file)? {
-                Ok(found) => return Ok(Some(found)),
-                Err(problem) => tracing::warn!("{}: {problem}: not used; {MAKE}", path.display()),
-            }
-        }
-        Ok(None)
+    /// Opens the file of a folder of this machine; none where there is none. One that cannot be read, was
+    /// made for another index, or is damaged, is as good as none: what is decoded is the same, and a warning
+    /// says so.
+    pub fn open(index: &Index) -> Option<Self> {
+        Self::find(index).unwrap_or_else(|problem| {
+            tracing::warn!("{problem}: not used; {MAKE}");
+            None
+        })
     }
 
-    fn read(index: &Index, path: &Path, file: File) -> Result<Result<Self, &'static str>, Error> {
-        let length = file.metadata().map_err(Error::io("read", path))?.len();
+    /// The same, but with an error of what cannot be used.
+    ///
+    /// # Errors
+    /// The words for a person.
+    pub fn find(index: &Index) -> Result<Option<Self>, String> {
+        let mut refused = None;
+        for (number, path) in index.places(SEEK_FILE, CACHED).unwrap_or_default().iter().enumerate()
+        {
+            let said = |what: &dyn std::fmt::Display| format!("{}: {what}", path.display());
+            // Of a pipe, the opening would wait for a writer.
+            let file = match std::fs::metadata(path) {
+                Ok(file) if !file.is_file() => Err("it is no regular file".to_owned()),
+                Ok(_) => File::open(path).map_err(|error| error.to_string()),
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                // Many folders have nothing in a cache that cannot be asked.
+                Err(_) if number > 0 => continue,
+                Err(error) => Err(error.to_string()),
+            };
+            match file.and_then(|file| Self::read(index, path, file)) {
+                Ok(found) => return Ok(Some(found)),
+                Err(problem) => refused = refused.or(Some(said(&problem))),
+            }
+        }
+        refused.map_or(Ok(None), Err)
+    }
+
+    fn read(index: &Index, path: &Path, file: File) -> Result<Self, String> {
+        let words = |error: std::io::Error| error.to_string();
+        let length = file.metadata().map_err(words)?.len();
         let table = index.len() as u64 * 8 + 8;
         let Some(table_at) = length.checked_sub(table).filter(|&at| at >= HEADER as u64) else {
-            return Ok(Err("it is cut, or made for another index"));
+            return Err("it is cut, or made for another index".into());
         };
         let mut head = [0; HEADER];
         let mut tail = vec![0; table as usize];
-        file.read_exact_at(&mut head, 0).map_err(Error::io("read", path))?;
-        file.read_exact_at(&mut tail, table_at).map_err(Error::io("read", path))?;
+        file.read_exact_at(&mut head, 0).map_err(words)?;
+        file.read_exact_at(&mut tail, table_at).map_err(words)?;
         if &head[..8] != MAGIC {
-            return Ok(Err("it is no file of seek points"));
+            return Err("it is no file of seek points".into());
         }
         if u32_at(&head, 8) != VERSION {
-            return Ok(Err("it is of another version of this program"));
+            return Err("it is of another version of this program".into());
         }
         if (u64_at(&head, 16), u64_at(&head, 24)) != (index.len() as u64, index.fingerprint()) {
-            return Ok(Err("it was made for another index"));
+            return Err("it was made for another index".into());
         }
         let (table, checksum) = tail.split_at(tail.len() - 8);
         if checksum_of(&head, table) != u64_at(checksum, 0) {
-            return Ok(Err("its checksum does not match: it is damaged or cut"));
+            return Err("its checksum does not match: it is damaged or cut".into());
         }
         let ends: Vec<u64> =
             table.as_chunks().0.iter().map(|end| u64::from_le_bytes(*end)).collect();
-        let sorted =
-            ends.is_sorted() && ends.last().is_none_or(|&end| end == table_at - HEADER as u64);
+        // No record is longer than points at every MCU of as many as the image may have bytes for.
+        let fits = |sample: usize| {
+            let start = sample.checked_sub(1).map_or(0, |before| ends[before]);
+            let length = index.record(sample).entry.length;
+            ends[sample].wrapping_sub(start) <= CHECKSUM as u64 + 16 * u64::from(length)
+        };
+        let whole = ends.last().is_none_or(|&end| end == table_at - HEADER as u64);
+        let sound = whole && ends.is_sorted() && (0..ends.len()).all(fits);
         match u16::try_from(u32_at(&head, 12)) {
-            Ok(every) if every > 0 && sorted => {
-                Ok(Ok(Self { path: path.to_path_buf(), file, every, ends }))
+            Ok(every) if every > 0 && sound => {
+                Ok(Self { path: path.to_path_buf(), file, every, ends })
             }
-            _ => Ok(Err("it is damaged")),
+            _ => Err("it is damaged".into()),
         }
     }
 
@@ -190,26 +217,41 @@ impl SeekFile {
     }
 
     fn damaged(&self, sample: usize) -> Error {
-        let what =
-            format!("the points of sample {sample} are damaged, or of another image; {MAKE}");
+        self.error(sample, "are damaged, or of another image")
+    }
+
+    /// The error of points that are sound and do not fit.
+    pub(crate) fn unfit(&self, sample: usize, fault: &Fault) -> Error {
+        self.error(sample, &format!("are of another image: {fault}"))
+    }
+
+    fn error(&self, sample: usize, what: &str) -> Error {
+        let what = format!("the points of sample {sample} {what}; {MAKE}");
         Error::format(&self.path, self.bytes_of(sample).0, what)
     }
 
-    /// What is wrong with the points of a sample, of which `image` is the file.
+    /// What is wrong with the points of a sample, of which `image` is the file: their checksum, or, with a
+    /// decoder, that they are others than it makes.
     ///
     /// # Errors
     /// The words for a person.
-    pub fn verify(&self, sample: usize, image: &[u8], decoder: &mut Decoder) -> Result<(), String> {
+    pub fn verify(
+        &self,
+        sample: usize,
+        image: &[u8],
+        decoder: Option<&mut Decoder>,
+    ) -> Result<(), String> {
         let (mut found, mut wanted) = (Vec::new(), Vec::new());
         let end = self.read_behind(sample, &mut found, 0).map_err(|error| error.to_string())?;
         let points =
             self.points(sample, &found[..end], image).map_err(|error| error.to_string())?;
+        let Some(decoder) = decoder else { return Ok(()) };
         if decoder.seek_points(image, self.every, &mut wanted).is_err() {
             wanted.clear();
         }
         match points.records() == wanted {
             true => Ok(()),
-            false => Err(format!("has other seek points than {SEEK_FILE} says; {MAKE}")),
+            false => Err(self.error(sample, "are others than its image has").to_string()),
         }
     }
 
@@ -240,21 +282,37 @@ impl SeekFile {
             {
                 std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
             }
-            let made = aside(&path).and_then(|(file, temporary)| {
-                let made = fill(index, threads, (stop, each), (file, &temporary, &path));
-                made.inspect_err(|_| drop(std::fs::remove_file(&temporary)))
-            });
-            match made {
-                Err(Error::Io { source, action, path })
-                    if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem)
-                        && refused.is_none() =>
-                {
-                    refused = Some(Error::Io { source, action, path });
+            let (file, temporary) = match aside(&path) {
+                Ok(aside) => aside,
+                Err(error) if unwritable(&error) && refused.is_none() => {
+                    refused = Some(error);
+                    continue;
                 }
-                made => return made,
+                Err(error) => return Err(error),
+            };
+            // Of the same open file, so it is locked until what is left of it is gone.
+            let lock = file.try_clone().map_err(Error::io("create", &temporary))?;
+            let made = fill(index, threads, (stop, each), (file, &temporary, &path));
+            if made.is_err() && is(&lock, &temporary) {
+                let _ = std::fs::remove_file(&temporary);
             }
+            return made;
         }
         Err(refused.unwrap_or(Error::Stopped))
+    }
+}
+
+fn unwritable(error: &Error) -> bool {
+    let Error::Io { source, .. } = error else { return false };
+    matches!(source.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem)
+}
+
+/// Whether a file has this name.
+fn is(file: &File, path: &Path) -> bool {
+    let place = |file: std::fs::Metadata| (file.dev(), file.ino());
+    match (file.metadata(), std::fs::symlink_metadata(path)) {
+        (Ok(file), Ok(named)) => place(file) == place(named),
+        _ => false,
     }
 }
 
@@ -264,9 +322,14 @@ fn aside(path: &Path) -> Result<(File, PathBuf), Error> {
     let temporary = temporary_beside(path);
     let io = || Error::io("create", &temporary);
     loop {
+        // Neither through a link nor to a pipe, which is no file of ours.
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
         let mut options = File::options();
-        let file =
-            options.write(true).create(true).truncate(false).open(&temporary).map_err(io())?;
+        let options = options.write(true).create(true).truncate(false).custom_flags(flags);
+        let file = options.open(&temporary).map_err(io())?;
+        if !file.metadata().map_err(io())?.is_file() {
+            return Err(io()(std::io::Error::other("it is there and no regular file")));
+        }
         // A file system without locks has none to ask.
         if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
             return Err(Error::Foreign {
@@ -276,8 +339,7 @@ fn aside(path: &Path) -> Result<(File, PathBuf), Error> {
             });
         }
         // That process may have finished it since.
-        let inode = file.metadata().map_err(io())?.ino();
-        if std::fs::metadata(&temporary).is_ok_and(|there| there.ino() == inode) {
+        if is(&file, &temporary) {
             file.set_len(0).map_err(io())?;
             return Ok((file, temporary));
         }
@@ -306,7 +368,7 @@ fn fill(
     let file = out.into_inner().map_err(|error| io(error.into_error()))?;
     file.sync_all().map_err(io)?;
     rename(temporary, path).map_err(io)?;
-    Ok(report)
+    Ok(SeekReport { path: path.to_path_buf(), ..report })
 }
 
 fn checksum_of(head: &[u8], table: &[u8]) -> u64 {
@@ -346,7 +408,8 @@ fn write(
     out.write_all(&head).map_err(io)?;
     let shards =
         (0..index.shards().len()).map(|n| index.shard(n)).collect::<Result<Vec<_>, _>>()?;
-    let (next, ended) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let (next, taken) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let ended = AtomicBool::new(false);
     let (sender, blocks) = mpsc::sync_channel(2 * threads.max(1));
     let work = |sender: mpsc::SyncSender<(usize, Result<Block, Error>)>| {
         let no_memory = |fault: Fault| Error::Memory { bytes: 0, reason: fault.to_string() };
@@ -355,6 +418,13 @@ fn write(
             let number = next.fetch_add(1, Ordering::Relaxed);
             if number * BLOCK >= index.len() || ended.load(Ordering::Relaxed) {
                 return;
+            }
+            // So that no more is held than that while one block takes long.
+            while number > taken.load(Ordering::Relaxed) + 16 * threads.max(1) {
+                if ended.load(Ordering::Relaxed) {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(1));
             }
             let made = match &mut decoder {
                 Ok(decoder) => block(index, &shards, number, decoder, (stop, each)),
@@ -379,6 +449,7 @@ fn write(
                 early.insert(number, block?);
                 while let Some(Block { records, lengths, report: part }) = early.remove(&wanted) {
                     wanted += 1;
+                    taken.store(wanted, Ordering::Relaxed);
                     out.write_all(&records).map_err(io)?;
                     for length in lengths {
                         end += length as u64;
@@ -391,11 +462,11 @@ fn write(
             }
             Ok(())
         };
-        let taken = take();
+        let result = take();
         // Threads that wait to send find nobody, and the others no more work.
         ended.store(true, Ordering::Relaxed);
         drop(blocks);
-        taken?;
+        result?;
         out.write_all(&table).map_err(io)?;
         out.write_all(&checksum_of(&head, &table).to_le_bytes()).map_err(io)?;
         report.bytes = HEADER as u64 + end + table.len() as u64 + 8;

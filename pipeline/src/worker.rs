@@ -167,6 +167,9 @@ impl<'a> Worker<'a> {
         if self.files.len() > KEPT {
             self.files = Vec::new();
         }
+        if self.points.len() > KEPT {
+            self.points = Vec::new();
+        }
         self.ends.clear();
         let (data, mut end) = (&self.shared.data, (0, 0));
         for &sample in &self.samples {
@@ -179,13 +182,27 @@ impl<'a> Worker<'a> {
         for (at, row) in run.rows().enumerate() {
             let end = self.ends[at];
             let Self { shared, tally, decoder, files, points, samples, .. } = self;
-            let image = &files[start.0..end.0];
-            let points = shared.data.seek_points(samples[at], &points[start.1..end.1], image)?;
-            let file = (image, points);
+            let (image, record) = (&files[start.0..end.0], &points[start.1..end.1]);
             start = end;
             let shown = (row, samples[at], epoch);
-            if let Err(error) = show(shared, tally, decoder, (&mut *run, shown), file) {
-                self.substitute(run, shown, error)?;
+            let points = shared.data.seek_points(samples[at], record, image);
+            let unfit = match points {
+                Ok(points) => {
+                    match show(shared, tally, decoder, (&mut *run, shown), (image, points)) {
+                        Ok(()) => continue,
+                        Err(error) => error,
+                    }
+                }
+                Err(error) => error,
+            };
+            // An image that is damaged has other points: without them it shows which of the two it is.
+            let plain = (image, SeekPoints::NONE);
+            match record.is_empty() {
+                true => self.substitute(run, shown, unfit)?,
+                false => match show(shared, tally, decoder, (&mut *run, shown), plain) {
+                    Ok(()) => return Err(shared.data.unfit(samples[at], unfit)),
+                    Err(error) => self.substitute(run, shown, error)?,
+                },
             }
         }
         Ok(())
@@ -224,9 +241,7 @@ impl<'a> Worker<'a> {
         let Shared { data, config, ahead, .. } = self.shared;
         let mut sample = drawn;
         for tries in 1..=100 {
-            // Points that do not fit are no fault of the image.
-            let points = matches!(error, Error::Sample { source: Fault::SeekPoints(_), .. });
-            if config.bad == BadSamples::Halt || points {
+            if config.bad == BadSamples::Halt {
                 break;
             }
             self.shared.bad().push(Bad { batch: run.batch(), row, sample, error });

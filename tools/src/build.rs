@@ -636,7 +636,6 @@ impl<'a> Writer<'a> {
         Ok((index, rejected, odd))
     }
 
-    /// Writes what describes the shards, and gives the folder its name.
     /// Of a folder that has its index. A stop is one of the build: the same command goes on from here.
     fn seek_points(&self, dir: &Path) -> Result<(), Error> {
         let Run { threads, interrupted, .. } = *self.run;
@@ -647,6 +646,7 @@ impl<'a> Writer<'a> {
         }
     }
 
+    /// Writes what describes the shards, and gives the folder its name.
     fn publish(mut self, fingerprint: String) -> Result<Report, Error> {
         let (index, rejected, odd) = self.index()?;
         self.report.skipped = self.plan.catalog.skipped.clone();

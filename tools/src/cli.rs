@@ -491,16 +491,20 @@ fn run_seek_points(args: SeekArgs) -> anyhow::Result<()> {
     let SeekArgs { dir, threads } = args;
     let stop = Arc::new(AtomicBool::new(false));
     signals::set_on_signal(&stop).context("cannot listen for signals")?;
-    let SeekReport { pictures, without, damaged, bytes } =
+    let SeekReport { path, pictures, without, damaged, bytes } =
         seek_points(&dir, cores(threads), &stop)?;
-    let mut text = format!(
-        "{}: {pictures} JPEGs have seek points, {}; {without} images have none (small, PNG or progressive)\n",
-        dir.display(),
-        indicatif::HumanBytes(bytes),
-    );
+    let mut text = format!("{}: {pictures} JPEGs have seek points", dir.display());
+    if pictures > 0 {
+        text += &format!(", {} in {}", indicatif::HumanBytes(bytes), path.display());
+    }
+    if without > 0 {
+        let why = "small, with restart markers, progressive or no JPEG";
+        text += &format!("; {without} images need none, or can have none ({why})");
+    }
+    text += "\n";
     if damaged > 0 {
         text += &format!(
-            "{damaged} images are damaged and have none: `shard-imagenet verify --deep` names them\n"
+            "{damaged} images cannot be decoded: `shard-imagenet verify --deep` says why\n"
         );
     }
     print(text.as_bytes())

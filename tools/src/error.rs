@@ -37,7 +37,7 @@ pub enum Error {
         mend: &'static str,
     },
     /// A finished data folder that is not sound.
-    #[error("{}: {problems} problem(s) found, the first: {first}; build the folder again", dir.display())]
+    #[error("{}: {problems} problem(s) found, the first: {first}{mend}", dir.display())]
     Unsound {
         /// The data folder.
         dir: PathBuf,
@@ -45,6 +45,8 @@ pub enum Error {
         problems: usize,
         /// The first of them.
         first: String,
+        /// What the user can do, where the problems do not say it.
+        mend: &'static str,
     },
     /// The operating system refused something.
     #[error("{}: cannot {doing}", path.display())]

@@ -87,7 +87,7 @@ const SIDES: [u64; 9] = [0, 32, 64, 128, 256, 320, 384, 512, 1024];
 /// One of them is missing or damaged.
 pub fn inspect(dir: &Path) -> Result<Summary, Error> {
     let index = Index::open(dir)?;
-    let seek_points = SeekFile::open(&index)?.map_or(0, |file| file.pictures());
+    let seek_points = SeekFile::open(&index).map_or(0, |file| file.pictures());
     let summary = if index.is_scanned() {
         let labels = (0..index.len()).filter_map(|sample| index.record(sample).label);
         let classes = match index.classes()? {

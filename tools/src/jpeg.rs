@@ -5,8 +5,9 @@ use pipeline::jpeg::Header;
 /// Shorter intervals cost more bytes than a crop saves.
 const LEAST_INTERVAL: usize = 4;
 
-/// Below this many pixels on a side an image has no restart markers.
-const SMALL_SIDE: usize = 128;
+/// Below this many pixels on a side an image has no restart markers, nor Huffman tables of its own where it is
+/// encoded.
+pub(crate) const SMALL_SIDE: u32 = 128;
 
 /// The restart interval in MCUs that makes crops cheap to decode, 0 for none: the largest divisor
 /// of a row that spans at most 128 pixels and at least four MCUs, else the whole row. Crops of small
@@ -15,7 +16,7 @@ const SMALL_SIDE: usize = 128;
 /// # Source
 /// Ours, measured: a divisor lets whole columns be left out, and shorter intervals cost bytes.
 pub fn restart_interval(header: &Header) -> u16 {
-    if header.width.min(header.height) < SMALL_SIDE {
+    if header.width.min(header.height) < SMALL_SIDE as usize {
         return 0;
     }
     let (across, _) = header.unit();

@@ -12,7 +12,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::Error;
 use crate::catalog::Raw;
 use crate::formats::{self, Foreign, Picture};
-use crate::jpeg::restart_interval;
+use crate::jpeg::{SMALL_SIDE, restart_interval};
 use crate::transform::{Rewriter, Verdict};
 
 /// Larger images are rejected: decoding a progressive one takes 9 bytes a pixel at the worst, and a
@@ -105,7 +105,6 @@ impl Recoder {
         let mut compressor = Compressor::new()?;
         compressor.set_quality(coding.quality.into())?;
         compressor.set_subsamp(Subsamp::None)?;
-        compressor.set_optimize(true)?;
         let (rewriter, resizer) = (Rewriter::new(MAX_PIXELS)?, resize::Resizer::new());
         let judge = Judge::new(MAX_PIXELS.into()).map_err(Error::Decoder)?;
         Ok(Self { coding, rewriter, decoder: decoder()?, judge, compressor, resizer })
@@ -324,6 +323,9 @@ impl Recoder {
             )?;
             return Ok(Coded { bytes, extension: "png", width, height, oddity });
         }
+        // The standard tables cost a small file some bytes. Training keeps them from one file to the next, where
+        // those of each file's own take a fifth of its decoding to make ready.
+        self.compressor.set_optimize(width.min(height) >= SMALL_SIDE)?;
         let bytes = self.compressor.compress_to_vec(Image {
             pixels,
             width: width as usize,

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use pipeline::decode::Decoder;
 use pipeline::index::{Classes, Format, Index, Manifest};
 use pipeline::jpeg::Header;
-use pipeline::seek::SeekFile;
+use pipeline::seek::{MAKE, SEEK_FILE, SeekFile};
 use pipeline::shard::Shard;
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
@@ -43,6 +43,10 @@ impl Verdict {
                 dir: dir.to_path_buf(),
                 problems: self.problems.len(),
                 first: first.clone(),
+                mend: match self.problems.iter().all(|problem| problem.contains(SEEK_FILE)) {
+                    true => "", // they say it themselves
+                    false => "; build the folder again",
+                },
             }),
         }
     }
@@ -75,7 +79,10 @@ pub fn verify(dir: &Path, depth: Depth, threads: usize) -> Result<Verdict, Error
             Some(classes.0.len())
         }
     };
-    let seek = SeekFile::open(&index)?;
+    let seek = SeekFile::find(&index).unwrap_or_else(|problem| {
+        verdict.problems.push(format!("{problem}; {MAKE}"));
+        None
+    });
     verdict.seek_points = seek.as_ref().map_or(0, SeekFile::pictures);
     let progress = Progress::start("verifying", 0, Some(index.len() as u64));
     let next = AtomicUsize::new(0);
@@ -88,8 +95,9 @@ pub fn verify(dir: &Path, depth: Depth, threads: usize) -> Result<Verdict, Error
                 return Ok(done);
             }
             progress.on(&index.shards()[number].name);
-            let pixels = (depth == Depth::Pixels).then_some((&mut decoder, seek.as_ref()));
-            done.push((number, check_shard(&index, number, classes, pixels, &progress)));
+            let decoder = (depth == Depth::Pixels).then_some(&mut decoder);
+            let of = (&index, seek.as_ref(), number);
+            done.push((number, check_shard(of, classes, decoder, &progress)));
         }
     };
     let mut checked = std::thread::scope(|scope| {
@@ -146,10 +154,9 @@ fn compare(index: &Index, manifest: &Manifest, classes: &Classes, problems: &mut
 }
 
 fn check_shard(
-    index: &Index,
-    number: usize,
+    (index, seek, number): (&Index, Option<&SeekFile>, usize),
     classes: Option<usize>,
-    mut pixels: Option<(&mut Decoder, Option<&SeekFile>)>,
+    mut decoder: Option<&mut Decoder>,
     progress: &Progress,
 ) -> Checked {
     let mut checked = Checked::default();
@@ -165,9 +172,10 @@ fn check_shard(
     for sample in record.samples.clone() {
         let sound = check_sample(index, sample, classes, &shard, &mut image);
         let result = sound.and_then(|()| {
-            let Some((decoder, seek)) = &mut pixels else { return Ok(()) };
-            decoder.decode(&image).map_err(|fault| reason(&fault))?;
-            seek.map_or(Ok(()), |seek| seek.verify(sample, &image, decoder))
+            if let Some(decoder) = &mut decoder {
+                decoder.decode(&image).map_err(|fault| reason(&fault))?;
+            }
+            seek.map_or(Ok(()), |seek| seek.verify(sample, &image, decoder.as_deref_mut()))
         });
         match result {
             Ok(()) => checked.hashes.push((sample, xxh3_128(&image))),

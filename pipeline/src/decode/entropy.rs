@@ -68,8 +68,9 @@ const END: u32 = 1 << 6;
 const LIMIT: u32 = 18;
 /// Entries of [`Lookup::many`] that the bits of one refill are enough for.
 const READY: u32 = 56 / LIMIT;
-/// Blocks of a picture from which on [`Lookup::many`] of its AC tables is filled. Ours: below, at the 24
-/// to 48 of 32 x 32 pixels, filling was seen to cost more than it saves; where it begins to pay is a guess.
+/// Blocks that a table is for, of one picture or of several that follow each other, from which on
+/// [`Lookup::many`] of an AC table is filled. Ours: below, at the 24 to 48 of 32 x 32 pixels, filling was seen to
+/// cost more than it saves; where it begins to pay is a guess.
 const WORTH_PAIRS: usize = 128;
 /// The entry of [`Lookup::many`] for bits that [`Lookup::one`] must be asked about.
 const UNKNOWN: u64 = 127 << 24;
@@ -99,6 +100,8 @@ struct Lookup {
     set: bool,
     pairs: bool,
     skips: bool,
+    /// Blocks that it was made ready for.
+    blocks: usize,
     /// By the next bits: value << 16 | run << 8 | length of code and value, where they are no
     /// longer than the bits; else symbol << 8 | `SPECIAL` | length of the code, 0 where that is
     /// longer. Of AC tables the symbols without a value are special too.
@@ -133,6 +136,7 @@ impl Lookup {
         set: false,
         pairs: false,
         skips: false,
+        blocks: 0,
         one: [SPECIAL; 1 << PEEK],
         many: [0; 1 << PEEK],
         skip: [0; 1 << PEEK],
@@ -142,9 +146,9 @@ impl Lookup {
         symbols: [0; 256],
     };
 
-    /// Makes a table ready, and of an AC table `many` and `skip` if asked: without the first, each
-    /// code is read by `one`. Nothing is done where it is the last picture's.
-    fn prepare(&mut self, table: &Table, dc: bool, pairs: bool, skip: bool) {
+    /// Makes a table ready for so many blocks, and of an AC table `skip` if asked, and `many` where that pays:
+    /// without it, each code is read by `one`. Nothing is done twice where it is the last picture's.
+    fn prepare(&mut self, table: &Table, dc: bool, blocks: usize, skip: bool) {
         if !self.set || self.lengths != table.lengths || self.symbols != table.symbols {
             self.set(table, dc);
             if dc {
@@ -152,9 +156,10 @@ impl Lookup {
             } else {
                 self.many.fill(UNKNOWN);
             }
-            (self.set, self.pairs, self.skips) = (true, false, false);
+            (self.set, self.pairs, self.skips, self.blocks) = (true, false, false, 0);
         }
-        if pairs && !self.pairs {
+        self.blocks = self.blocks.saturating_add(blocks);
+        if !dc && self.blocks >= WORTH_PAIRS && !self.pairs {
             self.set_pairs();
             self.pairs = true;
         }
@@ -591,13 +596,13 @@ impl Entropy {
             layout.blocks().iter().any(|block| usize::from(table(block)) == n)
         };
         let thin = layout.blocks().iter().any(|block| block.detail == 0);
-        let pairs = part.columns * part.rows * layout.blocks().len() >= WORTH_PAIRS;
+        let blocks = part.columns * part.rows * layout.blocks().len();
         for n in 0..4 {
             if used(|block| block.dc, n) {
-                self.dc[n].prepare(&layout.dc[n], true, false, false);
+                self.dc[n].prepare(&layout.dc[n], true, blocks, false);
             }
             if used(|block| block.ac, n) {
-                self.ac[n].prepare(&layout.ac[n], false, pairs, skips || thin);
+                self.ac[n].prepare(&layout.ac[n], false, blocks, skips || thin);
             }
         }
         Ok(Scan {
@@ -699,7 +704,8 @@ impl Scan<'_> {
         Ok(())
     }
 
-    /// Reads the whole picture and writes its seek points, one at every so many MCUs.
+    /// Reads the whole picture and writes its seek points, one at every so many MCUs; none where fill bytes
+    /// stand in the data or these are beyond 512 MiB.
     pub(super) fn write_points(&mut self, every: usize, out: &mut Vec<u8>) -> Result<(), Fault> {
         let components = components(&self.layout);
         // A byte of the data, and how many there are before it without the stuffed ones.
@@ -712,10 +718,19 @@ impl Scan<'_> {
             }
             let bits = 8 * (self.passed + self.bits.at) - self.bits.count as usize;
             while clean < bits / 8 {
-                raw = behind(self.data, raw);
-                clean += 1;
+                let next = behind(self.data, raw);
+                if next - raw > 2 {
+                    // Fill bytes, which no encoder writes: the data cannot be measured from a point on.
+                    out.clear();
+                    return Ok(());
+                }
+                (raw, clean) = (next, clean + 1);
             }
-            Point { byte: raw, bit: (bits % 8) as u32, dc: self.dc }.write(components, out)?;
+            let point = Point { byte: raw, bit: (bits % 8) as u32, dc: self.dc };
+            if point.write(components, out).is_none() {
+                out.clear();
+                return Ok(());
+            }
         }
         self.finish()
     }

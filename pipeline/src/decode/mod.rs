@@ -350,13 +350,15 @@ impl Decoder {
         })?;
         window.stretches = stretches;
         let View { flip, shift: (right, down), .. } = seen;
-        let rows = (&mut *large, &mut *small);
-        self.resizer.resize(&mut self.pixels, &window, flip, side, rows);
-        if seen.shift != (0, 0) {
-            self.spare.clear();
-            self.spare.extend_from_slice(large);
+        let Self { resizer, pixels, spare, .. } = self;
+        if seen.shift == (0, 0) {
+            resizer.resize(pixels, &window, flip, side, (large, small));
+        } else {
+            grow(spare, large.len());
+            let spare = &mut spare[..large.len()];
+            resizer.resize(pixels, &window, flip, side, (&mut *spare, &mut []));
             let right = if flip { -right } else { right };
-            shift_mirrored(&self.spare, (right, down), side, large);
+            shift_mirrored(spare, (right, down), side, large);
             shrink(large, side, small);
         }
         self.forget_giants();

@@ -47,6 +47,10 @@ impl Resizer {
         side: usize,
         (large, small): (&mut [u8], &mut [u8]),
     ) {
+        if window.stretches(side) == [Stretch::whole(side, side); 2] {
+            copy(pixels, window, mirrored, side, large);
+            return shrink(large, side, small);
+        }
         #[cfg(target_arch = "x86_64")]
         if let Some(fast) = &mut self.fast
             && window.stretches(side)[1].most_taps(self.filter.support()) <= avx2::MOST_TAPS
@@ -92,6 +96,18 @@ impl Resizer {
         if self.lines.capacity() > KEPT {
             self.lines = Vec::new();
         }
+    }
+}
+
+/// What resizing comes to where the crop has the row's size.
+fn copy(pixels: &[u8], window: &Window, mirrored: bool, side: usize, large: &mut [u8]) {
+    let Crop { x, y, .. } = window.inner;
+    let lines = pixels[y * 3 * window.width..].chunks(3 * window.width);
+    for (line, out) in lines.zip(large.chunks_exact_mut(3 * side)) {
+        out.copy_from_slice(&line[3 * x..][..3 * side]);
+    }
+    if mirrored {
+        flip(large, side);
     }
 }
 
@@ -149,6 +165,8 @@ mod avx2 {
     pub(super) const MOST_TAPS: usize = 256;
     /// Bytes of a vector.
     const LANES: usize = 32;
+    /// Rows of so many bytes and more are written past the caches. Ours: of smaller ones a batch stays in them.
+    const PAST: usize = 32 << 10;
 
     /// The weights of an axis in two parts, each for sums of pairs.
     #[derive(Debug, Default)]
@@ -261,6 +279,7 @@ mod avx2 {
                 last: inner.height - 1,
             };
             let halved = large.len() == 4 * small.len() && side.is_multiple_of(16);
+            let past = large.len() >= PAST;
             let mut next = self.down.starts[0];
             for (four, large) in large.chunks_mut(LINES * 3 * side).enumerate() {
                 let values = LINES * four..LINES * four + large.len() / (3 * side);
@@ -273,7 +292,10 @@ mod avx2 {
                     }
                     let mut made = self.made.chunks_exact(made_gap).map(|line| &line[..3 * side]);
                     for (line, large) in made.clone().zip(large.chunks_exact_mut(3 * side)) {
-                        stream(line, large);
+                        match past {
+                            true => stream(line, large),
+                            false => large.copy_from_slice(line),
+                        }
                     }
                     if halved {
                         let small = &mut small[LINES * 3 * side / 4 * four..];
@@ -286,8 +308,10 @@ mod avx2 {
                 }
             }
             // Before another thread is told of the row.
-            // SAFETY: there since before AVX2.
-            unsafe { _mm_sfence() };
+            if past {
+                // SAFETY: there since before AVX2.
+                unsafe { _mm_sfence() };
+            }
             if !halved {
                 shrink(large, side, small);
             }

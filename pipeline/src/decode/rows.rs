@@ -50,10 +50,18 @@ pub(super) fn shift_mirrored(
         let at = at.abs();
         (if at > last { (2 * last - at).max(0) } else { at }) as usize
     };
+    // What is left and right of the part that moves as it is.
+    let (left, cut) = (right.max(0) as usize, (-right).max(0) as usize);
+    let (left, end) = (left.min(side), side.saturating_sub(cut));
     for (y, line) in to.chunks_exact_mut(side * 3).enumerate() {
         let source = &from[mirror(y as isize - down) * side * 3..][..side * 3];
-        for (x, pixel) in line.chunks_exact_mut(3).enumerate() {
-            pixel.copy_from_slice(&source[mirror(x as isize - right) * 3..][..3]);
+        if left < end {
+            let first = (left as isize - right) as usize * 3;
+            line[3 * left..3 * end].copy_from_slice(&source[first..][..3 * (end - left)]);
+        }
+        for x in (0..left).chain(end.max(left)..side) {
+            let first = mirror(x as isize - right) * 3;
+            line[3 * x..3 * x + 3].copy_from_slice(&source[first..first + 3]);
         }
     }
 }

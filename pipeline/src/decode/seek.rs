@@ -24,15 +24,15 @@ pub(super) struct Point {
 }
 
 impl Point {
-    /// Appends the record of a point of so many components. The place must be below 512 MiB.
-    pub(super) fn write(&self, components: usize, out: &mut Vec<u8>) -> Result<(), Fault> {
+    /// Appends the record of a point of so many components; none where the place is beyond 512 MiB.
+    pub(super) fn write(&self, components: usize, out: &mut Vec<u8>) -> Option<()> {
         let bits = u64::from(self.bit) + 8 * self.byte as u64;
-        let bits = u32::try_from(bits).map_err(|_| Fault::Jpeg("more than 512 MiB".into()))?;
+        let bits = u32::try_from(bits).ok()?;
         out.extend_from_slice(&bits.to_le_bytes());
         for &level in &self.dc[..components] {
             out.extend_from_slice(&(level as i16).to_le_bytes());
         }
-        Ok(())
+        Some(())
     }
 }
 

@@ -41,7 +41,8 @@ fn a_build_that_keeps_its_files_makes_seek_points_and_rewritten_files_need_none(
     let before = contents(&kept);
     let ran = run(&["seek-points", text(&kept)]).ok();
     assert!(ran.out.contains("12 JPEGs have seek points"), "{}", ran.out);
-    assert!(ran.out.contains("4 images have none"), "{}", ran.out);
+    assert!(ran.out.contains("4 images need none, or can have none"), "{}", ran.out);
+    assert!(ran.out.contains(text(&kept.join(FILE))), "{}", ran.out);
     assert_eq!(contents(&kept), before);
     let ran = run(&["verify", "--deep", text(&kept)]).ok();
     assert!(ran.out.contains("12 have seek points"), "{}", ran.out);
@@ -49,15 +50,23 @@ fn a_build_that_keeps_its_files_makes_seek_points_and_rewritten_files_need_none(
     let json: Value = serde_json::from_str(&ran.out).expect("JSON");
     assert_eq!(json["seek_points"], 12);
     assert!(run(&["inspect", text(&kept)]).ok().out.contains("12 images have seek points"));
-    // One that is damaged is told of.
-    let mut bytes = before[FILE].clone();
-    bytes[40] ^= 1;
-    write(kept.join(FILE), bytes);
-    run(&["verify", text(&kept)]).ok();
-    run(&["verify", "--deep", text(&kept)]).refused("the points of sample 0 are damaged");
-    // And one of another folder, which is not used.
-    write(kept.join(FILE), &before[FILE][..100]);
-    let ran = run(&["verify", "--deep", text(&kept)]).ok();
+    // One that is damaged, or of another folder, is told of, and how to mend it.
+    let mut other = before[FILE].clone();
+    other[40] ^= 1;
+    for (bytes, what) in
+        [(&other[..], "the points of sample 0 are damaged"), (&before[FILE][..100], "it is cut")]
+    {
+        write(kept.join(FILE), bytes);
+        for depth in [&["verify"][..], &["verify", "--deep"]] {
+            let ran = run(&[depth, &[text(&kept)]].concat()).refused(what);
+            assert!(
+                ran.err.contains("or remove it") && !ran.err.contains("build the folder again"),
+                "{}",
+                ran.err
+            );
+        }
+    }
+    let ran = run(&["inspect", text(&kept)]).ok();
     assert!(
         ran.err.contains("not used") && ran.err.contains("shard-imagenet seek-points"),
         "{}",
@@ -86,6 +95,13 @@ fn shards_of_another_program_get_seek_points_and_stay_as_they_are() {
     assert_eq!(names(&source), ["index.bin", FILE, "train-0.tar"]);
     assert_eq!(samples(&source), before);
     run(&["verify", "--deep", text(&source)]).ok();
+    // A home that is none, as of many services, stops nothing.
+    for home in ["/dev/null", "/nowhere"] {
+        let mut command = program(&["verify", text(&source)]);
+        let output =
+            command.env_remove("XDG_CACHE_HOME").env("HOME", home).output().expect("it starts");
+        assert!(output.status.success(), "{output:?}");
+    }
     run(&["seek-points", "http://127.0.0.1:9/x"]).refused("folders of this machine");
     run(&["seek-points", text(&dir.path().join("nothing"))]).refused("nothing");
 }
