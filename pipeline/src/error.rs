@@ -68,13 +68,13 @@ pub enum Error {
         input: bool,
     },
     /// The data folder is not there.
-    #[error("{}: no such folder (expected one that `shard-imagenet build` wrote)", dir.display())]
+    #[error("{}: no such folder (expected one that `shard-imagenet build` wrote, or the folder of WebDataset shards, not a file or a pattern)", dir.display())]
     NoFolder {
         /// The folder asked for.
         dir: PathBuf,
     },
     /// The data folder has neither an index nor a shard.
-    #[error("{}: no shards here (expected SPLIT-000000.tar files, as `shard-imagenet build` writes them)", dir.display())]
+    #[error("{}: no shards here (expected SPLIT-000000.tar files; of a folder of images `shard-imagenet build --layout imagefolder` makes them)", dir.display())]
     EmptyFolder {
         /// The folder asked for.
         dir: PathBuf,

@@ -1,7 +1,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,9 +9,11 @@ from typing_extensions import Buffer
 
 class DataError(RuntimeError): ...
 
+@final
 class Array:
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
+@final
 class Batch:
     @property
     def images(self) -> NDArray[np.uint8]: ...
@@ -27,10 +29,12 @@ class Batch:
     def state_dict(self) -> dict[str, Any]: ...
     def __len__(self) -> int: ...
 
+@final
 class Epoch:
     def __iter__(self) -> Self: ...
     def __next__(self) -> Batch: ...
 
+@final
 class Loader:
     def __new__(
         cls,
@@ -52,7 +56,7 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         threads: int | None = None,
-        shuffle: Literal["global", "shards", "none"] | bool | None = None,
+        shuffle: Literal["global", "shards", "none"] | bool = "global",
         last: Literal["drop", "pad", "keep"] = "drop",
         epochs: int | None = None,
         bad: float = 0.0,

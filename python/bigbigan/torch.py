@@ -2,7 +2,7 @@
 
 >>> import bigbigan.torch
 >>> loader = bigbigan.torch.Loader("data/imagenet", batch=256, device="cuda", seed=1)
->>> for images, labels in loader:  # as of DataLoader(ImageFolder(...)): float (256, 3, 224, 224), channels last
+>>> for images, labels in loader:  # float (256, 3, 224, 224), channels last
 ...     ...
 """
 
@@ -60,6 +60,9 @@ class Loader:
             rank = torch.distributed.get_rank() if distributed else 0
         if world is None:
             world = torch.distributed.get_world_size() if distributed else 1
+        for name, value in (("mean", mean), ("std", std)):
+            if not isinstance(value, Sequence) or len(value) != 3:
+                raise ValueError(f"{name} = {value}: three numbers, of red, green and blue")
         self.device = torch.device(device)
         if self.device.type not in ("cpu", "cuda"):
             raise ValueError(f"device = {device}: it may be cpu or cuda")
@@ -88,7 +91,9 @@ class Loader:
     def _loop(self, turn: int) -> Iterator[tuple[torch.Tensor, ...]]:
         if turn != self._turn:
             return
-        if self._given is not None:
+        if self._given is None:
+            self._given = self.loader.state_dict()
+        else:
             # A loop that was left early had batches under way that nobody saw.
             self.loader.load_state_dict(self._given)
         batches = iter(self.loader)
@@ -148,6 +153,31 @@ class Loader:
         self.loader.load_state_dict(state)
         self._given = None
         self._turn += 1
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the batch that comes next."""
+        return int(self.state_dict()["epoch"])
+
+    @property
+    def samples(self) -> int:
+        """Number of samples of the split."""
+        return self.loader.samples
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, by label."""
+        return self.loader.classes
+
+    def stats(self) -> dict[str, Any]:
+        """As `bigbigan.Loader.stats`."""
+        return self.loader.stats()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Ends the loader's threads."""

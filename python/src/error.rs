@@ -14,9 +14,22 @@ create_exception!(
     "Data that cannot be read as they are: a shard, an index, an image. The message says where, and what to do."
 );
 
+/// A message with the names that options have in Python.
+fn in_python(words: &str) -> String {
+    let names = [
+        ("large = ", "size = "),
+        ("(large)", "(size)"),
+        ("max_share = ", "bad = "),
+        (" (data.max_bad_share of a training, BadSamples::Skip of a loader)", " (bad=)"),
+        (" (data.max_bad_share of a training)", " (bad=)"),
+        ("write it as resize-centre-crop,resize=PIXELS", "give resize="),
+    ];
+    names.iter().fold(words.to_owned(), |words, (there, here)| words.replace(there, here))
+}
+
 /// The exception that a Python programmer expects of it, with the whole message.
 pub(crate) fn raised(error: &Error) -> PyErr {
-    let words = pipeline::report(error);
+    let words = in_python(&pipeline::report(error));
     match error {
         Error::Config { .. } | Error::Cursor { .. } | Error::TooFew { .. } => {
             PyValueError::new_err(words)

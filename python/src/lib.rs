@@ -5,6 +5,7 @@
 //! keeps its batch, and with the last of them the batch goes back.
 
 mod array;
+mod ending;
 mod error;
 mod loader;
 mod memory;
@@ -16,8 +17,12 @@ use pyo3::prelude::*;
 /// Compiled half of the package `bigbigan`.
 #[pymodule]
 mod _bigbigan {
+    use pyo3::prelude::*;
+
     #[pymodule_export]
     use super::array::Array;
+    #[pymodule_export]
+    use super::ending::_ends;
     #[pymodule_export]
     use super::error::DataError;
     #[pymodule_export]
@@ -26,10 +31,15 @@ mod _bigbigan {
     use super::shard_imagenet;
     #[pymodule_export]
     use super::view::view;
+
+    #[pymodule_init]
+    fn begin(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::ending::listen(module)
+    }
 }
 
 /// Runs `shard-imagenet` with these arguments, the program's name first; gives its exit code.
 #[pyfunction]
 fn shard_imagenet(py: Python<'_>, args: Vec<std::ffi::OsString>) -> u8 {
-    py.detach(|| tools::cli::run(args))
+    ending::detached(py, || tools::cli::run(args))
 }

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use pipeline::{
     BadSamples, Cursor, Dataset, Error, Fingerprint, Heap, HostMemory, LastBatch, LoaderConfig,
-    Mode, RemoteOptions, Shuffle,
+    Mode, RemoteOptions, Shuffle, Stats,
 };
 use pyo3::exceptions::{PyKeyError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use crate::array::{Array, Part};
+use crate::ending::detached;
 use crate::error::raised;
 use crate::memory::Given;
 use crate::warnings;
@@ -67,6 +68,8 @@ pub(crate) struct Loader {
     state: Mutex<State>,
     /// The thread that has the state; 0 for none.
     holder: AtomicUsize,
+    /// Threads that wait for it.
+    waiting: AtomicU32,
     batches: u64,
     /// Who made it.
     process: u32,
@@ -81,10 +84,19 @@ struct State {
     loader: Option<Box<pipeline::Loader>>,
     /// The position where none is made.
     at: Cursor,
+    /// What the last one counted.
+    last: Option<Stats>,
     closed: bool,
 }
 
 impl State {
+    /// Takes the loader, whose threads end as it goes.
+    fn end(&mut self) -> Option<Box<pipeline::Loader>> {
+        let loader = self.loader.take()?;
+        self.last = Some(loader.stats());
+        Some(loader)
+    }
+
     fn cursor(&self) -> Cursor {
         self.loader.as_ref().map_or(self.at, |loader| loader.cursor())
     }
@@ -123,7 +135,7 @@ impl Loader {
             static THREAD: u8 = const { 0 };
         }
         let thread = THREAD.with(|here| std::ptr::from_ref(here).addr());
-        py.detach(|| {
+        detached(py, || {
             if self.holder.load(Ordering::Relaxed) == thread {
                 return Err(Not::Within);
             }
@@ -132,8 +144,14 @@ impl Loader {
             if me != self.process && self.data.traffic().is_some() {
                 return Err(forked()); // the threads that read from the URL stayed behind
             }
+            let wait = || {
+                self.waiting.fetch_add(1, Ordering::Relaxed);
+                let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                state
+            };
             let mut state = match (me == self.process || me == owner, owner) {
-                (true, _) => self.state.lock().unwrap_or_else(PoisonError::into_inner),
+                (true, _) => wait(),
                 // Nothing was started before the fork, but a thread that stayed behind may hold the lock.
                 (false, 0) => self.state.try_lock().map_err(|_| forked())?,
                 (false, _) => return Err(forked()),
@@ -154,6 +172,13 @@ impl Loader {
     fn start(&self, state: &mut State) -> Result<(), Error> {
         if state.loader.is_none() {
             let (data, memory) = (Arc::clone(&self.data), Arc::clone(&self.memory));
+            if std::process::id() != self.process {
+                warnings::say(&format!(
+                    "a loader that was made before a fork begins at epoch {}: a worker of a DataLoader that is \
+                     forked anew for each epoch gives the same one each time; give it persistent_workers=True",
+                    state.at.epoch
+                ));
+            }
             let loader = pipeline::Loader::start(data, self.config.clone(), state.at, memory)?;
             state.loader = Some(Box::new(loader));
         }
@@ -170,19 +195,21 @@ impl Loader {
                 if state.cursor().epoch != epoch {
                     return Ok((Ok(None), None));
                 }
+                // Those that wait for the state look for Ctrl-C only when they have it.
+                let look = LOOK / (1 + self.waiting.load(Ordering::Relaxed));
                 let next = self.start(state).and_then(|()| {
-                    state.loader.as_mut().and_then(|loader| loader.next_timeout(LOOK)).transpose()
+                    state.loader.as_mut().and_then(|loader| loader.next_timeout(look)).transpose()
                 });
                 let over = |error: &Error| !matches!(error, Error::TimedOut { .. });
                 // It has ended its threads: the next call begins again here, and is told again.
                 let ended = next.as_ref().is_err_and(over).then(|| {
                     state.at = state.cursor();
-                    state.loader.take()
+                    state.end()
                 });
                 Ok((next, ended))
             })?;
-            py.detach(|| drop(ended));
-            warnings::pass_on(py)?;
+            detached(py, || drop(ended));
+            warnings::pass_on(py);
             match next {
                 Err(Error::TimedOut { .. }) => py.check_signals()?,
                 Err(error) => return Err(self.raised(&error)),
@@ -212,9 +239,9 @@ impl Loader {
             let then = to(now);
             state.at = then;
             let elsewhere = (now.epoch, now.batch) != (then.epoch, then.batch);
-            Ok(elsewhere.then(|| state.loader.take()))
+            Ok(elsewhere.then(|| state.end()))
         })?;
-        py.detach(|| drop(ended)); // not while others wait for the state: it joins threads
+        detached(py, || drop(ended)); // not while others wait for the state: it joins threads
         Ok(())
     }
 }
@@ -227,6 +254,25 @@ pub(crate) fn word<T: serde::de::DeserializeOwned>(
 ) -> PyResult<T> {
     let wrong = |_| PyValueError::new_err(format!("{name} = {value:?}: it may be {known}"));
     serde_json::from_value(value.into()).map_err(wrong)
+}
+
+/// What `shuffle` says. None is no shuffle elsewhere, and would be taken for it.
+struct Order(Shuffle);
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Order {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        let order = match value.extract::<bool>() {
+            Ok(true) => Shuffle::Global,
+            Ok(false) => Shuffle::None,
+            Err(_) => {
+                let known = "\"global\", \"shards\", \"none\", True or False";
+                word("shuffle", &value.str()?.to_string(), known)?
+            }
+        };
+        Ok(Self(order))
+    }
 }
 
 /// What `filter` may be.
@@ -256,7 +302,7 @@ impl Loader {
     #[pyo3(signature = (
         source, split="train", *, batch, size=224, small=None, mode="random-resized-crop", scale=None,
         ratio=None, law=None, flip=None, resize=None, filter="bicubic", orientation="ignore", seed=0, rank=0, world=1, threads=None,
-        shuffle=None, last="drop", epochs=None, bad=0.0, depth=2, held_s=30, cache=None,
+        shuffle=Order(Shuffle::Global), last="drop", epochs=None, bad=0.0, depth=2, held_s=30, cache=None,
         cache_bytes=None, read_ahead=None, memory=None
     ))]
     #[allow(clippy::too_many_arguments, reason = "Python names them")]
@@ -279,7 +325,7 @@ impl Loader {
         rank: usize,
         world: usize,
         threads: Option<usize>,
-        shuffle: Option<&Bound<'_, PyAny>>,
+        shuffle: Order,
         last: &str,
         epochs: Option<u64>,
         bad: f64,
@@ -292,17 +338,6 @@ impl Loader {
     ) -> PyResult<Self> {
         warnings::listen();
         let usual = LoaderConfig::default();
-        let shuffle = match shuffle {
-            None => Shuffle::Global,
-            Some(value) => match value.extract::<bool>() {
-                Ok(true) => Shuffle::Global,
-                Ok(false) => Shuffle::None,
-                Err(_) => {
-                    let known = "\"global\", \"shards\", \"none\", True or False";
-                    word("shuffle", &value.str()?.to_string(), known)?
-                }
-            },
-        };
         let config = LoaderConfig {
             batch,
             large: size,
@@ -314,7 +349,7 @@ impl Loader {
             rank,
             world,
             threads: threads.unwrap_or(usual.threads),
-            shuffle,
+            shuffle: shuffle.0,
             last: word::<LastBatch>("last", last, "\"drop\", \"pad\" or \"keep\"")?,
             epochs,
             bad: match bad {
@@ -332,7 +367,7 @@ impl Loader {
             read_ahead: read_ahead.unwrap_or(remote.read_ahead),
             ..remote
         };
-        let made = py.detach(|| -> Result<_, Error> {
+        let made = detached(py, || -> Result<_, Error> {
             let data = Arc::new(Dataset::open_with(&source, split, &remote)?);
             let batches = config.batches_per_epoch(&data)?;
             Ok((data, batches))
@@ -348,12 +383,12 @@ impl Loader {
             Some(given) => Arc::clone(given) as _,
             None => Arc::new(Heap),
         };
-        warnings::pass_on(py)?;
+        warnings::pass_on(py);
         let at = Cursor::default();
-        let state = Mutex::new(State { loader: None, at, closed: false });
+        let state = Mutex::new(State { loader: None, at, last: None, closed: false });
         let process = std::process::id();
-        let (owner, holder) = (AtomicU32::new(0), AtomicUsize::new(0));
-        Ok(Self { data, config, memory, given, state, holder, batches, process, owner })
+        let (owner, holder, waiting) = (AtomicU32::new(0), AtomicUsize::new(0), AtomicU32::new(0));
+        Ok(Self { data, config, memory, given, state, holder, waiting, batches, process, owner })
     }
 
     /// The rest of the epoch at hand.
@@ -368,7 +403,7 @@ impl Loader {
             Ok((epoch, if over { Ok(()) } else { this.start(state) }))
         })?;
         started.map_err(|error| this.raised(&error))?;
-        warnings::pass_on(slf.py())?;
+        warnings::pass_on(slf.py());
         Ok(Epoch { loader: slf.unbind(), epoch })
     }
 
@@ -402,9 +437,9 @@ impl Loader {
         let ended = self.with(py, |state| {
             state.at = state.cursor();
             state.closed = true;
-            Ok(state.loader.take())
+            Ok(state.end())
         })?;
-        py.detach(|| drop(ended));
+        detached(py, || drop(ended));
         Ok(())
     }
 
@@ -470,12 +505,13 @@ impl Loader {
         self.go_to(py, |_| at)
     }
 
-    /// What happened since the threads started: seconds, images, bytes, batches, batches that are ready, the
+    /// What happened since the threads started, or while they ran last; nothing before: seconds, images, bytes, batches, batches that are ready, the
     /// share of the time the caller waited, bad images and the first of them, and which stage limits, in words.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let dict = PyDict::new(py);
-        let stats =
-            self.with(py, |state| Ok(state.loader.as_ref().map(|loader| loader.stats())))?;
+        let stats = self.with(py, |state| {
+            Ok(state.loader.as_ref().map(|loader| loader.stats()).or_else(|| state.last.clone()))
+        })?;
         let Some(stats) = stats else { return Ok(dict) };
         dict.set_item("seconds", stats.seconds)?;
         dict.set_item("images", stats.images)?;
@@ -580,14 +616,15 @@ impl Batch {
         self.ids.iter().map(|&id| self.data.key(id)).collect()
     }
 
-    /// The members of the samples with this extension, such as "json" or "txt": N of bytes or None.
+    /// The members of the samples with this extension, such as "json" or ".txt": N of bytes or None.
     fn member<'py>(
         &self,
         py: Python<'py>,
         extension: &str,
     ) -> PyResult<Vec<Option<Bound<'py, PyBytes>>>> {
+        let extension = extension.trim_start_matches('.');
         let all: Result<Vec<_>, Error> =
-            py.detach(|| self.ids.iter().map(|&id| self.data.member(id, extension)).collect());
+            detached(py, || self.ids.iter().map(|&id| self.data.member(id, extension)).collect());
         let all = all.map_err(|error| raised(&error))?;
         Ok(all.into_iter().map(|bytes| bytes.map(|bytes| PyBytes::new(py, &bytes))).collect())
     }

@@ -28,7 +28,7 @@ impl Given {
 
 impl HostMemory for Given {
     fn allocate(&self, bytes: usize) -> Result<Box<dyn HostBlock>, Error> {
-        let block = Python::attach(|py| -> PyResult<Block> {
+        let block = Python::try_attach(|py| -> PyResult<Block> {
             let buffer = PyBuffer::<u8>::get(self.function.call1(py, (bytes,))?.bind(py))?;
             if buffer.readonly() || !buffer.is_c_contiguous() {
                 let problem = "memory= gave a buffer that is read-only or not contiguous";
@@ -40,6 +40,9 @@ impl HostMemory for Given {
             let reason = error.to_string();
             *self.raised.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
             Error::Memory { bytes, reason }
+        };
+        let Some(block) = block else {
+            return Err(Error::Memory { bytes, reason: "Python is ending".into() });
         };
         Ok(Box::new(block.map_err(refuse)?))
     }

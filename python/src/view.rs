@@ -7,6 +7,7 @@ use pyo3::exceptions::{PyMemoryError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyByteArray;
 
+use crate::ending::detached;
 use crate::error::DataError;
 use crate::loader::{self, FILTERS, ORIENTATIONS, word};
 
@@ -71,7 +72,7 @@ pub(crate) fn view<'py>(
     }
     let source = Source::of(image)?;
     let (mut row, mut small) = (zeros(size * size * 3)?, zeros(size * size * 3)?);
-    let seen = py.detach(move || -> Result<Vec<u8>, Fault> {
+    let seen = detached(py, move || -> Result<Vec<u8>, Fault> {
         let mut decoder = Decoder::new(options)?;
         let choose = |width, height| mode.still((width, height), size).expect("a still mode");
         let rows = (&mut row[..], &mut small[..]);

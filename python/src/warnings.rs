@@ -12,13 +12,17 @@ const MOST: usize = 1000;
 
 struct Queue;
 
+/// Keeps a text for Python.
+pub(crate) fn say(text: &str) {
+    let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
+    if !text.is_empty() && waiting.len() < MOST {
+        waiting.push(text.to_owned());
+    }
+}
+
 impl Write for Queue {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let text = String::from_utf8_lossy(bytes).trim().to_owned();
-        let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
-        if !text.is_empty() && waiting.len() < MOST {
-            waiting.push(text);
-        }
+        say(String::from_utf8_lossy(bytes).trim());
         Ok(bytes.len())
     }
 
@@ -42,15 +46,20 @@ pub(crate) fn listen() {
     });
 }
 
-/// Gives Python what waits.
-pub(crate) fn pass_on(py: Python<'_>) -> PyResult<()> {
+/// Gives Python what waits. A handler that raises loses no batch: it is told of as Python tells of such.
+pub(crate) fn pass_on(py: Python<'_>) {
     let waiting = std::mem::take(&mut *WAITING.lock().unwrap_or_else(PoisonError::into_inner));
     if waiting.is_empty() {
-        return Ok(());
+        return;
     }
-    let logger = py.import("logging")?.call_method1("getLogger", ("bigbigan",))?;
-    for text in waiting {
-        logger.call_method1("warning", ("%s", text))?;
+    let tell = || -> PyResult<()> {
+        let logger = py.import("logging")?.call_method1("getLogger", ("bigbigan",))?;
+        for text in waiting {
+            logger.call_method1("warning", ("%s", text))?;
+        }
+        Ok(())
+    };
+    if let Err(error) = tell() {
+        error.write_unraisable(py, None);
     }
-    Ok(())
 }

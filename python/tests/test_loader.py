@@ -463,3 +463,133 @@ def test_ctrl_c_ends_the_program_as_it_ends_any(tmp_path):
     child.send_signal(signal.SIGINT)
     said = child.communicate(timeout=60)[1]
     assert child.returncode == 75 and "Traceback" not in said, said
+
+
+@pytest.mark.parametrize("what", ["loop", "stats", "view", "held"])
+def test_python_ends_well_while_daemon_threads_are_in_it(data, what):
+    """CPython ends such a thread by unwinding its stack, which once killed the process after all work was done."""
+    program = f"""if True:
+        import bigbigan, io, threading, time
+        import numpy as np
+        loader = bigbigan.Loader({str(data)!r}, batch=8, size=32, held_s=None)
+        begun, held, picture = threading.Event(), [], np.zeros((400, 400, 3), np.uint8)
+        def work():
+            while True:
+                if {what!r} == "view":
+                    bigbigan.view(picture, 64); begun.set()
+                elif {what!r} == "stats":
+                    loader.stats(); begun.set()
+                else:
+                    for batch in loader:
+                        begun.set()
+                        if {what!r} == "held": held.append(batch)
+        threading.Thread(target=work, daemon=True).start()
+        begun.wait(); time.sleep(0.1)
+    """
+    for _ in range(40 if LONG else 6):
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+        assert ended.returncode == 0 and not ended.stderr, (ended.returncode, ended.stderr)
+
+
+def test_ctrl_c_is_heard_however_many_threads_wait(data):
+    program = f"""if True:
+        import bigbigan, signal, threading, time, os
+        loader = bigbigan.Loader({str(data)!r}, batch=8, size=32, held_s=None)
+        held = []
+        def work():
+            for batch in loader: held.append(batch)
+        for _ in range(16): threading.Thread(target=work, daemon=True).start()
+        time.sleep(0.5)
+        sent = []
+        def send():
+            time.sleep(0.3); sent.append(time.monotonic()); os.kill(os.getpid(), signal.SIGINT)
+        threading.Thread(target=send).start()
+        try:
+            for batch in loader: held.append(batch)
+        except KeyboardInterrupt:
+            took = time.monotonic() - sent[0]
+            print(took)
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0 and float(ended.stdout) < 1, (ended.stdout, ended.stderr)
+
+
+def test_a_worker_that_is_forked_anew_says_that_its_epochs_are_the_same(data):
+    torch = needs("torch")
+
+    class Stream(torch.utils.data.IterableDataset):
+        def __init__(self, loader):
+            self.loader = loader
+
+        def __iter__(self):
+            return (batch.ids.tolist() for batch in self.loader)
+
+    def epochs(persistent):
+        loader = Loader(data, batch=20, size=16, seed=1)
+        options = {"num_workers": 1, "multiprocessing_context": "fork", "persistent_workers": persistent}
+        worker = torch.utils.data.DataLoader(Stream(loader), batch_size=None, **options)
+        return [list(worker) for _ in range(2)]
+
+    one, two = epochs(True)
+    assert one != two and one == ids(Loader(data, batch=20, size=16, seed=1))
+    program = f"""if True:
+        import bigbigan, os, sys
+        loader = bigbigan.Loader({str(data)!r}, batch=20, size=16)
+        child = os.fork()
+        if not child:
+            for batch in loader: pass
+            sys.stderr.flush(); os._exit(0)
+        os.waitpid(child, 0)
+    """
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert "persistent_workers=True" in ended.stderr, ended.stderr
+
+
+def test_words_are_those_of_python(data, tmp_path):
+    for options, what in [
+        ({"size": 0}, "size = 0"),
+        ({"small": 64}, "must be size = 224"),
+        ({"bad": 2.0}, "bad = 2"),
+        ({"mode": "resize-centre-crop"}, "resize="),
+        ({"shuffle": None}, "shuffle = "),
+    ]:
+        with pytest.raises(ValueError, match=what):
+            Loader(data, batch=8, **options)
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(bigbigan.DataError, match="build --layout imagefolder"):
+        Loader(str(tmp_path), batch=8)
+    with pytest.raises(FileNotFoundError, match="not a file or a pattern"):
+        Loader(f"{data}/train-{{000000..000003}}.tar", batch=8)
+    batch = next(iter(Loader(data, batch=2, size=16)))
+    assert batch.member(".jpg") == batch.member("jpg") != [None] * 2
+
+
+def test_what_was_counted_is_told_when_the_threads_have_ended(data):
+    loader = Loader(data, batch=20, size=16, epochs=1)
+    assert loader.stats() == {}
+    assert len(ids(loader)) == 10
+    loader.close()
+    assert loader.stats()["batches"] == 10 and loader.stats()["bad"] == 0
+
+
+def test_a_handler_that_raises_loses_no_batch(data, monkeypatch):
+    """A warning is given to logging with a batch in hand."""
+    import logging
+
+    def angry(record):
+        raise RuntimeError("no room for the log")
+
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    monkeypatch.setattr(logging.getLogger("bigbigan"), "handle", angry)
+    loader = Loader(data, batch=20, size=16, seed=1, depth=1, held_s=None)
+    held, seen = [], []
+    batches = iter(loader)
+    for _ in range(3):
+        held.append(next(batches))
+    threading.Timer(2.5, held.clear).start()
+    for batch in batches:
+        seen.append(batch.ids.tolist())
+    assert seen == ids(Loader(data, batch=20, size=16, seed=1))[3:]
+    assert told, "no warning came"

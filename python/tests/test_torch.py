@@ -8,7 +8,7 @@ torch = needs("torch")
 
 import bigbigan  # noqa: E402
 import bigbigan.torch  # noqa: E402
-from bigbigan.torch import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
+from bigbigan.torch import IMAGENET_MEAN, IMAGENET_STD, Loader  # noqa: E402
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -91,3 +91,60 @@ def test_ranks_are_those_of_torch_distributed(data):
         torch.distributed.destroy_process_group()
     with pytest.raises(ValueError, match="cpu or cuda"):
         bigbigan.torch.Loader(data, batch=6, device="meta")
+
+
+def test_an_exception_before_the_first_batch_loses_none_on_a_stream(data, monkeypatch):
+    """The second batch is asked for before the first is given; CUDA's stream is stood in for."""
+    import contextlib
+
+    class Event:
+        def synchronize(self):
+            pass
+
+    class Stream:
+        def record_event(self):
+            return Event()
+
+        def wait_event(self, event):
+            pass
+
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: Stream())
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
+
+    class Interrupted:
+        def __init__(self, loader):
+            self.loader, self.left = loader, 1
+
+        def __getattr__(self, name):
+            return getattr(self.loader, name)
+
+        def __iter__(self):
+            batches = iter(self.loader)
+            yield next(batches)
+            if self.left:
+                self.left = 0
+                raise KeyboardInterrupt
+            yield from batches
+
+    for before in (lambda loader: None, lambda loader: loader.set_epoch(2)):
+        plain = Loader(data, batch=20, size=16, seed=1)
+        before(plain)
+        wanted = [labels.tolist() for _, labels in plain]
+        loader = Loader(data, batch=20, size=16, seed=1)
+        before(loader)
+        loader._stream = Stream()
+        loader.loader = Interrupted(loader.loader)
+        with pytest.raises(KeyboardInterrupt):
+            list(loader)
+        assert loader.state_dict()["batch"] == 0
+        assert [labels.tolist() for _, labels in loader] == wanted
+
+
+def test_it_has_what_the_loader_has(data):
+    with Loader(data, batch=20, size=16, epochs=2) as loader:
+        assert (loader.epoch, loader.samples, len(loader.classes)) == (0, 203, 5)
+        assert len(list(loader)) == 10 and loader.epoch == 1 and loader.stats()["images"] >= 200
+    for mean in (0.5, (0.5,)):
+        with pytest.raises(ValueError, match="three numbers"):
+            Loader(data, batch=20, mean=mean)
