@@ -248,7 +248,7 @@ const LIMIT_FILES: u64 = 16_384;
 /// The bare loop: each thread decodes its share of the same views from memory into one buffer.
 fn limit(data: &Arc<Dataset>, config: &LoaderConfig, images: u64) -> Result<f64> {
     let files: Vec<(Vec<u8>, Vec<u8>)> = (0..images.min(data.len() as u64).min(LIMIT_FILES))
-        .map(|sample| Ok((data.bytes(sample)?.to_vec(), data.seek_record(sample)?)))
+        .map(|sample| Ok((data.bytes(sample)?.to_vec(), data.seek_record(sample))))
         .collect::<Result<_>>()?;
     let options = DecodeOptions {
         filter: config.filter,

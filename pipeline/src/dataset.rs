@@ -252,27 +252,28 @@ impl Dataset {
 
     /// The record of a sample's seek points, for [`Dataset::seek_points`]; nothing where there are none.
     ///
-    /// # Errors
-    /// [`Error::Io`]; [`Error::Format`] where their file was cut.
-    ///
     /// # Panics
     /// When `sample` is not below [`Dataset::len`].
-    pub fn seek_record(&self, sample: SampleId) -> Result<Vec<u8>, Error> {
+    pub fn seek_record(&self, sample: SampleId) -> Vec<u8> {
         let mut record = Vec::new();
-        let end = self.read_points_behind(sample, &mut record, 0)?;
+        let end = self.read_points_behind(sample, &mut record, 0);
         record.truncate(end);
-        Ok(record)
+        record
     }
 
-    /// Writes the record of a sample's seek points into `buffer` from `start` on, and gives its end.
+    /// Writes the record of a sample's seek points into `buffer` from `start` on, and gives its end. One that
+    /// cannot be read is told of, and is none.
     pub(crate) fn read_points_behind(
         &self,
         sample: SampleId,
         buffer: &mut Vec<u8>,
         start: usize,
-    ) -> Result<usize, Error> {
-        let Source::Local { seek: Some(seek), .. } = &self.source else { return Ok(start) };
-        seek.read_behind(self.position(sample), buffer, start)
+    ) -> usize {
+        let Source::Local { seek: Some(seek), .. } = &self.source else { return start };
+        seek.read_behind(self.position(sample), buffer, start).unwrap_or_else(|error| {
+            seek.tell(&error);
+            start
+        })
     }
 
     /// The seek points to decode the image of a sample by, of the record that [`Dataset::seek_record`] gave.
@@ -296,13 +297,12 @@ impl Dataset {
         }
     }
 
-    /// The error of a sample whose image is sound, but not by its seek points.
-    pub(crate) fn unfit(&self, sample: SampleId, error: Error) -> Error {
-        match (&self.source, error) {
-            (Source::Local { seek: Some(seek), .. }, Error::Sample { source, .. }) => {
-                seek.unfit(self.position(sample), &source)
-            }
-            (_, error) => error,
+    /// Tells of seek points by which an image could not be decoded that decodes without.
+    pub(crate) fn unfit(&self, sample: SampleId, error: &Error) {
+        let Source::Local { seek: Some(seek), .. } = &self.source else { return };
+        match error {
+            Error::Sample { source, .. } => seek.tell(&seek.unfit(self.position(sample), source)),
+            error => seek.tell(error),
         }
     }
 

@@ -52,6 +52,7 @@ pub struct SeekFile {
     file: File,
     every: u16,
     ends: Vec<u64>,
+    told: AtomicBool,
 }
 
 /// What [`SeekFile::make`] made.
@@ -142,9 +143,13 @@ impl SeekFile {
         let whole = ends.last().is_none_or(|&end| end == table_at - HEADER as u64);
         let sound = whole && ends.is_sorted() && (0..ends.len()).all(fits);
         match u16::try_from(u32_at(&head, 12)) {
-            Ok(every) if every > 0 && sound => {
-                Ok(Self { path: path.to_path_buf(), file, every, ends })
-            }
+            Ok(every) if every > 0 && sound => Ok(Self {
+                path: path.to_path_buf(),
+                file,
+                every,
+                ends,
+                told: AtomicBool::new(false),
+            }),
             _ => Err("it is damaged".into()),
         }
     }
@@ -223,6 +228,15 @@ impl SeekFile {
     /// The error of points that are sound and do not fit.
     pub(crate) fn unfit(&self, sample: usize, fault: &Fault) -> Error {
         self.error(sample, &format!("are of another image: {fault}"))
+    }
+
+    /// Warns, once, of points that are not used.
+    pub(crate) fn tell(&self, error: &Error) {
+        if !self.told.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "{error}; images are decoded without such points, of which no more is said"
+            );
+        }
     }
 
     fn error(&self, sample: usize, what: &str) -> Error {
@@ -327,8 +341,10 @@ fn aside(path: &Path) -> Result<(File, PathBuf), Error> {
         let mut options = File::options();
         let options = options.write(true).create(true).truncate(false).custom_flags(flags);
         let file = options.open(&temporary).map_err(io())?;
-        if !file.metadata().map_err(io())?.is_file() {
-            return Err(io()(std::io::Error::other("it is there and no regular file")));
+        // Nor to what has another name too.
+        let there = file.metadata().map_err(io())?;
+        if !there.is_file() || there.nlink() > 1 {
+            return Err(io()(std::io::Error::other("it is there and no file of ours")));
         }
         // A file system without locks has none to ask.
         if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {

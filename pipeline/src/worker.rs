@@ -174,7 +174,7 @@ impl<'a> Worker<'a> {
         let (data, mut end) = (&self.shared.data, (0, 0));
         for &sample in &self.samples {
             end.0 = data.read_behind(sample, &mut self.files, end.0)?;
-            end.1 = data.read_points_behind(sample, &mut self.points, end.1)?;
+            end.1 = data.read_points_behind(sample, &mut self.points, end.1);
             self.ends.push(end);
         }
         self.tally.starved(self.lap.take());
@@ -185,24 +185,18 @@ impl<'a> Worker<'a> {
             let (image, record) = (&files[start.0..end.0], &points[start.1..end.1]);
             start = end;
             let shown = (row, samples[at], epoch);
+            tally.decoded(1, image.len() as u64);
             let points = shared.data.seek_points(samples[at], record, image);
-            let unfit = match points {
-                Ok(points) => {
-                    match show(shared, tally, decoder, (&mut *run, shown), (image, points)) {
-                        Ok(()) => continue,
-                        Err(error) => error,
-                    }
-                }
-                Err(error) => error,
-            };
-            // An image that is damaged has other points: without them it shows which of the two it is.
-            let plain = (image, SeekPoints::NONE);
-            match record.is_empty() {
-                true => self.substitute(run, shown, unfit)?,
-                false => match show(shared, tally, decoder, (&mut *run, shown), plain) {
-                    Ok(()) => return Err(shared.data.unfit(samples[at], unfit)),
-                    Err(error) => self.substitute(run, shown, error)?,
-                },
+            let seen = points
+                .and_then(|points| show(shared, decoder, (&mut *run, shown), (image, points)));
+            // Points that do not fit are told of and left out: without, an image decodes or is bad as ever.
+            let seen = seen.or_else(|error| match record.is_empty() {
+                true => Err(error),
+                false => show(shared, decoder, (&mut *run, shown), (image, SeekPoints::NONE))
+                    .inspect(|()| shared.data.unfit(samples[at], &error)),
+            });
+            if let Err(error) = seen {
+                self.substitute(run, shown, error)?;
             }
         }
         Ok(())
@@ -223,7 +217,8 @@ impl<'a> Worker<'a> {
             let Self { shared, tally, decoder, samples, .. } = self;
             let shown = (row, samples[at], epoch);
             let file = (&*bytes, SeekPoints::NONE);
-            if let Err(error) = show(shared, tally, decoder, (&mut *run, shown), file) {
+            tally.decoded(1, bytes.len() as u64);
+            if let Err(error) = show(shared, decoder, (&mut *run, shown), file) {
                 self.substitute(run, shown, error)?;
             }
             self.tally.busy(self.lap.take());
@@ -254,7 +249,8 @@ impl<'a> Worker<'a> {
                 Some(ahead) => ahead.read(sample)?,
             };
             let (of, decoder) = ((&mut *run, (row, sample, epoch)), &mut self.decoder);
-            match show(self.shared, self.tally, decoder, of, (&bytes, SeekPoints::NONE)) {
+            self.tally.decoded(1, bytes.len() as u64);
+            match show(self.shared, decoder, of, (&bytes, SeekPoints::NONE)) {
                 Ok(()) => return Ok(()),
                 Err(another) => error = another,
             }
@@ -269,14 +265,12 @@ type Shown = (usize, SampleId, u64);
 /// Writes one sample's view into a row. The error is the sample's own fault.
 fn show(
     shared: &Shared,
-    tally: &Tally,
     decoder: &mut Decoder,
     (run, (row, sample, epoch)): (&mut Run<'_>, Shown),
     file: (&[u8], SeekPoints<'_>),
 ) -> Result<(), Error> {
     let Shared { data, config, .. } = shared;
     let view = |width, height| config.view(sample, epoch, (width, height));
-    tally.decoded(1, file.0.len() as u64);
     decoder
         .view_seeking(file, view, config.large, run.pixels(row))
         .map_err(|fault| data.fault(sample, fault))?;

@@ -37,7 +37,7 @@ class Loader:
     Rank and world are those of `torch.distributed` where it is initialised and they are not given. All other
     options are those of `bigbigan.Loader`.
 
-    A new loop, `set_epoch` and `load_state_dict` end the loop before.
+    A new loop, `set_epoch`, `load_state_dict` and `close` end the loop before.
 
     `state_dict()` is the position after the batch that the loop was given last, however many are under way.
     """
@@ -61,7 +61,7 @@ class Loader:
         if world is None:
             world = torch.distributed.get_world_size() if distributed else 1
         for name, value in (("mean", mean), ("std", std)):
-            if not isinstance(value, Sequence) or len(value) != 3:
+            if torch.as_tensor(value, device="cpu").shape != (3,):
                 raise ValueError(f"{name} = {value}: three numbers, of red, green and blue")
         self.device = torch.device(device)
         if self.device.type not in ("cpu", "cuda"):
@@ -99,8 +99,9 @@ class Loader:
         batches = iter(self.loader)
         if self._stream is None:
             for batch in batches:
+                tensors = self._tensors(batch)
                 self._given = batch.state_dict()
-                yield self._tensors(batch)
+                yield tensors
                 if turn != self._turn:
                     return
             return

@@ -15,7 +15,7 @@ create_exception!(
 );
 
 /// A message with the names that options have in Python.
-fn in_python(words: &str) -> String {
+pub(crate) fn in_python(words: &str) -> String {
     let names = [
         ("large = ", "size = "),
         ("(large)", "(size)"),

@@ -22,7 +22,7 @@ mod _bigbigan {
     #[pymodule_export]
     use super::array::Array;
     #[pymodule_export]
-    use super::ending::_ends;
+    use super::ending::{_ends, _forked};
     #[pymodule_export]
     use super::error::DataError;
     #[pymodule_export]

@@ -15,7 +15,7 @@ use pyo3::types::{PyBytes, PyDict};
 
 use crate::array::{Array, Part};
 use crate::ending::detached;
-use crate::error::raised;
+use crate::error::{in_python, raised};
 use crate::memory::Given;
 use crate::warnings;
 
@@ -521,7 +521,7 @@ impl Loader {
         dict.set_item("ready", stats.queued_batches)?;
         dict.set_item("waited", stats.consumer.starved / stats.seconds.max(1e-9))?;
         dict.set_item("bad", stats.bad)?;
-        let bad: Vec<_> = stats.quarantine.into_iter().map(|bad| bad.report).collect();
+        let bad: Vec<_> = stats.quarantine.iter().map(|bad| in_python(&bad.report)).collect();
         dict.set_item("first_bad", bad)?;
         dict.set_item("limit", stats.bottleneck)?;
         Ok(dict)

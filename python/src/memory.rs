@@ -7,6 +7,8 @@ use pipeline::{Error, HostBlock, HostMemory};
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
 
+use crate::ending::within;
+
 /// A function of Python: number of bytes to an object with a writable buffer of at least as many bytes, which is
 /// nobody else's. What it raises is kept, to be raised where batches are asked for.
 #[derive(Debug)]
@@ -29,7 +31,8 @@ impl Given {
 impl HostMemory for Given {
     fn allocate(&self, bytes: usize) -> Result<Box<dyn HostBlock>, Error> {
         let block = Python::try_attach(|py| -> PyResult<Block> {
-            let buffer = PyBuffer::<u8>::get(self.function.call1(py, (bytes,))?.bind(py))?;
+            let given = within(|| self.function.call1(py, (bytes,)))?;
+            let buffer = PyBuffer::<u8>::get(given.bind(py))?;
             if buffer.readonly() || !buffer.is_c_contiguous() {
                 let problem = "memory= gave a buffer that is read-only or not contiguous";
                 return Err(pyo3::exceptions::PyValueError::new_err(problem));

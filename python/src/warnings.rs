@@ -5,6 +5,8 @@ use std::sync::{Mutex, Once, PoisonError};
 
 use pyo3::prelude::*;
 
+use crate::ending::within;
+
 /// Texts that wait for a thread that has the interpreter.
 static WAITING: Mutex<Vec<String>> = Mutex::new(Vec::new());
 /// Most that are kept: who never asks for a batch reads none.
@@ -59,7 +61,7 @@ pub(crate) fn pass_on(py: Python<'_>) {
         }
         Ok(())
     };
-    if let Err(error) = tell() {
+    if let Err(error) = within(tell) {
         error.write_unraisable(py, None);
     }
 }

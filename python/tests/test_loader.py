@@ -593,3 +593,38 @@ def test_a_handler_that_raises_loses_no_batch(data, monkeypatch):
         seen.append(batch.ids.tolist())
     assert seen == ids(Loader(data, batch=20, size=16, seed=1))[3:]
     assert told, "no warning came"
+
+
+def test_what_is_called_at_exit_may_wait_for_a_thread_in_the_loader(data):
+    program = f"""if True:
+        import atexit, threading, time
+        stop = threading.Event()
+        atexit.register(lambda: (stop.set(), thread.join(), print("joined")))
+        import bigbigan
+        loader = bigbigan.Loader({str(data)!r}, batch=8, size=32)
+        def work():
+            while not stop.is_set():
+                for batch in loader:
+                    if stop.is_set(): return
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start(); time.sleep(0.2)
+    """
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (0, "joined\n"), (ended.returncode, ended.stdout, ended.stderr)
+
+
+def test_a_process_that_was_forked_off_ends_at_once(data):
+    program = f"""if True:
+        import bigbigan, os, sys, threading, time
+        loader = bigbigan.Loader({str(data)!r}, batch=8, size=32)
+        def work():
+            while True: loader.stats()
+        for _ in range(4): threading.Thread(target=work, daemon=True).start()
+        for _ in range(8):
+            begun = time.monotonic()
+            child = os.fork()
+            if not child: sys.exit(0)
+            assert os.waitpid(child, 0)[1] == 0 and time.monotonic() - begun < 0.8, time.monotonic() - begun
+    """
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, (ended.returncode, ended.stderr)

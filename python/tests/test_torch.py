@@ -148,3 +148,16 @@ def test_it_has_what_the_loader_has(data):
     for mean in (0.5, (0.5,)):
         with pytest.raises(ValueError, match="three numbers"):
             Loader(data, batch=20, mean=mean)
+
+
+def test_an_exception_while_tensors_are_made_loses_no_batch(data, monkeypatch):
+    wanted = [labels.tolist() for _, labels in Loader(data, batch=20, size=16, seed=1)]
+    loader, seen = Loader(data, batch=20, size=16, seed=1), []
+    made = loader._tensors
+    monkeypatch.setattr(loader, "_tensors", lambda batch: made(batch) if len(seen) != 2 else (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(MemoryError):
+        for _, labels in loader:
+            seen.append(labels.tolist())
+    monkeypatch.setattr(loader, "_tensors", made)
+    assert loader.state_dict()["batch"] == 2
+    assert seen + [labels.tolist() for _, labels in loader] == wanted

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use pipeline::decode::Decoder;
 use pipeline::index::{Classes, Format, Index, Manifest};
 use pipeline::jpeg::Header;
-use pipeline::seek::{MAKE, SEEK_FILE, SeekFile};
+use pipeline::seek::{MAKE, SeekFile};
 use pipeline::shard::Shard;
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
@@ -43,7 +43,7 @@ impl Verdict {
                 dir: dir.to_path_buf(),
                 problems: self.problems.len(),
                 first: first.clone(),
-                mend: match self.problems.iter().all(|problem| problem.contains(SEEK_FILE)) {
+                mend: match self.problems.iter().all(|problem| problem.contains(MAKE)) {
                     true => "", // they say it themselves
                     false => "; build the folder again",
                 },

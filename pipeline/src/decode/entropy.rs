@@ -718,21 +718,20 @@ impl Scan<'_> {
             }
             let bits = 8 * (self.passed + self.bits.at) - self.bits.count as usize;
             while clean < bits / 8 {
-                let next = behind(self.data, raw);
-                if next - raw > 2 {
-                    // Fill bytes, which no encoder writes: the data cannot be measured from a point on.
-                    out.clear();
-                    return Ok(());
-                }
-                (raw, clean) = (next, clean + 1);
+                raw = behind(self.data, raw);
+                clean += 1;
             }
             let point = Point { byte: raw, bit: (bits % 8) as u32, dc: self.dc };
             if point.write(components, out).is_none() {
                 out.clear();
-                return Ok(());
+                break;
             }
         }
-        self.finish()
+        self.finish()?;
+        if has_fill(self.data) {
+            out.clear(); // how many bytes stand for so many codes could not be said
+        }
+        Ok(())
     }
 
     /// Goes on to the next restart interval.
@@ -895,4 +894,20 @@ fn behind(data: &[u8], raw: usize) -> usize {
     }
     let fill = data[raw..].iter().take_while(|&&byte| byte == 0xff).count();
     raw + fill + 1
+}
+
+/// Whether fill bytes stand before a stuffed zero, as no encoder writes them.
+fn has_fill(data: &[u8]) -> bool {
+    let mut at = 0;
+    while let Some(found) = memchr(0xff, &data[at..]) {
+        at += found + 1;
+        let fill = data[at..].iter().take_while(|&&byte| byte == 0xff).count();
+        at += fill;
+        match data.get(at) {
+            None | Some(0xd9) => return false,
+            Some(0) if fill > 0 => return true,
+            Some(_) => at += 1,
+        }
+    }
+    false
 }
