@@ -30,7 +30,7 @@ pub(crate) fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send)
     let done = py.detach(|| {
         let done = work();
         WITHIN.fetch_add(1, SeqCst);
-        if ENDS.load(SeqCst) && LAST.get() != Some(&std::thread::current().id()) {
+        if is_over() {
             WITHIN.fetch_sub(1, SeqCst);
             hold_back();
             WITHIN.fetch_add(1, SeqCst);
@@ -41,12 +41,17 @@ pub(crate) fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send)
     done
 }
 
-/// Calls Python from where Rust's frames are below: the end waits for it.
-pub(crate) fn within<T>(call: impl FnOnce() -> T) -> T {
+/// Calls Python from where Rust's frames are below: the end waits for it, and none is called once it has begun.
+pub(crate) fn within<T>(call: impl FnOnce() -> T) -> Option<T> {
     WITHIN.fetch_add(1, SeqCst);
-    let done = call();
+    let done = (!is_over()).then(call);
     WITHIN.fetch_sub(1, SeqCst);
     done
+}
+
+/// Whether the interpreter ends, by another thread than this one.
+fn is_over() -> bool {
+    ENDS.load(SeqCst) && LAST.get() != Some(&std::thread::current().id())
 }
 
 /// Once for a while; for good as soon as the interpreter is finalized.

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use pipeline::{Error, HostBlock, HostMemory};
 use pyo3::buffer::PyBuffer;
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
 use crate::ending::within;
@@ -31,7 +32,8 @@ impl Given {
 impl HostMemory for Given {
     fn allocate(&self, bytes: usize) -> Result<Box<dyn HostBlock>, Error> {
         let block = Python::try_attach(|py| -> PyResult<Block> {
-            let given = within(|| self.function.call1(py, (bytes,)))?;
+            let given = within(|| self.function.call1(py, (bytes,)));
+            let given = given.ok_or_else(|| PyRuntimeError::new_err("Python is ending"))??;
             let buffer = PyBuffer::<u8>::get(given.bind(py))?;
             if buffer.readonly() || !buffer.is_c_contiguous() {
                 let problem = "memory= gave a buffer that is read-only or not contiguous";

@@ -61,7 +61,7 @@ pub(crate) fn pass_on(py: Python<'_>) {
         }
         Ok(())
     };
-    if let Err(error) = within(tell) {
+    if let Some(Err(error)) = within(tell) {
         error.write_unraisable(py, None);
     }
 }
