@@ -14,7 +14,9 @@
 //! A file that libjpeg-turbo reads without a warning decodes to the pixels that it gives, and a file
 //! of which it warns that the data are corrupt is a [`Fault`]: tests and a fuzzer hold whole decodes
 //! to it ([`judge`]). A view is judged by what it decodes or passes over: damage below the window is
-//! not seen, nor what lies in restart intervals outside of it.
+//! not seen, nor what lies in restart intervals outside of it, nor, with seek points, before the points that it
+//! begins at. So of a damaged image a view may be good with points that is bad without; of a sound one all are the
+//! same.
 //!
 //! A file that was cut is refused whatever the window: where no end marker stands behind the scan's
 //! header, the decoder goes on to the last MCU. If all are there, only the marker is missing, and
