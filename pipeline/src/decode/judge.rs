@@ -8,6 +8,7 @@ use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 use super::entropy::Entropy;
 use super::libjpeg::{Block, Coefficients, Frame, Layout, Picture};
+use super::rows::Pixels;
 use super::{Decoded, Decoder, SeekPoints, cmyk_to_rgb};
 use crate::augment::Crop;
 use crate::error::Fault;
@@ -179,12 +180,15 @@ impl Judge {
         let started = self.picture.start_lenient(bytes, self.max_pixels)?;
         let Layout { width, height, channels, .. } = started.layout;
         let (width, height) = (width as usize, height as usize);
-        let mut pixels = Vec::new();
-        started.read(None, &mut pixels)?;
-        if channels == 4 {
-            let inks = std::mem::replace(&mut pixels, vec![0; width * height * 3]);
-            cmyk_to_rgb(&inks, &mut pixels);
-        }
+        let mut read = Pixels::default();
+        started.read(None, &mut read)?;
+        let pixels = if channels == 4 {
+            let mut pixels = vec![0; width * height * 3];
+            cmyk_to_rgb(&read, &mut pixels);
+            pixels
+        } else {
+            read[..width * height * 3].to_vec()
+        };
         Ok((Decoded { width, height, pixels }, self.picture.warnings()))
     }
 }

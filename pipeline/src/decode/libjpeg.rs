@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 // The library that the shim calls.
 use turbojpeg_sys as _;
 
-use super::grow;
+use super::rows::Pixels;
 use crate::error::Fault;
 
 /// Coefficients of 8 x 8 samples, natural order.
@@ -390,10 +390,11 @@ impl Started<'_> {
     pub(super) fn read(
         self,
         source: Option<&mut dyn Coefficients>,
-        out: &mut Vec<u8>,
+        out: &mut Pixels,
     ) -> Result<(), Fault> {
         let Layout { width, height, channels, .. } = self.layout;
-        grow(out, width as usize * height as usize * channels as usize);
+        let pitch = width as usize * channels as usize;
+        let out = out.rows(pitch, height as usize * pitch);
         let (picture, out) = (self.picture.0.as_ptr(), out.as_mut_ptr());
         let Some(source) = source else {
             // SAFETY: the decompressor was started, its bytes are still borrowed, and `out` has

@@ -40,6 +40,7 @@ mod differential;
 mod entropy;
 pub mod judge;
 mod libjpeg;
+mod lookup;
 mod png;
 mod resize;
 mod rows;
@@ -55,7 +56,7 @@ use self::entropy::CHUNK as BUFFER;
 use self::entropy::Entropy;
 use self::libjpeg::Picture;
 use self::resize::Resizer;
-use self::rows::{cmyk_to_rgb, shift_mirrored, shrink, turned};
+use self::rows::{Pixels, cmyk_to_rgb, shift_mirrored, shrink, turned};
 pub use self::seek::SeekPoints;
 use self::weights::Stretch;
 use crate::augment::{Crop, View};
@@ -153,8 +154,8 @@ pub struct Decoder {
     entropy: Entropy,
     options: DecodeOptions,
     resizer: Resizer,
-    pixels: Vec<u8>,
-    spare: Vec<u8>,
+    pixels: Pixels,
+    spare: Pixels,
     headers: Vec<u8>,
 }
 
@@ -192,8 +193,8 @@ impl Decoder {
             entropy: Entropy::new(),
             options,
             resizer: Resizer::new(options.filter),
-            pixels: Vec::new(),
-            spare: Vec::new(),
+            pixels: Pixels::default(),
+            spare: Pixels::default(),
             headers: Vec::new(),
         })
     }
@@ -356,7 +357,7 @@ impl Decoder {
         if seen.shift == (0, 0) {
             resizer.resize(pixels, &window, flip, side, (large, small));
         } else {
-            grow(spare, large.len());
+            spare.grow(large.len());
             let spare = &mut spare[..large.len()];
             resizer.resize(pixels, &window, flip, side, (&mut *spare, &mut []));
             let right = if flip { -right } else { right };
@@ -387,8 +388,7 @@ impl Decoder {
         let (bytes, points) = match source {
             Source::File(bytes, points) => (bytes, points),
             Source::Pixels(&Decoded { width, height, ref pixels }) => {
-                self.pixels.clear();
-                self.pixels.extend_from_slice(pixels);
+                self.pixels.fill(pixels);
                 return Ok(Window::whole(width, height, choose(width, height)?.0));
             }
         };
@@ -458,7 +458,7 @@ impl Decoder {
         };
         if layout.channels == 4 {
             std::mem::swap(pixels, spare);
-            grow(pixels, part.width * part.height * 3);
+            pixels.grow(part.width * part.height * 3);
             cmyk_to_rgb(&spare[..part.width * part.height * 4], pixels);
         }
         Ok(Window::of(crop, part, divisor))
@@ -487,10 +487,10 @@ impl Decoder {
     }
 
     fn forget_giants(&mut self) {
-        for buffer in [&mut self.pixels, &mut self.spare, &mut self.headers] {
-            if buffer.capacity() > KEPT {
-                *buffer = Vec::new();
-            }
+        self.pixels.forget_giants();
+        self.spare.forget_giants();
+        if self.headers.capacity() > KEPT {
+            self.headers = Vec::new();
         }
         self.resizer.forget_giants();
     }

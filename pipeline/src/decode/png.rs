@@ -6,7 +6,7 @@ use std::io::Cursor;
 use image::{DynamicImage, ImageBuffer, Pixel};
 use png::{BitDepth, ColorType, DecodingError, Transformations};
 
-use super::grow;
+use super::rows::Pixels;
 use crate::error::Fault;
 
 /// Most bytes that all other chunks may take.
@@ -29,10 +29,10 @@ pub(super) fn open(
 }
 
 /// Writes the pixels to the front of `out`. An alpha channel is dropped, 16 bits are rounded to 8.
-pub(super) fn read(mut reader: png::Reader<Cursor<&[u8]>>, out: &mut Vec<u8>) -> Result<(), Fault> {
+pub(super) fn read(mut reader: png::Reader<Cursor<&[u8]>>, out: &mut Pixels) -> Result<(), Fault> {
     let (width, height) = reader.info().size();
     let need = width as usize * height as usize * 3;
-    grow(out, need);
+    out.grow(need);
     let out = &mut out[..need];
     let (color, depth) = reader.output_color_type();
     if (color, depth) == (ColorType::Rgb, BitDepth::Eight) {

@@ -8,7 +8,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::rows::{flip, shrink};
+use super::rows::{Pixels, flip, shrink};
 use super::weights::{Axis, PRECISION, Stretch, columns_first};
 use super::{Filter, KEPT, Window, grow};
 use crate::augment::Crop;
@@ -41,7 +41,7 @@ impl Resizer {
     /// mean, exchanging left and right where `mirrored`. `pixels` may grow.
     pub(super) fn resize(
         &mut self,
-        pixels: &mut Vec<u8>,
+        pixels: &mut Pixels,
         window: &Window,
         mirrored: bool,
         side: usize,
@@ -155,7 +155,9 @@ mod avx2 {
     use std::arch::x86_64::*;
     use std::ops::Range;
 
-    use super::{Axis, Filter, HALF, PRECISION, Stretch, Window, columns_first, grow, shrink};
+    use super::{
+        Axis, Filter, HALF, PRECISION, Pixels, Stretch, Window, columns_first, grow, shrink,
+    };
 
     /// Lines that are made together.
     const LINES: usize = 4;
@@ -249,7 +251,7 @@ mod avx2 {
         pub(super) fn resize(
             &mut self,
             filter: Filter,
-            pixels: &mut Vec<u8>,
+            pixels: &mut Pixels,
             window: &Window,
             mirrored: bool,
             side: usize,
@@ -267,7 +269,7 @@ mod avx2 {
             // Loads and stores reach beyond the end of a line.
             let reach = 6 * self.across.pairs + 2 * LANES;
             let gap = longest + reach;
-            grow(pixels, stride * window.height + reach);
+            pixels.grow(stride * window.height + reach);
             grow(&mut self.lines, (2 * self.down.pairs + LINES) * gap);
             let made_gap = 3 * side + LANES;
             grow(&mut self.made, LINES * made_gap);

@@ -1,16 +1,74 @@
 //! Moving pixels about: turning, mirroring, shrinking, and inks to RGB.
 
-use super::grow;
+use std::ops::{Deref, DerefMut};
+
+use super::{KEPT, grow};
+
+/// Pixels of a picture, row after row, in memory that is kept from picture to picture.
+#[derive(Debug, Default)]
+pub(super) struct Pixels {
+    bytes: Vec<u8>,
+    /// Where they begin.
+    first: usize,
+}
+
+impl Pixels {
+    /// Makes room for `length` bytes in rows of `pitch`, which libjpeg-turbo is to write.
+    ///
+    /// Its vector code writes what begins at a multiple of 16 or 32 bytes past the cache, out of which
+    /// the resize would have read it next. So rows begin between these; where a row has an odd number
+    /// of bytes, all but one in 16 do.
+    pub(super) fn rows(&mut self, pitch: usize, length: usize) -> &mut [u8] {
+        const VECTOR: usize = 32;
+        let between = (1_usize << pitch.trailing_zeros().min(4)) / 2;
+        self.first = 0;
+        self.grow(length + VECTOR);
+        self.first = between.wrapping_sub(self.bytes.as_ptr().addr()) % VECTOR;
+        self
+    }
+
+    /// Begins with these.
+    pub(super) fn fill(&mut self, pixels: &[u8]) {
+        self.grow(pixels.len());
+        self[..pixels.len()].copy_from_slice(pixels);
+    }
+
+    /// Makes it at least so many bytes long.
+    pub(super) fn grow(&mut self, length: usize) {
+        grow(&mut self.bytes, self.first + length);
+    }
+
+    /// Gives a rare giant's memory back.
+    pub(super) fn forget_giants(&mut self) {
+        if self.bytes.capacity() > KEPT {
+            *self = Self::default();
+        }
+    }
+}
+
+impl Deref for Pixels {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[self.first..]
+    }
+}
+
+impl DerefMut for Pixels {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.first..]
+    }
+}
 
 /// Turns a picture upright. Returns its new width and height.
 pub(super) fn turned(
     orientation: u8,
     (width, height): (usize, usize),
     pixels: &[u8],
-    out: &mut Vec<u8>,
+    out: &mut Pixels,
 ) -> (usize, usize) {
     let size = if orientation >= 5 { (height, width) } else { (width, height) };
-    grow(out, width * height * 3);
+    out.grow(width * height * 3);
     for y in 0..size.1 {
         for x in 0..size.0 {
             let (from_x, from_y) = match orientation {
