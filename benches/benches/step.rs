@@ -25,8 +25,8 @@ struct Args {
     /// Steps to time, after a tenth of it (at least three) to warm up
     #[arg(long, default_value_t = 30)]
     steps: usize,
-    /// Also print what the kernels of a step read and write
-    #[arg(long)]
+    /// Time nothing: print what the kernels of a step read and write
+    #[arg(long, conflicts_with = "steps")]
     audit: bool,
     /// Passed by cargo
     #[arg(long, hide = true)]
@@ -47,6 +47,9 @@ fn main() -> anyhow::Result<()> {
         whole_step(&config, &mut state, &images, &mut losses, &mut vec![])?;
     }
     check(&mem::take(&mut losses))?;
+    if args.audit {
+        return count(&args.subject.preset, &config, &mut state, &images);
+    }
     // Nothing in here waits for the device.
     for _ in 0..args.steps {
         whole_step(&config, &mut state, &images, &mut losses, &mut moments)?;
@@ -64,16 +67,7 @@ fn main() -> anyhow::Result<()> {
     let [d, eg, whole] = [d, eg, whole].map(|seconds| median(seconds).unwrap_or(f64::NAN));
     let batch = config.train.batch;
     let images_per_s = batch as f64 / whole;
-    // One more step, counted instead of timed.
-    let (done, audit) =
-        Audit::of(|| whole_step(&config, &mut state, &images, &mut vec![], &mut vec![]));
-    done?;
-    if args.audit {
-        println!("{}", audit.table(40));
-        for (words, times) in &audit.layouts {
-            println!("not channels_last, {times} times: {words}");
-        }
-    }
+    let audit = audited(&config, &mut state, &images)?;
     let gflop = Cost::of(&config, &Counts::of(&config)).step_flop / 1e9;
     let peak = peak::of(device, config.train.precision);
     let mfu = peak.map(|flops| 1e9 * gflop * images_per_s / flops);
@@ -95,6 +89,33 @@ fn main() -> anyhow::Result<()> {
         "step_seconds": whole, "images_per_s": images_per_s, "gflop_per_s": gflop * images_per_s, "mfu": mfu,
         "operators": audit.work.operators,
         "moved_bytes": audit.moved(), "peak_rss_bytes": peak_rss(),
+    });
+    println!("{line}");
+    Ok(())
+}
+
+/// One step, counted instead of timed.
+fn audited(config: &Config, state: &mut TrainState, images: &Images) -> anyhow::Result<Audit> {
+    let (done, audit) = Audit::of(|| whole_step(config, state, images, &mut vec![], &mut vec![]));
+    done?;
+    Ok(audit)
+}
+
+fn count(
+    preset: &str,
+    config: &Config,
+    state: &mut TrainState,
+    images: &Images,
+) -> anyhow::Result<()> {
+    let audit = audited(config, state, images)?;
+    println!("{}", audit.table(40));
+    for (words, times) in &audit.layouts {
+        println!("not channels_last, {times} times: {words}");
+    }
+    println!("{:.3} GB read and written a step", audit.moved() / 1e9);
+    let line = json!({
+        "bench": "audit", "preset": preset, "batch": config.train.batch, "precision": config.train.precision,
+        "operators": audit.work.operators, "moved_bytes": audit.moved(),
     });
     println!("{line}");
     Ok(())

@@ -16,7 +16,7 @@ fn stage() -> TempDir {
     for name in ["scripts", "bin", "target/release", "demo/data-cifar10", "evidence"] {
         fs::create_dir_all(at(name)).unwrap();
     }
-    for name in ["demo", "evidence", "cifar10"] {
+    for name in ["demo", "evidence", "cifar10", "speedrun"] {
         fs::copy(repository().join("scripts").join(name), at("scripts").join(name)).unwrap();
     }
     for name in ["demo/data-cifar10/manifest.json", "evidence/efflite0.safetensors"] {
@@ -36,9 +36,15 @@ fn program(path: &Path, body: &str) {
 
 /// Runs a script whose `trainer` ends with this code.
 fn script(stage: &TempDir, name: &str, code: u8) -> Output {
+    script_with(stage, name, &[], code)
+}
+
+fn script_with(stage: &TempDir, name: &str, args: &[&str], code: u8) -> Output {
     let path = std::env::var("PATH").unwrap();
     let bin = stage.path().join("bin");
     Command::new(stage.path().join("scripts").join(name))
+        .args(args)
+        .env_remove("TRAINER")
         .env("PATH", format!("{}:{path}", bin.display()))
         .env("CARGO_TARGET_DIR", stage.path().join("target"))
         .env("CODE", code.to_string())
@@ -122,6 +128,41 @@ fn what_gpu_check_packs_checks_twice_with_python_s_torch_and_no_other_version() 
     let (code, called, said) = run("2.10.0", 0);
     assert_eq!((code, called.as_str()), (2, ""));
     assert!(said.contains("2.11"), "{said}");
+}
+
+#[test]
+fn a_speed_run_is_entered_with_test_images_and_chosen_without() {
+    let stage = stage();
+    let built = "echo \"$@\" >>built\nmkdir -p demo/data-cifar10-held-out\ntouch demo/data-cifar10-held-out/manifest.json";
+    program(&stage.path().join("target/release/shard-imagenet"), built);
+    let study = stage.path().join("study.toml");
+    fs::write(&study, "").unwrap();
+    let study = study.to_str().unwrap();
+
+    for code in [75, 0] {
+        assert_eq!(script(&stage, "speedrun", code).status.code(), Some(code.into()));
+        let wanted = "study studies/speedrun-cifar10.toml --data demo/data-cifar10 --out speedrun --devices cpu";
+        assert_eq!(called(&stage).pop().unwrap(), wanted);
+    }
+    assert!(!stage.path().join("built").exists());
+    for out in [&[][..], &["elsewhere"]] {
+        let args = [&["choose", study], out].concat();
+        let output = script_with(&stage, "speedrun", &args, 0);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let last = called(&stage).pop().unwrap();
+        assert!(
+            last.contains(&format!("study {study} --data demo/data-cifar10-held-out --out ")),
+            "{last}"
+        );
+        assert!(last.contains(out.first().unwrap_or(&"/speedrun/study ")), "{last}");
+    }
+    let built = fs::read_to_string(stage.path().join("built")).unwrap();
+    assert!(built.contains("--holdout 5000") && built.lines().count() == 1, "{built}");
+    for args in [&["choose"][..], &["enter"]] {
+        let output = script_with(&stage, "speedrun", args, 0);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("scripts/speedrun choose STUDY"));
+    }
 }
 
 #[test]

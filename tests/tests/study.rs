@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use integration::{Background, TINY, borrowed, data, repository, text, tiny_run, trainer};
+use integration::{Background, TINY, borrowed, data, program, repository, text, tiny_run, trainer};
 use serde_json::Value;
 
 /// A study of two rows, whose first row has these changes.
@@ -28,18 +28,61 @@ fn args(file: &Path, out: &Path) -> Vec<String> {
     all.into_iter().chain(fid).map(str::to_owned).collect()
 }
 
+/// The results of a study, but for what a clock says.
+fn without_minutes(out: &Path) -> Value {
+    fn strip(value: &mut Value) {
+        match value {
+            Value::Object(all) => {
+                all.remove("minutes");
+                all.values_mut().for_each(strip);
+            }
+            Value::Array(all) => all.iter_mut().for_each(strip),
+            _ => {}
+        }
+    }
+    let text = fs::read_to_string(out.join("results.json")).unwrap();
+    let mut results = serde_json::from_str(&text).unwrap();
+    strip(&mut results);
+    results
+}
+
+/// `scripts/speedrun` with a study that takes seconds.
+#[test]
+fn a_speed_run_tells_minutes_and_probes() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, out) = (folder.path().join("study.toml"), folder.path().join("out"));
+    write(&file, "");
+    let said = Background::of({
+        let mut command = Command::new(repository().join("scripts/speedrun"));
+        command.args([Path::new("choose"), &file, &out]);
+        command.env("TRAINER", program("trainer")).env("SPEEDRUN_DATA", data());
+        command
+    })
+    .wait()
+    .0;
+    assert_eq!(said.code, 0, "{}", said.err);
+    let text = fs::read_to_string(out.join("results.json")).unwrap();
+    let found: Value = serde_json::from_str(&text).unwrap();
+    for row in 0..2 {
+        let minutes = found["rows"][row]["mean"]["minutes"].as_f64().unwrap();
+        assert!(0.0 < minutes && minutes < 2.0, "{minutes}");
+    }
+    assert!(found["rows"][0]["mean"]["probe_bn_crelu"].is_f64());
+    assert!(said.out.contains("| minutes |"), "{}", said.out);
+}
+
 #[test]
 fn an_interrupted_study_ends_with_the_results_of_one_that_was_not() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("study.toml");
     write(&file, "");
-    let results = |out: &Path| fs::read_to_string(out.join("results.json")).unwrap();
+    let results = |out: &Path| without_minutes(out);
 
     let straight = folder.path().join("straight");
     let said = trainer(&borrowed(&args(&file, &straight)));
     assert_eq!(said.code, 0, "{}", said.err);
     assert!(said.out.contains("4 of 4 runs done"), "{}", said.out);
-    let found: Value = serde_json::from_str(&results(&straight)).unwrap();
+    let found = results(&straight);
     let [base, no_e] = [0, 1].map(|row| &found["rows"][row]);
     for key in ["probe_bn_crelu", "probe_avepool", "probe_untrained", "knn5_cosine", "frechet"] {
         assert!(base["mean"][key].is_f64() && base["deviation"][key].is_f64(), "{key}: {base}");

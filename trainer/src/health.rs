@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::device::{self, Images};
 use crate::error::{Error, Result};
 use crate::eval::loader_config;
+use crate::loss;
 use crate::model::Scores;
 use crate::nn::{Params, Statistics};
 use crate::optim::norm;
@@ -30,6 +31,14 @@ pub struct Signals {
     pub saturation_real: f64,
     /// The same on generated pairs (score ≤ −1).
     pub saturation_fake: f64,
+    /// Half the sum of D's mean scores of real and of generated pairs, each summed over the enabled terms:
+    /// where it swings while their gap does not, all scores go up and down together, and one side's
+    /// hinges are shut in turn. Absent in older logs, as the next one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score_common: Option<f64>,
+    /// D's mean score of real pairs less that of generated ones, each summed over the enabled terms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score_gap: Option<f64>,
     /// Standard deviation of a pixel over the images G(z), mean over pixels.
     pub pixel_spread: f64,
     /// Standard deviation of F(G(z)), mean over features.
@@ -137,6 +146,9 @@ impl Probe {
             values.push(roughness(&fake) / roughness(real));
             values.extend([largest(&state.g.live.params), largest(&state.d.params)]);
             values.extend([norm(&state.g.live.adam.m), norm(&state.d.adam.m)]);
+            let of = |first| loss::encoder(&scores.rows(first, rows));
+            let (of_real, of_fake) = (of(0), of(rows));
+            values.extend([(&of_real + &of_fake) / 2.0, of_real - of_fake]);
             if let (Some(e), Some((_, mean))) = (&state.e, &codes) {
                 let again = state.g.live.net.forward(mean, Statistics::Repeat);
                 values.push(spread(mean) / self.prior.deviation());
@@ -158,9 +170,11 @@ impl Probe {
             sigma_d: v[7],
             grad_g: v[8],
             grad_d: v[9],
-            latent_spread: of_encoder(10),
-            reconstruction: of_encoder(11),
-            grad_e: of_encoder(12),
+            score_common: Some(v[10]),
+            score_gap: Some(v[11]),
+            latent_spread: of_encoder(12),
+            reconstruction: of_encoder(13),
+            grad_e: of_encoder(14),
         })
     }
 }
@@ -381,6 +395,8 @@ mod tests {
     const HEALTHY: Signals = Signals {
         saturation_real: 0.6,
         saturation_fake: 0.6,
+        score_common: Some(0.2),
+        score_gap: Some(2.0),
         pixel_spread: 0.8,
         feature_spread: 0.5,
         nearest: 0.6,
@@ -477,6 +493,38 @@ mod tests {
                     assert_eq!(judge.judge(step, &signals), [], "seed {seed}: {signals:?}");
                 }
             }
+        }
+    }
+
+    /// On the same pairs and without D's own step, G's and E's losses are the scores that D gives.
+    #[test]
+    fn common_mode_and_gap_are_those_of_the_losses() {
+        for more in
+            [&[][..], &["loss.sx=false", "loss.sz=false"], &["loss.sxz=false", "loss.sz=false"]]
+        {
+            let more: Vec<_> = more.iter().map(|s| (*s).to_owned()).collect();
+            let config = config(5).with(&more).unwrap();
+            let state = TrainState::new(&config, Device::Cpu, true);
+            let probe = Probe::over(&config, pictures(2, 16), Device::Cpu);
+            let signals = probe.measure(&state).unwrap();
+            let (common, gap) = (signals.score_common.unwrap(), signals.score_gap.unwrap());
+            let of = |image: &Tensor, latent: Option<Tensor>| -> f64 {
+                let pair = crate::model::Pair { image: image.shallow_clone(), latent };
+                -loss::generator(&state.d.net.scores(&pair)).double_value(&[])
+            };
+            let (real, fake) = no_grad(|| {
+                let code = state.e.as_ref().map(|e| {
+                    e.live
+                        .net
+                        .forward(&probe.images.large, Statistics::Repeat)
+                        .code
+                        .sample(&probe.noise)
+                });
+                let latent = state.e.as_ref().map(|_| probe.z.shallow_clone());
+                (of(&probe.images.small, code), of(&probe.samples(&state), latent))
+            });
+            assert!((common - (real + fake) / 2.0).abs() < 1e-4, "{common}: {real}, {fake}");
+            assert!((gap - (real - fake)).abs() < 1e-4, "{gap}: {real}, {fake}");
         }
     }
 

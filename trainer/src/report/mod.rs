@@ -43,7 +43,7 @@ const TRAINING: [Chart; 2] = [
     ),
 ];
 
-const HEALTH: [Chart; 6] = [
+const HEALTH: [Chart; 7] = [
     (
         "Spread of G(z)",
         "over that of real images: 1 is as varied as data, near 0 is a collapse",
@@ -54,6 +54,11 @@ const HEALTH: [Chart; 6] = [
         "Saturated hinge terms",
         "share of D's terms at zero: near 1 on both sides, D has won",
         &[("saturation_real", "real"), ("saturation_fake", "generated")],
+    ),
+    (
+        "Scores of D",
+        "gap: real less generated pairs; common mode: their mean, which should stand still while they learn",
+        &[("score_gap", "gap"), ("score_common", "common mode")],
     ),
     (
         "Roughness of G(z)",

@@ -30,6 +30,8 @@ enum From {
     Metrics(&'static [&'static str], &'static str, fn(&Map<String, Value>) -> Option<f64>),
     /// A key of the last line of `stats.jsonl`.
     Stats(&'static str),
+    /// Minutes of training by `stats.jsonl`: without probes, pictures, and what was lost with a kill.
+    Minutes,
 }
 
 fn top1(line: &Map<String, Value>) -> Option<f64> {
@@ -41,7 +43,7 @@ fn whole(line: &Map<String, Value>) -> Option<&Map<String, Value>> {
     line.get("truncation").is_none().then_some(line)
 }
 
-const MEASURES: [Measure; 8] = [
+const MEASURES: [Measure; 9] = [
     Measure {
         name: "probe BN+CReLU, %",
         key: "probe_bn_crelu",
@@ -91,7 +93,20 @@ const MEASURES: [Measure; 8] = [
         decimals: 1,
         from: From::Metrics(&["linear_probe_bn_crelu"], "initial", top1),
     },
+    Measure { name: "minutes", key: "minutes", decimals: 1, from: From::Minutes },
 ];
+
+/// Minutes of all steps: each line says how long one took since the line before.
+fn minutes(stats: &[Map<String, Value>]) -> Option<f64> {
+    let number = |line: &Map<String, Value>, key| line.get(key)?.as_f64();
+    let (mut before, mut seconds) = (0.0, 0.0);
+    for line in stats {
+        let step = number(line, "step")?;
+        seconds += (step - before) * number(line, "step_seconds")?;
+        before = step;
+    }
+    (before > 0.0).then_some(seconds / 60.0)
+}
 
 /// A finished run's measures, by key.
 type Values = BTreeMap<&'static str, f64>;
@@ -152,6 +167,7 @@ fn values(job: &Job, out: &Path) -> Values {
             .filter_map(|l| of(&l))
             .next_back(),
         From::Stats(key) => stats.last().and_then(|line| line.get(key)?.as_f64()),
+        From::Minutes => minutes(&stats),
     };
     MEASURES.iter().filter_map(|m| Some((m.key, value(m)?))).collect()
 }
@@ -409,6 +425,16 @@ mod tests {
         // −5 and −6 by seed.
         assert!(text.contains("| det_e | 2 | -5.5 ± 0.7 |"), "{text}");
         assert!(text.contains("why det_e") && text.contains("`train.steps=7`"), "{text}");
+    }
+
+    #[test]
+    fn minutes_are_those_of_the_steps_between_lines() {
+        let lines =
+            |text: &str| text.lines().map(|l| serde_json::from_str(l).unwrap()).collect::<Vec<_>>();
+        let stats = lines("{\"step\":10,\"step_seconds\":3}\n{\"step\":40,\"step_seconds\":1.0}\n");
+        assert_eq!(minutes(&stats), Some(1.0));
+        assert_eq!(minutes(&[]), None);
+        assert_eq!(minutes(&lines("{\"step\":10}\n")), None);
     }
 
     #[test]
