@@ -13,7 +13,7 @@ demo: setup ## import real images, train a small model, show pictures (demo/run)
 evidence: setup ## repeat the figures of docs/results.md (evidence/; hours, interrupted it goes on)
 	@scripts/evidence
 
-speedrun: setup ## minutes until the probe passes 54.7 % (docs/leaderboard.md; speedrun/; hours, interrupted it goes on)
+speedrun: setup ## the best entry of docs/leaderboard.md with five seeds (speedrun/; hours, stopped it goes on)
 	@scripts/speedrun
 
 test: export OMP_NUM_THREADS ?= 1 # tests run side by side

@@ -1,6 +1,6 @@
-//! Seconds of a D update, of a G/E update and of a whole step, on random images.
+//! Seconds of a D update, of a G/E update and of a whole step, on random images; or what its kernels read and write.
 //!
-//! `cargo bench -p benches --bench step -- --preset demo [--batch N] [--steps N] [--device D]`.
+//! `cargo bench -p benches --bench step -- --preset demo [--batch N] [--steps N | --audit] [--device D]`.
 //! The last line is one JSON object.
 
 use std::mem;

@@ -135,13 +135,14 @@ fn a_speed_run_is_entered_with_test_images_and_chosen_without() {
     let stage = stage();
     let built = "echo \"$@\" >>built\nmkdir -p demo/data-cifar10-held-out\ntouch demo/data-cifar10-held-out/manifest.json";
     program(&stage.path().join("target/release/shard-imagenet"), built);
+    program(&stage.path().join("bin/sha256sum"), "exit 0"); // the archive is there
     let study = stage.path().join("study.toml");
     fs::write(&study, "").unwrap();
     let study = study.to_str().unwrap();
 
     for code in [75, 0] {
         assert_eq!(script(&stage, "speedrun", code).status.code(), Some(code.into()));
-        let wanted = "study studies/speedrun-cifar10.toml --data demo/data-cifar10 --out speedrun --devices cpu";
+        let wanted = "study studies/speedrun-cifar10.toml --data demo/data-cifar10 --out speedrun/entry --devices cpu";
         assert_eq!(called(&stage).pop().unwrap(), wanted);
     }
     assert!(!stage.path().join("built").exists());
@@ -154,11 +155,12 @@ fn a_speed_run_is_entered_with_test_images_and_chosen_without() {
             last.contains(&format!("study {study} --data demo/data-cifar10-held-out --out ")),
             "{last}"
         );
-        assert!(last.contains(out.first().unwrap_or(&"/speedrun/study ")), "{last}");
+        assert!(last.contains(out.first().unwrap_or(&"/speedrun/choose/study ")), "{last}");
+        assert!(last.ends_with(" --set eval.split=trainval"), "{last}");
     }
     let built = fs::read_to_string(stage.path().join("built")).unwrap();
     assert!(built.contains("--holdout 5000") && built.lines().count() == 1, "{built}");
-    for args in [&["choose"][..], &["enter"]] {
+    for args in [&["choose"][..], &["enter"], &[""], &["choose", study, "out", "more"]] {
         let output = script_with(&stage, "speedrun", args, 0);
         assert_eq!(output.status.code(), Some(2));
         assert!(String::from_utf8_lossy(&output.stderr).contains("scripts/speedrun choose STUDY"));

@@ -50,13 +50,20 @@ fn a_run_shows_its_health_its_pictures_and_a_report_and_a_resumed_one_shows_no_s
     for name in ["reals", "live", "live-00000002", "samples-00000002"] {
         assert!(run.join("images").join(format!("{name}.png")).exists(), "{name}");
     }
+    // Pictures and a checkpoint after step 2 are not of the time of step 3.
+    let stats = || -> Vec<Value> {
+        let lines = fs::read_to_string(run.join("stats.jsonl")).unwrap();
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    for line in stats() {
+        assert_eq!(line["aside_s"].is_f64(), line["step"] == 3, "{line}");
+    }
     // Back to step 2, as after a crash: steps 3 and 4 are made, and logged, again.
     fs::remove_dir_all(run.join("checkpoints/step-00000004")).unwrap();
     let said = trainer(&["run", "--resume", "--out", &text(&run)]);
     assert_eq!(said.code, 0, "{}", said.err);
 
-    let stats = fs::read_to_string(run.join("stats.jsonl")).unwrap();
-    let stats: Vec<Value> = stats.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let stats = stats();
     for key in ["nearest", "sigma_d", "grad_e", "saturation_real", "gflop_per_s", "memory_gb"] {
         assert!(stats.iter().all(|line| line[key].as_f64().unwrap() >= 0.0), "{key}");
     }

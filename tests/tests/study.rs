@@ -5,7 +5,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use integration::{Background, TINY, borrowed, data, program, repository, text, tiny_run, trainer};
+use integration::{
+    Background, TINY, borrowed, data, program, repository, shard_imagenet, text, tiny_run, trainer,
+};
 use serde_json::Value;
 
 /// A study of two rows, whose first row has these changes.
@@ -46,29 +48,47 @@ fn without_minutes(out: &Path) -> Value {
     results
 }
 
-/// `scripts/speedrun` with a study that takes seconds.
+/// `scripts/speedrun choose` with a study that takes seconds, from another folder.
 #[test]
-fn a_speed_run_tells_minutes_and_probes() {
+fn a_speed_run_chooses_by_minutes_and_held_out_images_and_looks_at_no_test_image() {
     let folder = tempfile::tempdir().unwrap();
-    let (file, out) = (folder.path().join("study.toml"), folder.path().join("out"));
-    write(&file, "");
-    let said = Background::of({
-        let mut command = Command::new(repository().join("scripts/speedrun"));
-        command.args([Path::new("choose"), &file, &out]);
-        command.env("TRAINER", program("trainer")).env("SPEEDRUN_DATA", data());
-        command
-    })
-    .wait()
-    .0;
+    let at = |name: &str| folder.path().join(name);
+    write(&at("study.toml"), "");
+    let built = shard_imagenet(&[
+        "build",
+        "--layout",
+        "webdataset",
+        "--input",
+        &text(data()),
+        "--holdout",
+        "12",
+        "--output",
+        &text(&at("data")),
+    ]);
+    assert_eq!(built.code, 0, "{}", built.err);
+    let mut command = Command::new(repository().join("scripts/speedrun"));
+    command.current_dir(&folder).args(["choose", "study.toml", "out"]);
+    command.env("TRAINER", program("trainer")).env("SPEEDRUN_DATA", "data");
+    let (said, _) = Background::of(command).wait();
     assert_eq!(said.code, 0, "{}", said.err);
-    let text = fs::read_to_string(out.join("results.json")).unwrap();
-    let found: Value = serde_json::from_str(&text).unwrap();
+    let results = fs::read_to_string(at("out/results.json")).unwrap();
+    let found: Value = serde_json::from_str(&results).unwrap();
     for row in 0..2 {
         let minutes = found["rows"][row]["mean"]["minutes"].as_f64().unwrap();
         assert!(0.0 < minutes && minutes < 2.0, "{minutes}");
     }
     assert!(found["rows"][0]["mean"]["probe_bn_crelu"].is_f64());
     assert!(said.out.contains("| minutes |"), "{}", said.out);
+    let mut measured = 0;
+    for name in ["metrics.jsonl", "evaluations.jsonl"] {
+        let lines = fs::read_to_string(at("out/runs/base-0").join(name)).unwrap();
+        for line in lines.lines() {
+            let line: Value = serde_json::from_str(line).unwrap();
+            assert_eq!(line["split"], "trainval", "{line}");
+            measured += 1;
+        }
+    }
+    assert!(measured > 2, "{measured} lines");
 }
 
 #[test]

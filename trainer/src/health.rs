@@ -31,12 +31,13 @@ pub struct Signals {
     pub saturation_real: f64,
     /// The same on generated pairs (score ≤ −1).
     pub saturation_fake: f64,
-    /// Half the sum of D's mean scores of real and of generated pairs, each summed over the enabled terms:
-    /// where it swings while their gap does not, all scores go up and down together, and one side's
-    /// hinges are shut in turn. Absent in older logs, as the next one.
+    /// Half the sum of D's mean scores of real and of generated pairs, each summed over the enabled terms.
+    /// Where it swings more than the gap, D's hinges are shut on one side, then on the other. Absent in
+    /// older logs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub score_common: Option<f64>,
-    /// D's mean score of real pairs less that of generated ones, each summed over the enabled terms.
+    /// D's mean score of real pairs less that of generated ones, each summed over the enabled terms. Absent
+    /// in older logs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub score_gap: Option<f64>,
     /// Standard deviation of a pixel over the images G(z), mean over pixels.

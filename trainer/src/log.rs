@@ -35,8 +35,11 @@ pub struct StatsLine {
     pub images_read_per_s: f64,
     /// Share of the time in which the step waited for images.
     pub data_wait_percent: f64,
-    /// Seconds of a whole step.
+    /// Seconds of a whole step, without what pictures, probes and checkpoints take between two steps.
     pub step_seconds: f64,
+    /// Seconds that these took since the line before; absent where there were none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aside_s: Option<f64>,
     /// Unreadable images that others stood in for, in this session.
     pub bad_images: u64,
     /// Epoch that the next image belongs to, from 0.

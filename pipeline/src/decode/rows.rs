@@ -38,9 +38,13 @@ impl Pixels {
         grow(&mut self.bytes, self.first + length);
     }
 
+    pub(super) fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     /// Gives a rare giant's memory back.
     pub(super) fn forget_giants(&mut self) {
-        if self.bytes.capacity() > KEPT {
+        if self.capacity() > KEPT {
             *self = Self::default();
         }
     }

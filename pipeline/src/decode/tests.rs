@@ -190,11 +190,12 @@ fn a_panic_in_a_source_of_coefficients_comes_through() {
 #[test]
 fn rows_begin_where_libjpeg_turbo_writes_to_the_cache() {
     let mut pixels = Pixels::default();
-    for pitch in (1..400).map(|width| 3 * width) {
+    // Where a row has an odd number of bytes, every sixteenth row begins so, wherever the first does.
+    for pitch in (2..400).step_by(2).map(|width| 3 * width) {
         let rows = pixels.rows(pitch, 40 * pitch);
         let first = rows[..40 * pitch].as_ptr().addr();
         let past = (0..40).filter(|row| (first + row * pitch).is_multiple_of(16)).count();
-        assert!(past <= if pitch % 2 == 1 { 40 / 16 + 1 } else { 0 }, "{past} rows of {pitch}");
+        assert_eq!(past, 0, "rows of {pitch}");
     }
 }
 
@@ -335,7 +336,7 @@ fn sizes_beyond_the_limit_are_refused_by_the_header() {
         let error = decoder.decode(&bytes).unwrap_err();
         assert!(matches!(error, Fault::Pixels { .. }), "{width} x {height}: {error}");
     }
-    assert!(decoder.pixels.len() < 20_000);
+    assert!(decoder.pixels.capacity() < 20_000);
 }
 
 fn encode_png(picture: &image::DynamicImage) -> Vec<u8> {

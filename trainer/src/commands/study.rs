@@ -20,6 +20,9 @@ pub(crate) struct Args {
     /// study's first among these
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     rows: Vec<String>,
+    /// Change one key in every row, over what the study says, such as --set eval.split=trainval (repeatable)
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
     /// Data folder made by shard-imagenet
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
@@ -47,7 +50,7 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
     };
     there(&args.file)?;
     args.extractor.as_ref().map_or(Ok(()), there)?;
-    let (study, jobs) = Study::read(&args.file, &args.rows)?;
+    let (study, jobs) = Study::read(&args.file, &args.rows, &args.set)?;
     let tools = Tools {
         data: args.data.clone(),
         extractor: args.extractor.clone(),

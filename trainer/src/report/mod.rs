@@ -57,7 +57,7 @@ const HEALTH: [Chart; 7] = [
     ),
     (
         "Scores of D",
-        "gap: real less generated pairs; common mode: their mean, which should stand still while they learn",
+        "of real pairs less those of generated ones (gap), and the mean of the two (common mode)",
         &[("score_gap", "gap"), ("score_common", "common mode")],
     ),
     (

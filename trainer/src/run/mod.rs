@@ -145,17 +145,20 @@ struct Run {
     checkpoints: Option<Writer>,
     /// Whether `sessions.jsonl` says in this session that a checkpoint of a step after the first is on the disk.
     saved_later: bool,
+    /// What pictures, probes and checkpoints between two steps took in this session.
+    aside: Duration,
 }
 
 /// What a checkpoint is called where one could not be saved.
 const CHECKPOINT: &str = "a checkpoint";
 
-/// Since when, from which step of this session, and how long the feed had then been waited for.
+/// Since when, from which step of this session, how long the feed had then been waited for, and what chores had taken.
 #[derive(Debug, Clone, Copy)]
 struct Mark {
     time: Instant,
     done: u64,
     waited: Duration,
+    aside: Duration,
 }
 
 impl Run {
@@ -219,6 +222,7 @@ impl Run {
             recorder,
             checkpoints,
             saved_later: false,
+            aside: Duration::ZERO,
         })
     }
 
@@ -286,11 +290,17 @@ impl Run {
                 }
                 tick = self.mark();
             }
-            last = Some(losses);
             if self.due(self.config.dist.check_every) {
                 verify(&self.world, &self.state)?;
             }
-            self.chores()?;
+            if self.has_chores() {
+                // What the device still computes is the step's.
+                let _ = losses.d.double_value(&[]);
+                let begun = Instant::now();
+                self.chores()?;
+                self.aside += begun.elapsed();
+            }
+            last = Some(losses);
         };
         self.world.check()?;
         let stats = last.map(|losses| self.line(begun, &losses)).transpose()?.flatten();
@@ -551,10 +561,13 @@ impl Run {
     }
 
     /// Checkpoints and pictures between the first and the last step.
+    fn has_chores(&self) -> bool {
+        let c = &self.config;
+        let some = [c.images.every, c.eval.every, c.checkpoint.every];
+        self.state.step < c.train.steps && some.into_iter().any(|every| self.due(every))
+    }
+
     fn chores(&mut self) -> Result<()> {
-        if self.state.step >= self.config.train.steps {
-            return Ok(());
-        }
         let (draw, measure) =
             (self.due(self.config.images.every), self.due(self.config.eval.every));
         // What may prove the best must be there to be kept.
@@ -675,7 +688,7 @@ impl Run {
     }
 
     fn mark(&self) -> Mark {
-        Mark { time: Instant::now(), done: self.done, waited: self.feed.waited }
+        Mark { time: Instant::now(), done: self.done, waited: self.feed.waited, aside: self.aside }
     }
 
     /// Reads the losses back (with the faults, the only wait for the device) and the clock since
@@ -687,7 +700,8 @@ impl Run {
         }
         let [loss_d, loss_g] = [&losses.d, &losses.g].map(|loss| loss.double_value(&[]));
         let loss_e = losses.e.as_ref().map(|loss| loss.double_value(&[]));
-        let seconds = from.time.elapsed().as_secs_f64();
+        let aside = self.aside - from.aside;
+        let seconds = (from.time.elapsed() - aside).as_secs_f64();
         let step_seconds = seconds / steps as f64;
         let images_per_s = self.config.train.batch as f64 / step_seconds;
         let waited = (self.feed.waited - from.waited).as_secs_f64();
@@ -717,6 +731,7 @@ impl Run {
             mfu_percent: recorder.peak.map(|peak| 100.0 * flops / peak),
             memory_gb: memory / 1e9,
             checkpoint_held_s: None,
+            aside_s: (!aside.is_zero()).then_some(aside.as_secs_f64()),
             checkpoint_write_s: None,
             write_errors: 0,
             health,

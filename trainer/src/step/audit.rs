@@ -46,9 +46,9 @@ fn a_step_moves_what_its_budget_says_and_feeds_convolutions_channels_last() {
         for (backward, (kernels, megabytes)) in [false, true].into_iter().zip(budget) {
             let (calls, moved) = audit.total(backward);
             let share = moved / 1e6 / megabytes;
-            // Several threads make a few kernels more.
-            let share_of_calls = calls as f64 / kernels as f64;
-            if !(0.95..1.01).contains(&share_of_calls) || !(0.98..1.01).contains(&share) {
+            // Several threads make a few kernels more: 4 of 3,987 were seen.
+            let most = kernels + if tch::get_num_threads() > 1 { kernels / 500 } else { 0 };
+            if calls > most || calls * 20 < kernels * 19 || !(0.98..1.01).contains(&share) {
                 over += &format!("{preset}, backward {backward}: ({calls}, {:.1})\n", moved / 1e6);
                 over += &format!("{}\n", audit.table(25));
             }

@@ -70,16 +70,19 @@ pub struct Job {
 }
 
 impl Study {
-    /// Reads a study file and resolves its configurations. To be done are those of the rows named in `only`, or all.
+    /// Reads a study file and resolves its configurations, with the changes `set` in every row, over its own. To be
+    /// done are those of the rows named in `only`, or all.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Config`] with every problem of every row, or a name that no row has.
-    pub fn read(path: &Path, only: &[String]) -> Result<(Self, Vec<Job>)> {
+    pub fn read(path: &Path, only: &[String], set: &[String]) -> Result<(Self, Vec<Job>)> {
         let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
         let wrong = |problem: String| Error::Config {
             problems: vec![format!("{}: {problem}", path.display())],
         };
-        let study: Self = toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+        let mut study: Self = toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+        // Of a key that is set twice the last counts.
+        study.rows.iter_mut().for_each(|row| row.set.extend_from_slice(set));
         if let Some(name) = only.iter().find(|name| study.rows.iter().all(|row| row.name != **name))
         {
             let names: Vec<_> = study.rows.iter().map(|row| row.name.as_str()).collect();
@@ -168,7 +171,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("study.toml");
         fs::write(&path, text).unwrap();
-        Study::read(&path, &[])
+        Study::read(&path, &[], &[])
     }
 
     #[test]
@@ -192,7 +195,7 @@ mod tests {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../studies");
         let mut count = 0;
         for entry in fs::read_dir(folder).unwrap() {
-            let (study, jobs) = Study::read(&entry.unwrap().path(), &[]).unwrap();
+            let (study, jobs) = Study::read(&entry.unwrap().path(), &[], &[]).unwrap();
             assert_eq!(jobs.len(), study.rows.len() * study.seeds.len());
             assert!(study.rows.iter().all(|row| !row.note.is_empty()));
             count += 1;
@@ -203,13 +206,13 @@ mod tests {
     #[test]
     fn some_rows_of_a_study_can_be_chosen() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../studies/ablations-cifar10.toml");
-        let (study, jobs) = Study::read(&path, &["hi_e".into(), "base".into()]).unwrap();
+        let (study, jobs) = Study::read(&path, &["hi_e".into(), "base".into()], &[]).unwrap();
         assert_eq!(jobs.len(), study.rows.len() * study.seeds.len());
         let chosen =
             jobs.iter().filter(|job| job.chosen).map(|job| study.rows[job.row].name.as_str());
         let chosen: Vec<_> = chosen.collect();
         assert_eq!(chosen, ["base", "hi_e"].repeat(study.seeds.len()));
-        let error = Study::read(&path, &["hie".into()]).unwrap_err().to_string();
+        let error = Study::read(&path, &["hie".into()], &[]).unwrap_err().to_string();
         assert!(error.contains("no row \"hie\"; there are base, det_e, "), "{error}");
     }
 

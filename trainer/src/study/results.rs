@@ -30,7 +30,8 @@ enum From {
     Metrics(&'static [&'static str], &'static str, fn(&Map<String, Value>) -> Option<f64>),
     /// A key of the last line of `stats.jsonl`.
     Stats(&'static str),
-    /// Minutes of training by `stats.jsonl`: without probes, pictures, and what was lost with a kill.
+    /// Minutes of all steps by `stats.jsonl`: without pictures, probes and checkpoints, and without steps that a
+    /// kill or a rollback undid.
     Minutes,
 }
 
@@ -93,19 +94,23 @@ const MEASURES: [Measure; 9] = [
         decimals: 1,
         from: From::Metrics(&["linear_probe_bn_crelu"], "initial", top1),
     },
-    Measure { name: "minutes", key: "minutes", decimals: 1, from: From::Minutes },
+    Measure { name: "minutes", key: "minutes", decimals: 2, from: From::Minutes },
 ];
 
-/// Minutes of all steps: each line says how long one took since the line before.
-fn minutes(stats: &[Map<String, Value>]) -> Option<f64> {
+/// Minutes of `steps` steps: each line says how long one took since the line before; those behind the last
+/// line take as long as those before it. None where a line does not say, or steps do not rise.
+fn minutes(stats: &[Map<String, Value>], steps: u64) -> Option<f64> {
     let number = |line: &Map<String, Value>, key| line.get(key)?.as_f64();
-    let (mut before, mut seconds) = (0.0, 0.0);
+    let (mut before, mut seconds, mut each) = (0.0, 0.0, None);
     for line in stats {
-        let step = number(line, "step")?;
-        seconds += (step - before) * number(line, "step_seconds")?;
-        before = step;
+        let (step, took) = (number(line, "step")?, number(line, "step_seconds")?);
+        if step <= before {
+            return None;
+        }
+        seconds += (step - before) * took;
+        (before, each) = (step, Some(took));
     }
-    (before > 0.0).then_some(seconds / 60.0)
+    Some((seconds + (steps as f64 - before).max(0.0) * each?) / 60.0)
 }
 
 /// A finished run's measures, by key.
@@ -167,7 +172,7 @@ fn values(job: &Job, out: &Path) -> Values {
             .filter_map(|l| of(&l))
             .next_back(),
         From::Stats(key) => stats.last().and_then(|line| line.get(key)?.as_f64()),
-        From::Minutes => minutes(&stats),
+        From::Minutes => minutes(&stats, job.config.train.steps),
     };
     MEASURES.iter().filter_map(|m| Some((m.key, value(m)?))).collect()
 }
@@ -428,13 +433,22 @@ mod tests {
     }
 
     #[test]
-    fn minutes_are_those_of_the_steps_between_lines() {
-        let lines =
-            |text: &str| text.lines().map(|l| serde_json::from_str(l).unwrap()).collect::<Vec<_>>();
-        let stats = lines("{\"step\":10,\"step_seconds\":3}\n{\"step\":40,\"step_seconds\":1.0}\n");
-        assert_eq!(minutes(&stats), Some(1.0));
-        assert_eq!(minutes(&[]), None);
-        assert_eq!(minutes(&lines("{\"step\":10}\n")), None);
+    fn minutes_are_those_of_all_steps_or_none() {
+        let minutes = |text: &str, steps| {
+            let lines: Vec<_> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+            minutes(&lines, steps)
+        };
+        let two = "{\"step\":10,\"step_seconds\":3}\n{\"step\":40,\"step_seconds\":1.0}\n";
+        assert_eq!(minutes(two, 40), Some(1.0));
+        assert_eq!(minutes(two, 100), Some(2.0), "behind the last line");
+        assert_eq!(minutes("", 40), None);
+        for odd in [
+            "{\"step\":41}\n",
+            "{\"step\":41,\"step_seconds\":null}\n",
+            "{\"step\":40,\"step_seconds\":1}\n",
+        ] {
+            assert_eq!(minutes(&format!("{two}{odd}"), 50), None, "{odd}");
+        }
     }
 
     #[test]
