@@ -211,7 +211,14 @@ impl Loader {
             detached(py, || drop(ended));
             warnings::pass_on(py);
             match next {
-                Err(Error::TimedOut { .. }) => py.check_signals()?,
+                Err(Error::TimedOut { .. }) => {
+                    py.check_signals()?;
+                    // The lock is the first comer's: whoever asks again at once has it again, and those that sleep
+                    // for it, the thread that hears Ctrl-C among them, would wait for ever.
+                    if self.waiting.load(Ordering::Relaxed) > 0 {
+                        detached(py, || std::thread::sleep(Duration::from_millis(1)));
+                    }
+                }
                 Err(error) => return Err(self.raised(&error)),
                 Ok(next) => {
                     let batch = |batch: pipeline::Batch| {
