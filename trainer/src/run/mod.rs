@@ -560,13 +560,14 @@ impl Run {
         Ok(())
     }
 
-    /// Checkpoints and pictures between the first and the last step.
+    /// Whether something is due between this step and the next.
     fn has_chores(&self) -> bool {
         let c = &self.config;
         let some = [c.images.every, c.eval.every, c.checkpoint.every];
         self.state.step < c.train.steps && some.into_iter().any(|every| self.due(every))
     }
 
+    /// Checkpoints, pictures and probes between the first and the last step: those that are due.
     fn chores(&mut self) -> Result<()> {
         let (draw, measure) =
             (self.due(self.config.images.every), self.due(self.config.eval.every));
