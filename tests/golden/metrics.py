@@ -8,6 +8,7 @@ from make import hashed, write
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import pairwise_distances
 from sklearn.neighbors import NearestNeighbors
+from sklearn.svm import LinearSVC
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
@@ -116,7 +117,32 @@ def probe():
 
     (x, y), (test_x, test_y) = split("probe.train", 6000), split("probe.test", 4000)
     fit = LogisticRegression(C=1e9, tol=1e-8, max_iter=10000).fit(x, y)
-    return {"top1": 100 * float((fit.predict(test_x) == test_y).mean())}
+    score = lambda fit, test_x: 100 * float((fit.predict(test_x) == test_y).mean())
+    mean, deviation = x.mean(0, dtype=float), np.sqrt(x.var(0, dtype=float) + 1e-5)
+    svm = LinearSVC(C=0.01, dual=False, tol=1e-10, max_iter=100000).fit((x - mean) / deviation, y)
+    return {
+        "top1": score(fit, test_x),
+        "svm": {
+            "weight": np.concatenate([svm.coef_, svm.intercept_[:, None]], 1).tolist(),
+            "top1": score(svm, (test_x - mean) / deviation),
+        },
+        "mlp": mlp(),
+    }
+
+
+def mlp():
+    """Scores and a gradient of Deep InfoMax's classifier, without dropout, in training and after one batch."""
+    net = torch.nn.Sequential(
+        torch.nn.Linear(6, 5), torch.nn.BatchNorm1d(5), torch.nn.Dropout(0), torch.nn.ReLU(), torch.nn.Linear(5, 3)
+    )
+    net = net.float()
+    for i, weight in enumerate(net.parameters()):
+        weight.data = hashed(f"mlp.{i}", tuple(weight.shape)).float()
+    x, y = hashed("mlp.x", (8, 6)).float(), torch.arange(8) % 3
+    scores = net(x)
+    torch.nn.functional.cross_entropy(scores, y).backward()
+    flat = lambda t: t.detach().flatten().tolist()
+    return {"scores": flat(scores), "gradient": flat(net[0].weight.grad), "stored": flat(net.eval()(x))}
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ fn every_help_fits_a_screen_and_shows_an_example() {
         trainer,
         &["run", "sample", "reconstruct", "export", "report", "bench-batch", "inspect", "doctor"],
     );
-    check(trainer, &["eval linear", "eval knn", "eval fid"]);
+    check(trainer, &["eval linear", "eval knn", "eval infomax", "eval fid"]);
     check(trainer, &["neighbors", "interpolate", "traverse", "filters", "embed", "search"]);
     check(shard_imagenet, &["build", "verify", "inspect", "synth"]);
 }

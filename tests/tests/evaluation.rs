@@ -113,6 +113,36 @@ fn nearest_training_images_of_training_images_are_themselves() {
     }
 }
 
+#[test]
+fn deep_infomax_s_classifiers_score_each_feature_and_repeat() {
+    let (said, lines) = evaluate(&["eval", "infomax"], &["--epochs", "3"]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    let of = |key: &str| lines.iter().map(|line| line[key].to_string()).collect::<Vec<_>>().join(" ");
+    assert_eq!(
+        of("metric").replace('"', ""),
+        "infomax_svm_map infomax_mlp_map infomax_svm_avepool infomax_mlp_avepool infomax_svm_mu infomax_mlp_mu"
+    );
+    assert_eq!(of("width"), "2048 2048 128 128 60 60");
+    for line in &lines {
+        let top1 = line["top1"].as_f64().unwrap();
+        assert!((0.0..=100.0).contains(&top1), "{line}");
+        for (key, value) in [("c", 1.0), ("units", 200.0), ("dropout", 0.1), ("rate", 1e-4)] {
+            assert_eq!(line[key].as_f64(), Some(value), "{line}");
+        }
+        assert_eq!((&line["batch"], &line["epochs"]), (&64.into(), &3.into()));
+        assert_eq!((&line["train_images"], &line["split"]), (&40.into(), &"val".into()));
+    }
+    let written = kept(run());
+    assert!(lines.iter().all(|line| written.contains(line)), "{written:?}");
+    assert_eq!(evaluate(&["eval", "infomax"], &["--epochs", "3"]).1, lines, "the same digits again");
+    let (said, lines) = evaluate(&["eval", "infomax"], &["--epochs", "1", "--initial"]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert!(lines.iter().all(|line| line["weights"] == "initial"), "{}", said.out);
+    let (said, _) = evaluate(&["eval", "infomax"], &["--images", "1"]);
+    assert_eq!(said.code, 2);
+    assert!(said.err.contains("--images wants at least 2"), "{}", said.err);
+}
+
 /// Arguments of a small comparison by the extractor of the golden files, with its cache in `folder`.
 fn small_fid(folder: &Path) -> Vec<String> {
     let extractor = repository().join("tests/golden/extractor.pt");

@@ -1,12 +1,12 @@
 //! `trainer doctor`: what this machine offers and whether the data folder is sound.
 
-use std::fs;
 use std::path::Path;
 
 use pipeline::Dataset;
 use pipeline::index::SplitRecord;
 
 use crate::device;
+use crate::measure;
 use crate::provenance;
 
 /// One finding.
@@ -51,14 +51,10 @@ fn cores() -> String {
 }
 
 fn memory() -> String {
-    let field = |name: &str| {
-        let text = fs::read_to_string("/proc/meminfo").ok()?;
-        let line = text.lines().find(|line| line.starts_with(name))?;
-        line.split_whitespace().nth(1)?.parse::<f64>().ok()
-    };
-    match (field("MemTotal:"), field("MemAvailable:")) {
+    const GIB: f64 = 1_073_741_824.0;
+    match (measure::total_bytes(), measure::free_bytes()) {
         (Some(total), Some(free)) => {
-            format!("{:.1} GiB, {:.1} GiB available", total / 1048576.0, free / 1048576.0)
+            format!("{:.1} GiB, {:.1} GiB available", total / GIB, free / GIB)
         }
         _ => "unknown (no /proc/meminfo)".into(),
     }

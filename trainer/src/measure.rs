@@ -66,6 +66,24 @@ pub fn resident_bytes() -> f64 {
     pages.map_or(f64::NAN, |pages| pages * rustix::param::page_size() as f64)
 }
 
+/// Bytes of memory that programs could still take; `None` where the system does not say.
+#[must_use]
+pub fn free_bytes() -> Option<f64> {
+    memory_field("MemAvailable:")
+}
+
+/// Bytes of memory that the machine has; `None` where the system does not say.
+#[must_use]
+pub fn total_bytes() -> Option<f64> {
+    memory_field("MemTotal:")
+}
+
+fn memory_field(name: &str) -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse::<f64>().ok().map(|kib| 1024.0 * kib)
+}
+
 /// A single-precision tensor that has a shape and no memory.
 ///
 /// # Panics

@@ -1,7 +1,7 @@
 use tch::Device;
 use trainer::config::Config;
 use trainer::error::Result;
-use trainer::{device, fit, say};
+use trainer::{device, fit, measure, say};
 
 use super::{Source, usage};
 
@@ -33,7 +33,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let limit = match args.memory {
         Some(gb) if gb > 0.0 => gb * 1e9,
         Some(_) => return Err(usage("--memory wants a size above 0")),
-        None => 0.9 * free_bytes().unwrap_or(f64::MAX),
+        None => 0.9 * measure::free_bytes().unwrap_or(f64::MAX),
     };
     if device == Device::Cpu {
         say::print(format_args!("within {:.2} GB", limit / 1e9))?;
@@ -65,11 +65,4 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Memory that programs could still take, from /proc.
-fn free_bytes() -> Option<f64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.split_whitespace().next()?.parse::<f64>().ok().map(|kb| 1024.0 * kb)
 }

@@ -11,6 +11,8 @@ use tch::{Device, Kind, Tensor};
 use super::Model;
 use crate::device::Images;
 use crate::error::{Error, Result};
+use crate::measure;
+use crate::shim::sent;
 
 /// Side that images are reduced to before their pixels serve as features.
 const PIXELS: i64 = 32;
@@ -20,6 +22,8 @@ const PIXELS: i64 = 32;
 pub enum Feature {
     /// a, the trunk's output after BN and ReLU, pooled ("AvePool"; paper §3.2).
     AvePool,
+    /// The trunk's output after BN and ReLU before it is pooled, one row an image.
+    Map,
     /// [ReLU(h), ReLU(−h)] with h = BN(a), BN without gain and shift ("BN+CReLU"; paper §3.2).
     BnCrelu,
     /// μ, the centre of the code.
@@ -42,6 +46,7 @@ impl fmt::Display for Feature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::AvePool => f.write_str("avepool"),
+            Self::Map => f.write_str("map"),
             Self::BnCrelu => f.write_str("bn_crelu"),
             Self::Mu => f.write_str("mu"),
             Self::Stage(n) => write!(f, "stage{n}"),
@@ -56,12 +61,13 @@ impl FromStr for Feature {
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         match text {
             "avepool" => Ok(Self::AvePool),
+            "map" => Ok(Self::Map),
             "bn_crelu" => Ok(Self::BnCrelu),
             "mu" => Ok(Self::Mu),
             "pixels" => Ok(Self::Pixels),
             _ => match text.strip_prefix("stage").and_then(|n| n.parse().ok()) {
                 Some(n) if n > 0 => Ok(Self::Stage(n)),
-                _ => Err("give avepool, bn_crelu, mu, pixels, or stage1, stage2, …".into()),
+                _ => Err("give avepool, bn_crelu, mu, map, pixels, or stage1, stage2, …".into()),
             },
         }
     }
@@ -101,13 +107,13 @@ impl Features {
             let part = Self::of_batch(model, &images, labels, wanted)?;
             let (first, rows) = (all.labels.len() as i64, part.labels.len() as i64);
             for (feature, x) in part.layers {
-                let place = all.layers.iter().position(|(layer, _)| *layer == feature);
-                let place = place.unwrap_or_else(|| {
-                    // All rows in one place: of a large data set they take most of the memory.
-                    let room = Tensor::empty([count, x.size()[1]], (x.kind(), x.device()));
-                    all.layers.push((feature, room));
-                    all.layers.len() - 1
-                });
+                let place = match all.layers.iter().position(|(layer, _)| *layer == feature) {
+                    Some(place) => place,
+                    None => {
+                        all.layers.push((feature, room(feature, count, &x)?));
+                        all.layers.len() - 1
+                    }
+                };
                 all.layers[place].1.narrow(0, first, rows).copy_(&x);
             }
             all.labels.extend(part.labels);
@@ -170,6 +176,7 @@ impl Features {
             }
             let x = match (feature.stored(), &encoded) {
                 (Feature::Pixels, _) | (_, None) => pixels(&images.large),
+                (Feature::Map, Some((_, encoded))) => encoded.map.flatten(1, -1),
                 (Feature::Mu, Some((_, encoded))) => encoded.code.mean().shallow_clone(),
                 (Feature::Stage(n), Some((stages, _))) => match stages.get(n - 1) {
                     Some(stage) => stage.shallow_clone(),
@@ -239,6 +246,29 @@ impl Features {
              build the data folder with labels (in training, eval.probe_images=0 switches it off)"
         );
         Err(Error::Config { problems: vec![problem] })
+    }
+}
+
+/// Labels, where the features are.
+pub(super) fn labels(features: &Features) -> Tensor {
+    sent(&Tensor::from_slice(&features.labels), features.device())
+}
+
+/// A place for the rows of `count` images like those of `x`: of a large data set they take most of the memory.
+fn room(feature: Feature, count: i64, x: &Tensor) -> Result<Tensor> {
+    let bytes = (count * x.size()[1]) as f64 * x.kind().elt_size_in_bytes() as f64;
+    let free = if x.device() == Device::Cpu { measure::free_bytes() } else { None };
+    match free {
+        Some(free) if bytes > free => {
+            let problem = format!(
+                "{feature} of {count} images takes {:.1} GB of memory, and {:.1} GB are free: give a \
+                 smaller --images, or another feature",
+                bytes / 1e9,
+                free / 1e9
+            );
+            Err(Error::Config { problems: vec![problem] })
+        }
+        _ => Ok(Tensor::empty([count, x.size()[1]], (x.kind(), x.device()))),
     }
 }
 

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use pipeline::{Dataset, Mode};
 use rand::seq::SliceRandom;
 use serde::Serialize;
-use tch::{Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 
-use super::features::{Feature, Features};
+use super::features::{Feature, Features, labels};
 use super::{Model, Subject};
 use crate::error::Result;
 use crate::optim::{Adam, AdamConfig, AverageConfig};
@@ -133,7 +133,9 @@ pub fn probe(
     // A batch: what each head reads, and the labels.
     let mut next: Box<dyn FnMut() -> Result<(Vec<Tensor>, Tensor)>> = match source {
         Source::Cached(features) => {
-            let (mut order, labels) = (Order::new(features, protocol), labels(features));
+            let (rows, device) = (features.labels.len(), features.device());
+            let mut order = Order::new(rows, protocol.batch, protocol.seed, device);
+            let labels = labels(features);
             Box::new(move || {
                 let rows = order.next_batch();
                 let pick = |feature: &Feature| features.get(*feature).index_select(0, &rows);
@@ -399,14 +401,9 @@ impl Head {
     }
 }
 
-/// Labels, where the features are.
-fn labels(features: &Features) -> Tensor {
-    sent(&Tensor::from_slice(&features.labels), features.device())
-}
-
 /// Endless batches of row numbers, each epoch shuffled afresh.
 #[derive(Debug)]
-struct Order {
+pub(super) struct Order {
     rows: Vec<i64>,
     batch: usize,
     at: usize,
@@ -417,15 +414,14 @@ struct Order {
 }
 
 impl Order {
-    fn new(features: &Features, protocol: &Protocol) -> Self {
-        let rows = features.labels.len();
-        let batch = (protocol.batch as usize).min(rows);
-        let there = Tensor::empty([0], (Kind::Int64, features.device()));
-        let seed = protocol.seed;
+    /// Of so many rows; `device` is where the numbers are wanted. A batch is no larger than an epoch.
+    pub(super) fn new(rows: usize, batch: i64, seed: u64, device: Device) -> Self {
+        let batch = (batch as usize).min(rows);
+        let there = Tensor::empty([0], (Kind::Int64, device));
         Self { at: rows, rows: (0..rows as i64).collect(), batch, epoch: 0, seed, there }
     }
 
-    fn next_batch(&mut self) -> Tensor {
+    pub(super) fn next_batch(&mut self) -> Tensor {
         if self.at + self.batch > self.rows.len() {
             let key = Key { seed: self.seed, purpose: Purpose::Probe, step: self.epoch, update: 0 };
             self.rows.shuffle(&mut key.stream(0));
@@ -441,8 +437,6 @@ impl Order {
 
 #[cfg(test)]
 mod tests {
-    use tch::Device;
-
     use super::*;
     use crate::golden::hashed;
 

@@ -5,6 +5,7 @@ pub mod embed;
 pub mod extractor;
 pub mod features;
 pub mod fid;
+pub mod infomax;
 pub mod knn;
 pub mod linear;
 pub mod metrics;

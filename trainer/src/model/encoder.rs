@@ -58,7 +58,9 @@ pub struct EncoderConfig {
 /// What E says of a batch of images.
 #[derive(Debug)]
 pub struct Encoded {
-    /// a, the pooled trunk feature ("AvePool"), (N, features).
+    /// The trunk's output after BN and ReLU, (N, features, R_E / 32, R_E / 32), of a small trunk R_E / 8.
+    pub map: Tensor,
+    /// a, its mean over positions ("AvePool"), (N, features).
     pub features: Tensor,
     /// The latent code.
     pub code: Code,
@@ -149,22 +151,23 @@ impl Encoder {
     #[must_use]
     pub fn forward_stages(&self, x: &Tensor, statistics: Statistics) -> (Vec<Tensor>, Encoded) {
         let mut stages = vec![];
-        let features = self.pooled(x, statistics, |map| stages.push(mean(map)));
+        let map = self.map(x, statistics, |map| stages.push(mean(map)));
+        let features = mean(&map);
         let code = self.code(&features);
-        (stages, Encoded { features, code })
+        (stages, Encoded { map, features, code })
     }
 
     /// a alone, (N, features).
     pub fn features(&self, x: &Tensor, statistics: Statistics) -> Tensor {
-        self.pooled(x, statistics, |_| {})
+        mean(&self.map(x, statistics, |_| {}))
     }
 
-    fn pooled(&self, x: &Tensor, statistics: Statistics, seen: impl FnMut(&Tensor)) -> Tensor {
-        mean(&match &self.trunk {
+    fn map(&self, x: &Tensor, statistics: Statistics, seen: impl FnMut(&Tensor)) -> Tensor {
+        match &self.trunk {
             Trunk::ResNet(trunk) => trunk.forward(x, statistics, seen),
             Trunk::RevNet(trunk) => trunk.forward(x, statistics, seen),
             Trunk::Small(trunk) => trunk.forward(x, statistics, seen),
-        })
+        }
     }
 
     fn code(&self, features: &Tensor) -> Code {
