@@ -139,7 +139,7 @@ fn whole_step(
         losses.push(discriminator_step(config, state, again(images), update).0);
         moments.push(Moment::of(device)?);
     }
-    losses.push(encoder_generator_step(config, state, again(images)).0.0);
+    losses.push(encoder_generator_step(config, state, again(images)).swap_remove(0).0);
     moments.push(Moment::of(device)?);
     state.step += 1;
     Ok(())

@@ -117,7 +117,8 @@ fn nearest_training_images_of_training_images_are_themselves() {
 fn deep_infomax_s_classifiers_score_each_feature_and_repeat() {
     let (said, lines) = evaluate(&["eval", "infomax"], &["--epochs", "3"]);
     assert_eq!(said.code, 0, "{}", said.err);
-    let of = |key: &str| lines.iter().map(|line| line[key].to_string()).collect::<Vec<_>>().join(" ");
+    let of =
+        |key: &str| lines.iter().map(|line| line[key].to_string()).collect::<Vec<_>>().join(" ");
     assert_eq!(
         of("metric").replace('"', ""),
         "infomax_svm_map infomax_mlp_map infomax_svm_avepool infomax_mlp_avepool infomax_svm_mu infomax_mlp_mu"
@@ -134,7 +135,11 @@ fn deep_infomax_s_classifiers_score_each_feature_and_repeat() {
     }
     let written = kept(run());
     assert!(lines.iter().all(|line| written.contains(line)), "{written:?}");
-    assert_eq!(evaluate(&["eval", "infomax"], &["--epochs", "3"]).1, lines, "the same digits again");
+    assert_eq!(
+        evaluate(&["eval", "infomax"], &["--epochs", "3"]).1,
+        lines,
+        "the same digits again"
+    );
     let (said, lines) = evaluate(&["eval", "infomax"], &["--epochs", "1", "--initial"]);
     assert_eq!(said.code, 0, "{}", said.err);
     assert!(lines.iter().all(|line| line["weights"] == "initial"), "{}", said.out);

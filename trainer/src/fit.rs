@@ -88,8 +88,10 @@ fn attempt(config: &Config, device: Device, limit: f64, size: i64) -> Result<Tri
     let step = || -> Result<f64> {
         allow_tf32(config.train.precision == Precision::Tf32);
         let mut state = TrainState::new(&config, device, false);
-        let players = [&state.g.live.params, &state.d.params];
-        players.into_iter().chain(state.e.as_ref().map(|e| &e.live.params)).for_each(clear);
+        let of_e = state.e.as_ref().map(|e| &e.live.params);
+        let of_further = state.further.as_ref().map(|further| &further.params);
+        let networks = [&state.g.live.params, &state.d.params];
+        networks.into_iter().chain(of_e).chain(of_further).for_each(clear);
         let images = |count: i64| {
             let pixels = |side: i64| Tensor::zeros([count, side, side, 3], (Kind::Uint8, device));
             let large = if config.loss.encode() { config.e.res } else { config.g.res };

@@ -4,10 +4,11 @@ use comfy_table::{Table, presets::UTF8_HORIZONTAL_ONLY};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor, no_grad};
 
+use crate::beyond;
 use crate::config::Config;
 use crate::dist::World;
 use crate::measure::Work;
-use crate::model::{Discriminator, Encoder, Generator};
+use crate::model::{Discriminator, Encoder, Further, Generator};
 use crate::nn::{Fill, Params, Statistics};
 
 /// One part of the model.
@@ -37,7 +38,7 @@ pub struct Module {
 /// The parameters of a configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Counts {
-    /// Parts, in the order G, E, F, H, J, θ.
+    /// Parts, in the order G, E, F, H, J, θ, further.
     pub parts: Vec<Part>,
     /// Sum of G's parameters.
     pub g: usize,
@@ -45,6 +46,8 @@ pub struct Counts {
     pub e: usize,
     /// Sum of D's.
     pub d: usize,
+    /// Sum of a further loss's network, 0 without one.
+    pub further: usize,
     /// Bytes of the tensors in a checkpoint.
     pub checkpoint_bytes: usize,
 }
@@ -62,20 +65,23 @@ impl Counts {
                 .map(|part| Part { name: format!("e.{}", part.name), ..part }),
         );
         parts.extend(by_head(None, &nets.d.1));
+        parts.extend(nets.further.iter().flat_map(|(_, params)| by_head(Some("further"), params)));
         let e_params = nets.e.as_ref().map(|(_, params)| params);
         let (g, e, d) = (nets.g.1.count(), e_params.map_or(0, Params::count), nets.d.1.count());
-        let state = [Some(&nets.g.1), e_params, Some(&nets.d.1)];
+        let further_params = nets.further.as_ref().map(|(_, params)| params);
+        let further = further_params.map_or(0, Params::count);
+        let state = [Some(&nets.g.1), e_params, Some(&nets.d.1), further_params];
         let state = state.into_iter().flatten().flat_map(Params::state);
         let values: usize = state.map(|(_, tensor)| tensor.numel()).sum();
-        // Moments of all three, averages of G and E.
-        let checkpoint_bytes = 4 * (values + 2 * (g + e + d) + g + e);
-        Self { parts, g, e, d, checkpoint_bytes }
+        // Moments of all, averages of G and E.
+        let checkpoint_bytes = 4 * (values + 2 * (g + e + d + further) + g + e);
+        Self { parts, g, e, d, further, checkpoint_bytes }
     }
 
     /// All parameters.
     #[must_use]
     pub fn total(&self) -> usize {
-        self.g + self.e + self.d
+        self.g + self.e + self.d + self.further
     }
 
     fn sums(&self) -> impl Iterator<Item = (&'static str, usize)> {
@@ -184,6 +190,7 @@ pub(crate) struct Nets {
     pub(crate) g: (Generator, Params),
     pub(crate) e: Option<(Encoder, Params)>,
     pub(crate) d: (Discriminator, Params),
+    pub(crate) further: Option<(Box<dyn Further>, Params)>,
 }
 
 impl Nets {
@@ -205,6 +212,8 @@ impl Nets {
             d: Params::build_in(world, kinds, fill, |s| {
                 Discriminator::new(&s.deterministic(same), config.discriminator(), latent)
             }),
+            further: (config.beyond.any())
+                .then(|| Params::build_in(world, kinds, fill, |s| beyond::network(s, config))),
         }
     }
 }
@@ -237,13 +246,16 @@ fn step_flop(config: &Config, modules: &[Module]) -> f64 {
         modules.iter().filter(|m| names.contains(&m.name)).map(|m| m.flop).sum::<f64>()
     };
     let (players, d) = (sum(&["G", "E"]), sum(&["F", "H", "J"]));
-    f64::from(config.train.d_steps) * (players + 6.0 * d) + 3.0 * players + 3.0 * d
+    // Forward and backward once more for each; the projections are too small to count.
+    let further = 3.0 * config.beyond.passes() * sum(&["E"]);
+    f64::from(config.train.d_steps) * (players + 6.0 * d) + 3.0 * players + 3.0 * d + further
 }
 
 fn activations(config: &Config, modules: &[Module]) -> f64 {
     let written = |name| modules.iter().find(|m| m.name == name).map_or(0.0, |m| m.written);
     let of_d = 2.0 * written("F");
-    let of_players = written("G") + written("E") + written("F");
+    let passes = 1.0 + config.beyond.passes();
+    let of_players = written("G") + passes * written("E") + written("F");
     let sides = [if config.loss.encode() { config.e.res } else { config.g.res }, config.g.res];
     // The step's batch and the next one are pixels of a byte; those of a micro-batch are made floats.
     let pixels: i64 = sides.iter().map(|side| 3 * side * side).sum();

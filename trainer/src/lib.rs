@@ -1,5 +1,6 @@
 //! BigBiGAN: networks, losses, step, run.
 
+mod beyond;
 pub mod check;
 pub mod checkpoint;
 pub mod config;

@@ -29,6 +29,9 @@ pub struct StatsLine {
     /// E's part of L_EG; absent without an encoder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss_e: Option<f64>,
+    /// The further loss of E (`[beyond]`); absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_further: Option<f64>,
     /// `train.batch` over the seconds of a whole step.
     pub images_per_s: f64,
     /// Images read from the shards a second: (d_steps + 1) batches a step.

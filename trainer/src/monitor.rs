@@ -116,9 +116,10 @@ impl Monitor {
     pub fn live(&mut self, state: &TrainState, suffix: &str) -> Result<()> {
         let samples = pictures::grid(&self.probe.samples(state), self.columns);
         let e = state.e.as_ref().map(|e| ("e", &e.live.params));
+        let further = state.further.as_ref().map(|further| ("further", &further.params));
         let nets = [("g", &state.g.live.params), ("d", &state.d.params)];
         let mut written = self.picture(state.step, "live", suffix, &samples);
-        for (net, params) in nets.into_iter().chain(e) {
+        for (net, params) in nets.into_iter().chain(e).chain(further) {
             written = written.and(self.histograms(state.step, net, params));
         }
         written

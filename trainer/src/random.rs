@@ -25,6 +25,8 @@ pub enum Purpose {
     Evaluate = 5,
     /// The order of samples in probes.
     Probe = 6,
+    /// Other views of training images.
+    Views = 7,
 }
 
 /// The key of a family of streams, one stream a row.
@@ -104,12 +106,13 @@ impl Key {
         width: i64,
         law: impl Distribution<f32>,
     ) -> Tensor {
-        let mut values = vec![];
+        let (mut values, mut count) = (vec![], 0);
         for row in rows {
+            count += 1;
             let mut stream = self.stream(row as u64);
             values.extend((0..width).map(|_| law.sample(&mut stream)));
         }
-        Tensor::from_slice(&values).view([-1, width]).to_kind(Kind::Float)
+        Tensor::from_slice(&values).view([count, width]).to_kind(Kind::Float)
     }
 }
 

@@ -12,6 +12,7 @@ use crate::dist::{Traffic, World};
 use crate::error::{Error, Result};
 use crate::feed::part;
 use crate::inspect::{Cost, Nets, grouped};
+use crate::model::Seen;
 use crate::nn::{Fill, Params, Statistics, Weights};
 
 /// The gradients of a network on their way to all ranks.
@@ -60,6 +61,8 @@ impl Exchange {
         let (of_d, of_players) = statistics(config, &world, &nets);
         let mut gradients = vec![Sums::of("D", updates, &nets.d.1), Sums::of("G", 1, &nets.g.1)];
         gradients.extend(nets.e.iter().map(|(_, params)| Sums::of("E", 1, params)));
+        let further = nets.further.iter();
+        gradients.extend(further.map(|(_, params)| Sums::of("the further loss", 1, params)));
         let of_losses = sums((1, gradients.len() - 1));
         Self {
             gradients,
@@ -111,7 +114,7 @@ fn sums((collectives, values): (usize, usize)) -> Traffic {
 
 /// What batch norms sum in one pass of an update of D, and in one of the joint update.
 fn statistics(config: &Config, world: &World, nets: &Nets) -> (Traffic, Traffic) {
-    let Nets { g: (g, of_g), e, .. } = nets;
+    let Nets { g: (g, of_g), e, further, .. } = nets;
     let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));
     let (z, x) = (zeros(&[1, config.latent.dim]), zeros(&[1, 3, config.e.res, config.e.res]));
     let generate = || g.forward(&z, Statistics::Batch);
@@ -132,7 +135,16 @@ fn statistics(config: &Config, world: &World, nets: &Nets) -> (Traffic, Traffic)
     let before = world.traffic();
     learn(of_g, &generate);
     if let Some((e, of_e)) = e {
-        learn(of_e, &|| e.forward(&x, Statistics::Batch).code.sample(&z));
+        learn(of_e, &|| {
+            let encoded = e.forward(&x, Statistics::Batch);
+            let code = encoded.code.sample(&z);
+            let Some((further, _)) = further else { return code };
+            let (x, prior, features) = (&x, &z, &encoded.features);
+            let side = config.g.res;
+            let (generated, uniforms) =
+                (&zeros(&[1, 3, side, side]), &zeros(&[1, further.uniforms()]));
+            code + further.loss(&Seen { e, x, features, generated, prior, uniforms })
+        });
     }
     (of_d, since(before))
 }

@@ -3,10 +3,11 @@
 use pipeline::Cursor;
 use tch::{Device, Kind, Tensor};
 
+use crate::beyond;
 use crate::config::Config;
 use crate::dist::World;
 use crate::graph::Graph;
-use crate::model::{Discriminator, Encoder, Generator};
+use crate::model::{Discriminator, Encoder, Further, Generator};
 use crate::nn::{Fill, Kinds, Params, Scope};
 use crate::optim::{Adam, norm};
 
@@ -83,7 +84,7 @@ pub type Done = (Tensor, Update);
 #[derive(Debug)]
 pub struct Replayed {
     /// The place.
-    pub inputs: [Tensor; 6],
+    pub inputs: [Tensor; 7],
     /// Updates made.
     pub updates: u64,
     /// The recorded update, once there is one, and what it leaves behind each time.
@@ -93,7 +94,7 @@ pub struct Replayed {
 impl Replayed {
     /// None made yet.
     #[must_use]
-    pub fn over(inputs: [Tensor; 6]) -> Self {
+    pub fn over(inputs: [Tensor; 7]) -> Self {
         Self { inputs, updates: 0, graph: None }
     }
 }
@@ -134,6 +135,8 @@ pub struct TrainState {
     pub e: Option<Averaged<Encoder>>,
     /// The discriminator.
     pub d: Player<Discriminator>,
+    /// What losses of E beside the paper's have of their own, where `[beyond]` asks for any.
+    pub further: Option<Player<Box<dyn Further>>>,
     /// G/E updates done.
     pub step: u64,
     /// What the updates of D say of themselves that belong to the step under way.
@@ -148,7 +151,7 @@ pub struct TrainState {
 }
 
 /// Numbers that tell the networks' initial weights apart.
-const NETWORKS: [u32; 3] = [0, 1, 2];
+const NETWORKS: [u32; 4] = [0, 1, 2, 3];
 
 impl TrainState {
     /// The state before step 1. With `fresh` false the tensors are allocated but not filled: for
@@ -183,8 +186,12 @@ impl TrainState {
         let d = Player::new(config, o.lr_d, world, kinds, fill(NETWORKS[2]), |s| {
             Discriminator::new(&s.deterministic(same), config.discriminator(), config.latent)
         });
+        let further = config.beyond.any().then(|| {
+            let (rate, fill) = (config.beyond.rate, fill(NETWORKS[3]));
+            Player::new(config, rate, world, kinds, fill, |s| beyond::network(s, config))
+        });
         let (step, of_d, cursor, rollbacks) = (0, None, Cursor::default(), 0);
         let replays = Default::default();
-        Self { g: Averaged::new(g), e, d, step, of_d, replays, cursor, rollbacks }
+        Self { g: Averaged::new(g), e, d, further, step, of_d, replays, cursor, rollbacks }
     }
 }

@@ -133,6 +133,9 @@ fn drawn(config: &Config, device: Device) -> TrainState {
         fill(&mut e.live.params);
         e.average.copy_(e.live.params.flat());
     }
+    if let Some(further) = &mut state.further {
+        fill(&mut further.params);
+    }
     state
 }
 

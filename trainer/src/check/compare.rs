@@ -94,7 +94,7 @@ const fn within(tolerance: Tolerance, case: Case) -> Case {
 const RESNET: [&str; 3] = ["e.family=resnet_v2", "e.depth=50", "opt.e_lr_mult=0.01"];
 const REVNET: [&str; 3] = ["e.family=revnet", "e.depth=50", "opt.e_lr_mult=0.01"];
 
-const CASES: [Case; 18] = [
+const CASES: [Case; 19] = [
     case("f32", &[], true),
     within(TF32, case("tf32", &["train.precision=tf32"], false)),
     within(BF16, case("bf16", &["train.precision=bf16"], true)),
@@ -113,6 +113,7 @@ const CASES: [Case; 18] = [
     within(UNEVEN, case("uniform prior", &["latent.prior=uniform", "e.stochastic=false"], false)),
     case("joint term alone", &["loss.sx=false", "loss.sz=false"], false),
     case("no encoder", &["loss.sxz=false", "loss.sz=false"], false),
+    within(UNEVEN, case("further losses", &["beyond.contrast=1", "beyond.codes=1"], false)),
     within(DEEP, case("resnet", &RESNET, false)),
     within(DEEP, case("revnet", &REVNET, false)),
     within(
@@ -281,7 +282,7 @@ pub(super) fn train(
             Ok::<_, Error>(images(config, step, update, (kind, device)))
         };
         let said = train_step(config, &mut state, next)?;
-        losses.extend([Some(said.d), Some(said.g), said.e].into_iter().flatten());
+        losses.extend([Some(said.d), Some(said.g), said.e, said.further].into_iter().flatten());
         norms.push(said.norms);
         if said.faults.sum(None::<Kind>).double_value(&[]) != 0.0 {
             return Err(Error::Diverged { network: "d", step: state.step });
@@ -324,6 +325,10 @@ pub(super) fn copied(config: &Config, from: &TrainState, kinds: Kinds) -> TrainS
         moments(&mut to.live.adam, &from.live.adam);
         to.average.copy_(&from.average);
     }
+    if let (Some(to), Some(from)) = (&mut state.further, &from.further) {
+        copy(&mut to.params, &from.params);
+        moments(&mut to.adam, &from.adam);
+    }
     copy(&mut state.d.params, &from.d.params);
     moments(&mut state.d.adam, &from.d.adam);
     state.step = from.step;
@@ -338,7 +343,7 @@ fn moments(to: &mut Adam, from: &Adam) {
 
 struct Network<'a> {
     params: &'a Params,
-    /// Of D, which has none, the weights.
+    /// Of those that have none, the weights.
     average: &'a Tensor,
 }
 
@@ -346,7 +351,9 @@ fn networks(state: &TrainState) -> Vec<Network<'_>> {
     let g = Network { params: &state.g.live.params, average: &state.g.average };
     let d = Network { params: &state.d.params, average: state.d.params.flat() };
     let e = state.e.as_ref().map(|e| Network { params: &e.live.params, average: &e.average });
-    [g, d].into_iter().chain(e).collect()
+    let further = state.further.as_ref();
+    let further = further.map(|f| Network { params: &f.params, average: f.params.flat() });
+    [g, d].into_iter().chain(e).chain(further).collect()
 }
 
 /// In double precision on the CPU.

@@ -2,7 +2,7 @@
 //!
 //! `checkpoints/step-00000012/` (`step-00000012+1` after the first update of D of the step that follows)
 //! holds `NETWORK.safetensors` (weights, singular vectors, statistics),
-//! `NETWORK.adam.safetensors` (moments `m.NAME`, `v.NAME`), `NETWORK.average.safetensors` (G and E)
+//! `NETWORK.adam.safetensors` (moments `m.NAME`, `v.NAME`), `NETWORK.average.safetensors` (G and E; a further loss's network has none)
 //! and `manifest.json`, which is written last and carries the size and SHA-256 of every file and of itself.
 //! No file but safetensors is ever read as weights.
 
@@ -207,10 +207,15 @@ pub fn verify(path: &Path) -> Result<Manifest> {
         let name = |network, kind: &&str| format!("{network}{kind}.safetensors");
         networks.iter().flat_map(|network| kinds.iter().map(move |k| name(*network, k))).collect()
     };
-    // Without an encoder, or with one.
-    let d = file_names(&["discriminator"], &["", ".adam"]);
-    let whole = [&["generator"][..], &["generator", "encoder"]]
-        .map(|averaged| &d | &file_names(averaged, &["", ".adam", ".average"]));
+    // Without an encoder, with one, and with a further loss of it.
+    let whole = [
+        (&["discriminator"][..], &["generator"][..]),
+        (&["discriminator"], &["generator", "encoder"]),
+        (&["discriminator", "further"], &["generator", "encoder"]),
+    ];
+    let whole = whole.map(|(plain, averaged)| {
+        &file_names(plain, &["", ".adam"]) | &file_names(averaged, &["", ".adam", ".average"])
+    });
     let listed: BTreeSet<String> = manifest.files.keys().cloned().collect();
     if !whole.contains(&listed) {
         let listed: Vec<_> = listed.into_iter().collect();
@@ -280,6 +285,10 @@ pub fn load(
         e.live.adam.set_steps(steps("encoder")?);
         e.live.params.rescale();
     }
+    if let Some(further) = &mut state.further {
+        further.adam.set_steps(steps("further")?);
+        further.params.rescale();
+    }
     state.g.live.params.rescale();
     state.d.params.rescale();
     Ok(state)
@@ -315,6 +324,7 @@ pub(crate) fn contents(state: &TrainState) -> Vec<(String, Named)> {
     let mut all = player("discriminator", &state.d);
     all.extend(averaged("generator", &state.g));
     all.extend(state.e.iter().flat_map(|e| averaged("encoder", e)));
+    all.extend(state.further.iter().flat_map(|further| player("further", further)));
     all
 }
 
@@ -345,6 +355,9 @@ fn adam_steps(state: &TrainState) -> BTreeMap<String, u64> {
     ]);
     if let Some(e) = &state.e {
         steps.insert("encoder".to_owned(), e.live.adam.steps());
+    }
+    if let Some(further) = &state.further {
+        steps.insert("further".to_owned(), further.adam.steps());
     }
     steps
 }

@@ -41,7 +41,7 @@ fn images(number: u64) -> Images {
 #[test]
 fn a_run_that_ends_between_any_updates_goes_on_as_if_it_had_not() {
     let keys = ["g.ch=4", "f.ch=4", "h.width=16", "j.width=16", "e.depth=8", "e.mlp_width=16"];
-    let keys = keys.into_iter().chain(["train.batch=8", "train.d_steps=3"]);
+    let keys = keys.into_iter().chain(["train.batch=8", "train.d_steps=3", "beyond.contrast=1"]);
     let keys: Vec<_> = keys.map(str::to_owned).collect();
     let config = Config::resolve(&Origin::Preset("demo"), &keys).unwrap();
     let steps = |state: &mut TrainState, batches: std::ops::Range<u64>| {

@@ -95,12 +95,10 @@ pub(crate) struct KnnArgs {
 }
 
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Example: trainer eval infomax --run demo/run --epochs 30\n\n\
+#[command(after_help = "Example: trainer eval infomax --run demo/run --epochs 30\n\n\
     Hjelm et al. 2019: the SVM with C = 1 on scaled features, the MLP with 200 units and dropout 0.1,\n\
     Adam at 1e-4 in batches of 64, a tenth of it after each third of the epochs. All rows of the last map\n\
-    are held in memory: 1.2 GB for CIFAR-10 and the preset cifar10."
-)]
+    are held in memory: 1.2 GB for CIFAR-10 and the preset cifar10.")]
 pub(crate) struct InfomaxArgs {
     #[command(flatten)]
     on: On,
@@ -307,7 +305,9 @@ fn knn(args: &KnnArgs) -> Result<()> {
         test: run::open_data(&config, split)?,
     };
     if args.feature == Feature::BnCrelu {
-        return Err(usage("neighbours are found by avepool, mu, map, a stage or pixels, not bn_crelu"));
+        return Err(usage(
+            "neighbours are found by avepool, mu, map, a stage or pixels, not bn_crelu",
+        ));
     }
     warn_unless_kept(&args.on);
     let lines = task.run(&args.on.model(&config, args.on.variant())?)?;

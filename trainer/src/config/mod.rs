@@ -1,5 +1,7 @@
 //! What a run is: one complete configuration, resolved from a preset or file, overrides and checks.
 
+mod beyond;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ use crate::model::{
 use crate::nn::MlpConfig;
 use crate::optim::{AdamConfig, AverageConfig, Decay, Schedule};
 use crate::random::Prior;
+pub use beyond::BeyondConfig;
 
 /// Presets by name, compiled in. Each but `base` holds its differences only.
 pub const PRESETS: &[(&str, &str)] = &[
@@ -134,6 +137,8 @@ pub struct Config {
     pub e: EncoderConfig,
     /// Which terms count.
     pub loss: Terms,
+    /// Losses past the paper.
+    pub beyond: BeyondConfig,
     /// Optimisers and averages.
     pub opt: OptConfig,
     /// The training loop.
@@ -509,6 +514,7 @@ impl Config {
 
     fn check(&self) -> Result<()> {
         let mut problems = self.check_shapes();
+        problems.extend(self.beyond.problems(self.loss.encode()));
         let mut require = |ok: bool, problem: String| {
             if !ok {
                 problems.push(problem);

@@ -282,7 +282,8 @@ fn minimise(
             direction -= y * share;
             shares.push(share);
         }
-        direction *= pairs.last().map_or(1.0 / length, |(_, y, inverse)| 1.0 / (inverse * dot(y, y)));
+        direction *=
+            pairs.last().map_or(1.0 / length, |(_, y, inverse)| 1.0 / (inverse * dot(y, y)));
         for ((s, y, inverse), share) in pairs.iter().zip(shares.iter().rev()) {
             direction += s * (share - inverse * dot(y, &direction));
         }

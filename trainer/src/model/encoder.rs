@@ -55,6 +55,17 @@ pub struct EncoderConfig {
     pub recompute: bool,
 }
 
+impl EncoderConfig {
+    /// Width of a, which is that of the trunk's last stage.
+    #[must_use]
+    pub fn features(&self) -> i64 {
+        match self.family {
+            Family::ResnetV2 | Family::Revnet => 2048 * self.width,
+            Family::Small => Small::features(*self),
+        }
+    }
+}
+
 /// What E says of a batch of images.
 #[derive(Debug)]
 pub struct Encoded {
@@ -125,16 +136,16 @@ impl Encoder {
     #[must_use]
     pub fn new(s: &Scope<'_>, c: EncoderConfig, latent: LatentConfig) -> Self {
         let t = &s.sub("trunk");
-        let (trunk, features) = match c.family {
-            Family::ResnetV2 => (Trunk::ResNet(ResNet::new(t, c)), 2048 * c.width),
-            Family::Revnet => (Trunk::RevNet(RevNet::new(t, c)), 2048 * c.width),
-            Family::Small => (Trunk::Small(Small::new(t, c)), Small::features(c)),
+        let trunk = match c.family {
+            Family::ResnetV2 => Trunk::ResNet(ResNet::new(t, c)),
+            Family::Revnet => Trunk::RevNet(RevNet::new(t, c)),
+            Family::Small => Trunk::Small(Small::new(t, c)),
         };
         let mlp = MlpConfig { layers: c.mlp_layers, width: c.mlp_width };
         let out = if c.stochastic { 2 * latent.dim } else { latent.dim };
         Self {
             trunk,
-            mlp: Mlp::encoding(&s.sub("mlp"), features, mlp),
+            mlp: Mlp::encoding(&s.sub("mlp"), c.features(), mlp),
             head: Linear::new(&s.sub("head"), c.mlp_width, out, None),
             stochastic: c.stochastic,
             prior: latent.prior,

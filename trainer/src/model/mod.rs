@@ -3,6 +3,7 @@
 
 mod discriminator;
 mod encoder;
+mod further;
 mod generator;
 mod resnet;
 mod revnet;
@@ -10,6 +11,7 @@ mod small;
 
 pub use discriminator::{Discriminator, DiscriminatorConfig, ImageConfig, Pair, Scores, Terms};
 pub use encoder::{Code, Encoded, Encoder, EncoderConfig, Family, RootPad};
+pub use further::{Further, Seen};
 pub use generator::{Generator, GeneratorConfig, LatentConfig};
 
 #[cfg(test)]

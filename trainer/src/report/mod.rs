@@ -34,7 +34,7 @@ const TRAINING: [Chart; 2] = [
     (
         "Losses",
         "of the last update; scores of 0 cost D two for each term",
-        &[("loss_d", "D"), ("loss_g", "G"), ("loss_e", "E")],
+        &[("loss_d", "D"), ("loss_g", "G"), ("loss_e", "E"), ("loss_further", "E, further")],
     ),
     (
         "Reconstruction",

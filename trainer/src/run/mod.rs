@@ -700,7 +700,8 @@ impl Run {
             return Ok(None);
         }
         let [loss_d, loss_g] = [&losses.d, &losses.g].map(|loss| loss.double_value(&[]));
-        let loss_e = losses.e.as_ref().map(|loss| loss.double_value(&[]));
+        let of = |loss: &Option<Tensor>| loss.as_ref().map(|loss| loss.double_value(&[]));
+        let (loss_e, loss_further) = (of(&losses.e), of(&losses.further));
         let aside = self.aside - from.aside;
         let seconds = (from.time.elapsed() - aside).as_secs_f64();
         let step_seconds = seconds / steps as f64;
@@ -721,6 +722,7 @@ impl Run {
             loss_d,
             loss_g,
             loss_e,
+            loss_further,
             images_per_s,
             images_read_per_s: images_per_s * f64::from(self.config.train.d_steps + 1),
             data_wait_percent: 100.0 * waited / seconds,

@@ -33,6 +33,7 @@ pub(super) fn share(world: &World, mut state: TrainState) -> Result<TrainState> 
     }
     world.enter("share the state");
     let of_e = state.e.as_ref().map_or(0, |e| e.live.adam.steps());
+    let of_further = state.further.as_ref().map_or(0, |further| further.adam.steps());
     let updates = state.of_d.as_ref().map_or(0, |d| u64::from(d.updates));
     let numbers = [
         updates,
@@ -43,9 +44,10 @@ pub(super) fn share(world: &World, mut state: TrainState) -> Result<TrainState> 
         state.d.adam.steps(),
         state.g.live.adam.steps(),
         of_e,
+        of_further,
     ];
     let numbers = world.shared(numbers.map(|n| n as i64));
-    let [updates, step, epoch, batch, rollbacks, d, g, e] = numbers.map(|n| n as u64);
+    let [updates, step, epoch, batch, rollbacks, d, g, e, further] = numbers.map(|n| n as u64);
     (state.step, state.rollbacks) = (step, rollbacks);
     state.cursor = Cursor { epoch, batch, ..state.cursor };
     if updates > 0 {
@@ -68,6 +70,10 @@ pub(super) fn share(world: &World, mut state: TrainState) -> Result<TrainState> 
     if let Some(encoder) = &mut state.e {
         encoder.live.adam.set_steps(e);
         encoder.live.params.rescale();
+    }
+    if let Some(network) = &mut state.further {
+        network.adam.set_steps(further);
+        network.params.rescale();
     }
     world.check()?;
     verify(world, &state)?;

@@ -14,10 +14,10 @@ use crate::dist::World;
 use crate::error::Error;
 use crate::graph::Graph;
 use crate::loss;
-use crate::model::{Encoder, Pair};
+use crate::model::{Encoded, Encoder, Pair, Seen};
 use crate::nn::{Gradients, Params, Statistics, Weights};
 use crate::optim::Pace;
-use crate::random::{Key, Purpose};
+use crate::random::{Key, Prior, Purpose};
 use crate::shim::{Trials, allow_tf32, must, want_determinism, with_bf16};
 use crate::state::{Averaged, Done, OfD, Replayed, TrainState, Update};
 
@@ -30,7 +30,9 @@ pub struct Losses {
     pub g: Tensor,
     /// E's part of L_EG; absent without an encoder.
     pub e: Option<Tensor>,
-    /// ‖gradient‖₂ of the last updates, for each of [`NETWORKS`] there is, (2 or 3).
+    /// The further loss that E is given beside it; absent without one.
+    pub further: Option<Tensor>,
+    /// ‖gradient‖₂ of the last updates, for each of [`NETWORKS`] there is, (2 to 4).
     pub norms: Tensor,
     /// 1 where an update of the step met a loss, gradient or weight that is not finite, else 0; in
     /// the same order.
@@ -38,13 +40,15 @@ pub struct Losses {
 }
 
 /// The networks as [`Losses`] orders them.
-pub const NETWORKS: [&str; 3] = ["d", "g", "e"];
+pub const NETWORKS: [&str; 4] = ["d", "g", "e", "further"];
 
-/// Latents and encoder noise of one update, each (rows, Z), for rows of the global batch.
+/// Latents and encoder noise of one update, each (rows, Z), for rows of the global batch; and what a further loss
+/// draws, (rows, as many as it wants).
 #[derive(Debug)]
 struct Draws {
     prior: Tensor,
     noise: Tensor,
+    further: Tensor,
 }
 
 impl Draws {
@@ -60,11 +64,23 @@ impl Draws {
         let rows = || (world.rank() as i64..batch).step_by(world.size());
         let prior = key(Purpose::Prior).latents(z.prior, rows(), z.dim, device);
         let noise = key(Purpose::Posterior).normal(rows(), z.dim, device);
-        Self { prior: prior.to_kind(kind), noise: noise.to_kind(kind) }
+        let prior = prior.to_kind(kind);
+        // Updates of D draw none.
+        let wanted = state.further.as_ref().filter(|_| update == config.train.d_steps);
+        let further = match wanted.map_or(0, |further| further.net.uniforms()) {
+            0 => prior.narrow(1, 0, 0),
+            wanted => {
+                let views = key(Purpose::Views).latents(Prior::Uniform, rows(), wanted, device);
+                views.to_kind(kind)
+            }
+        };
+        Self { prior, noise: noise.to_kind(kind), further }
     }
 
     fn rows(&self, first: i64, rows: i64) -> Self {
-        Self { prior: self.prior.narrow(0, first, rows), noise: self.noise.narrow(0, first, rows) }
+        let [prior, noise, further] =
+            [&self.prior, &self.noise, &self.further].map(|all| all.narrow(0, first, rows));
+        Self { prior, noise, further }
     }
 }
 
@@ -85,17 +101,18 @@ impl Inputs {
         Self { images, draws: Draws::new(config, state, update), pace }
     }
 
-    fn tensors(&self) -> [&Tensor; 6] {
+    fn tensors(&self) -> [&Tensor; 7] {
         let Self { images, draws, pace } = self;
         let Images { large, small } = images;
-        [large, small, &draws.prior, &draws.noise, &pace.factor, &pace.weight]
+        let Draws { prior, noise, further } = draws;
+        [large, small, prior, noise, further, &pace.factor, &pace.weight]
     }
 
     /// These tensors as inputs, in the order of [`Inputs::tensors`].
-    fn of(tensors: &[Tensor; 6]) -> Self {
-        let [large, small, prior, noise, factor, weight] =
+    fn of(tensors: &[Tensor; 7]) -> Self {
+        let [large, small, prior, noise, further, factor, weight] =
             tensors.each_ref().map(Tensor::shallow_clone);
-        let (images, draws) = (Images { large, small }, Draws { prior, noise });
+        let (images, draws) = (Images { large, small }, Draws { prior, noise, further });
         Self { images, draws, pace: Pace { factor, weight } }
     }
 }
@@ -189,14 +206,16 @@ pub fn train_step<E>(
         }
         state.of_d = Some(OfD { updates: updates + 1, loss, update });
     }
-    let (g, e) = encoder_generator_step(config, state, next()?);
+    let joint = encoder_generator_step(config, state, next()?);
     state.step += 1;
     let d = state.of_d.take().expect("a checked config has d_steps > 0");
     let d = (d.loss, d.update);
-    let updates = [&d, &g].into_iter().chain(&e);
+    let updates = [&d].into_iter().chain(&joint);
     let (norms, faults): (Vec<_>, Vec<_>) = updates.map(|(_, u)| (&u.norm, &u.fault)).unzip();
     let (norms, faults) = (Tensor::stack(&norms, 0), Tensor::stack(&faults, 0));
-    Ok(Losses { d: d.0, g: g.0, e: e.map(|e| e.0), norms, faults })
+    let mut losses = joint.into_iter().map(|(loss, _)| loss);
+    let g = losses.next().expect("an update of G");
+    Ok(Losses { d: d.0, g, e: losses.next(), further: losses.next(), norms, faults })
 }
 
 /// One update of D, number `update` of the step. G and E are only read (their batch statistics
@@ -250,8 +269,8 @@ fn joint_pairs(state: &TrainState, images: &Images, draws: &Draws) -> Pair {
     Pair { image: Tensor::cat(&[&normalised(&images.small), &generated], 0), latent }
 }
 
-/// One joint update of G and E, then of their averages. D is only read. Returns G's and E's part of
-/// L_EG.
+/// One joint update of G and E, then of their averages. D is only read. Returns G's part of L_EG, E's where there
+/// is one, and the further loss where there is one.
 ///
 /// # Panics
 /// As [`train_step`].
@@ -259,13 +278,12 @@ pub fn encoder_generator_step(
     config: &Config,
     state: &mut TrainState,
     images: Images,
-) -> (Done, Option<Done>) {
+) -> Vec<Done> {
     let inputs = Inputs::new(config, state, images, config.train.d_steps);
-    let mut done = update_by(1, config, state, inputs, update_encoder_generator).into_iter();
-    (done.next().expect("an update of G"), done.next())
+    update_by(1, config, state, inputs, update_encoder_generator)
 }
 
-/// Of G, and of E where there is one.
+/// Of G, of E where there is one, and of a further loss's network.
 fn update_encoder_generator(config: &Config, state: &mut TrainState, inputs: &Inputs) -> Vec<Done> {
     let Inputs { images, draws, pace } = inputs;
     let statistics = skips(config).then(|| Saved::of(state));
@@ -274,17 +292,23 @@ fn update_encoder_generator(config: &Config, state: &mut TrainState, inputs: &In
     if let Some(e) = &state.e {
         e.live.params.use_weights(Weights::Train);
     }
+    if let Some(further) = &state.further {
+        further.params.use_weights(Weights::Train);
+    }
     let of_e = state.e.iter().map(|e| &e.live.params);
-    let mut sum = Sum::of([&state.g.live.params].into_iter().chain(of_e));
+    let of_further = state.further.iter().map(|further| &further.params);
+    let mut sum = Sum::of([&state.g.live.params].into_iter().chain(of_e).chain(of_further));
     for (first, rows) in micro_batches(config, state, images) {
         let last = first + rows == images.len();
         let (images, draws) = (images.rows(first, rows), draws.rows(first, rows));
-        let (loss_g, loss_e) = with_bf16(bf16(config), || {
-            let of_e = |e| encoder_loss(state, e, &images, &draws) * share(config, rows);
-            let loss_g = generator_loss(state, &draws) * share(config, rows);
-            (loss_g, state.e.as_ref().map(of_e))
+        let losses = with_bf16(bf16(config), || {
+            let generated = state.g.live.net.forward(&draws.prior, Statistics::Batch);
+            let loss_g = generator_loss(state, &generated, &draws);
+            let of_e = |e| encoder_losses(state, e, &images, &generated, &draws);
+            let of_e = state.e.iter().flat_map(of_e);
+            let losses = [loss_g].into_iter().chain(of_e);
+            losses.map(|loss| loss * share(config, rows)).collect::<Vec<_>>()
         });
-        let losses: Vec<_> = [loss_g].into_iter().chain(loss_e).collect();
         sum.add(&losses, last);
     }
     let (losses, gradients) = sum.over_ranks(state.g.live.params.world());
@@ -294,6 +318,9 @@ fn update_encoder_generator(config: &Config, state: &mut TrainState, inputs: &In
     if let Some(e) = &mut state.e {
         updates.push(advance(config, pace, e, &gradients[1], &loss));
     }
+    if let Some(further) = &mut state.further {
+        updates.push(further.update(&gradients[2], &loss, &pace.factor, skips(config)));
+    }
     if let Some(statistics) = statistics {
         for update in &updates {
             statistics.restore_where(&update.fault);
@@ -302,23 +329,28 @@ fn update_encoder_generator(config: &Config, state: &mut TrainState, inputs: &In
     losses.into_iter().zip(updates).collect()
 }
 
-fn generator_loss(state: &TrainState, draws: &Draws) -> Tensor {
-    let generated = state.g.live.net.forward(&draws.prior, Statistics::Batch);
-    let pair = Pair { image: generated, latent: state.e.as_ref().map(|_| draws.prior.detach()) };
-    loss::generator(&state.d.net.scores(&pair))
+fn generator_loss(state: &TrainState, generated: &Tensor, draws: &Draws) -> Tensor {
+    let latent = state.e.as_ref().map(|_| draws.prior.detach());
+    loss::generator(&state.d.net.scores(&Pair { image: generated.shallow_clone(), latent }))
 }
 
-/// f = F(x) does not depend on E, so it is computed without a graph and nothing runs backward
-/// through F on the real side.
-fn encoder_loss(
+/// The paper's, and a further one where there is one. f = F(x) does not depend on E, so it is computed without a graph
+/// and nothing runs backward through F on the real side.
+fn encoder_losses(
     state: &TrainState,
     e: &Averaged<Encoder>,
     images: &Images,
+    generated: &Tensor,
     draws: &Draws,
-) -> Tensor {
+) -> Vec<Tensor> {
     let f = no_grad(|| state.d.net.image_features(&normalised(&images.small)));
-    let code = e.live.net.forward(&normalised(&images.large), Statistics::Batch).code;
-    loss::encoder(&state.d.net.scores_of(&f, Some(&code.sample(&draws.noise))))
+    let (x, e) = (normalised(&images.large), &e.live.net);
+    let Encoded { features, code, .. } = e.forward(&x, Statistics::Batch);
+    let paper = loss::encoder(&state.d.net.scores_of(&f, Some(&code.sample(&draws.noise))));
+    let Draws { prior, further: uniforms, .. } = draws;
+    let seen = Seen { e, x: &x, features: &features, generated, prior, uniforms };
+    let further = state.further.iter().map(|further| further.net.loss(&seen));
+    [paper].into_iter().chain(further).collect()
 }
 
 fn advance<N>(

@@ -3,6 +3,7 @@ use tch::{Device, Kind};
 use super::*;
 use crate::config::Origin;
 use crate::dist::Place;
+use crate::error::Error;
 use crate::loss;
 use crate::measure::Work;
 use crate::model::Scores;
@@ -51,7 +52,9 @@ fn the_constant_terms_leave_every_gradient_of_e_and_g_bit_equal() {
     for params in [&state.g.live.params, &e.live.params] {
         params.use_weights(Weights::Train);
     }
-    let whole = generator_loss(&state, &draws) + encoder_loss(&state, e, &images, &draws);
+    let generated = state.g.live.net.forward(&draws.prior, Statistics::Batch);
+    let whole = generator_loss(&state, &generated, &draws)
+        + &encoder_losses(&state, e, &images, &generated, &draws)[0];
 
     let code = e.live.net.forward(&images.large, Statistics::Batch).code;
     let f = state.d.net.image_features(&images.small);
@@ -389,7 +392,8 @@ fn a_whole_step_agrees_with_pytorch() {
             let small = large.avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None::<i64>);
             let images = Images { large, small };
             let prior = draw("prior", update, &[4, 60]);
-            let draws = Draws { prior, noise: draw("noise", update, &[4, 60]) * 2.0 };
+            let (noise, further) = (draw("noise", update, &[4, 60]) * 2.0, prior.narrow(1, 0, 0));
+            let draws = Draws { prior, noise, further };
             let pace = Inputs::new(&config, &state, images.rows(0, 4), update).pace;
             let inputs = Inputs { images, draws, pace };
             if update < 2 {
@@ -488,4 +492,60 @@ fn ranks_compute_in_double_precision_what_one_process_does() {
 /// A bias that feeds a batch norm has no true gradient: Adam steps on rounding noise.
 fn fed_into_batch_norm(net: &str, name: &str) -> bool {
     net == "g" && name.ends_with("bias") && name != "last.bias"
+}
+
+const FURTHER: [&str; 2] = ["beyond.contrast=1", "beyond.codes=0.5"];
+
+#[test]
+fn a_further_loss_teaches_e_and_its_own_network_and_leaves_g_and_d_the_paper_s() {
+    let step = |overrides: &[&str]| {
+        let config = tiny(overrides);
+        let mut state = new(&config);
+        let own = state.further.as_ref().map(|further| further.params.flat().copy());
+        let mut number = 0;
+        let next = || {
+            number += 1;
+            Ok::<_, Error>(images(number))
+        };
+        let losses = train_step(&config, &mut state, next).unwrap();
+        let moved = own.map(|own| own != *state.further.as_ref().unwrap().params.flat());
+        (losses, weights(&state), moved)
+    };
+    let (paper, before, none) = step(&[]);
+    assert!(paper.further.is_none() && none.is_none());
+    let (further, after, moved) = step(&FURTHER);
+    assert_eq!((&paper.g, &paper.e, &paper.d), (&further.g, &further.e, &further.d));
+    assert_eq!((&before[0], &before[2]), (&after[0], &after[2]), "G and D");
+    assert_ne!(before[1], after[1], "E");
+    assert_eq!(moved, Some(true));
+    // One of seven others; a code of zeros is off by the variance of z, 1.
+    let loss = further.further.unwrap().double_value(&[]);
+    let blind = 7f64.ln() + 0.5;
+    assert!(loss > 0.3 * blind && loss < 3.0 * blind, "{loss}, {blind} blindly");
+    assert_eq!((further.norms.size(), paper.norms.size()), (vec![4], vec![3]));
+    assert!(further.norms.min().double_value(&[]) > 0.0);
+}
+
+/// E and the projections see a pass as they would alone: a batch of two passes has the mean of their losses.
+#[test]
+fn a_further_loss_is_that_of_each_pass_and_its_views_are_keyed_by_row() {
+    let (config, of_passes) =
+        (tiny(&FURTHER), tiny(&[&FURTHER[..], &["train.micro_batch=2"]].concat()));
+    let losses = |config: &Config| {
+        let mut state = new(config);
+        let done = encoder_generator_step(config, &mut state, images(1));
+        done.into_iter().map(|(loss, _)| loss.double_value(&[])).collect::<Vec<_>>()
+    };
+    let both = losses(&of_passes);
+    let state = new(&config);
+    let e = state.e.as_ref().unwrap();
+    let draws = Draws::new(&config, &state, config.train.d_steps);
+    let of_rows = |first| {
+        let (images, draws) = (images(1).rows(first, 2), draws.rows(first, 2));
+        let generated = state.g.live.net.forward(&draws.prior, Statistics::Batch);
+        encoder_losses(&state, e, &images, &generated, &draws)[1].double_value(&[])
+    };
+    let mean = 0.5 * (of_rows(0) + of_rows(2));
+    assert!((both[2] - mean).abs() < 1e-5, "{both:?}, {mean}");
+    assert_eq!(Draws::new(&config, &state, 0).further.size(), [4, 0], "updates of D draw no views");
 }

@@ -1,0 +1,76 @@
+//! Losses past the paper, all off by default (`[beyond]`, docs/beyond.md). The paper's path knows the trait
+//! [`Further`] and nothing of this: `state` makes the network that `[beyond]` asks for.
+
+mod contrast;
+mod views;
+
+use tch::{Tensor, no_grad};
+
+use crate::config::{BeyondConfig, Config};
+use crate::model::{Further, Seen};
+use crate::nn::{Linear, Scope, Statistics, single};
+
+/// The network of the losses that `config.beyond` asks for.
+pub(crate) fn network(s: &Scope<'_>, config: &Config) -> Box<dyn Further> {
+    let (c, hidden) = (config.beyond, 2 * config.beyond.width);
+    let linear = |name, input, output| Linear::new(&s.sub(name), input, output, None);
+    let projection =
+        [linear("first", config.e.features(), hidden), linear("second", hidden, c.width)];
+    Box::new(Beyond { config: c, side: config.e.res, projection })
+}
+
+/// `contrast` · InfoNCE between two views of each image, x as the pipeline gave it and one made of it, which E is to tell
+/// from those of the other images of its pass (with micro-batches or several ranks: of its own part of the batch); plus
+/// `codes` · the mean over dimensions of (μ(G(z)) − z)², G(z) being as large as E sees images.
+///
+/// # Source
+/// `contrast`: Chen et al. 2020 (SimCLR), [`contrast::loss`]. `codes`: the latent regressor that Donahue et al. 2017 (BiGAN,
+/// §4) compare with, here beside the adversarial game; G is not taught by it. The projection, linear, ReLU, linear, is as in
+/// SimCLR; its widths are ours.
+#[derive(Debug)]
+struct Beyond {
+    config: BeyondConfig,
+    /// R_E.
+    side: i64,
+    /// Of pooled features, to what is compared.
+    projection: [Linear; 2],
+}
+
+impl Beyond {
+    /// (N, features) to (N, width).
+    fn project(&self, features: &Tensor) -> Tensor {
+        let [first, second] = &self.projection;
+        single(&second.forward(&first.forward(features).relu()))
+    }
+
+    fn contrast(&self, seen: &Seen<'_>) -> Tensor {
+        let BeyondConfig { temperature, least_area, colour, .. } = self.config;
+        let other = views::another(seen.x, seen.uniforms, least_area, colour);
+        let other = seen.e.features(&other, Statistics::Batch);
+        let [one, two] = [seen.features, &other].map(|features| self.project(features));
+        contrast::loss(&one, &two, temperature)
+    }
+
+    fn codes(&self, seen: &Seen<'_>) -> Tensor {
+        let side = [self.side; 2];
+        let large = no_grad(|| {
+            single(seen.generated).upsample_bilinear2d(side, false, None::<f64>, None::<f64>)
+        });
+        let mean = single(seen.e.forward(&large, Statistics::Batch).code.mean());
+        (mean - seen.prior).square().mean(None::<tch::Kind>)
+    }
+}
+
+impl Further for Beyond {
+    fn uniforms(&self) -> i64 {
+        if self.config.contrast > 0.0 { views::UNIFORMS } else { 0 }
+    }
+
+    fn loss(&self, seen: &Seen<'_>) -> Tensor {
+        let BeyondConfig { contrast, codes, .. } = self.config;
+        let contrast = (contrast > 0.0).then(|| self.contrast(seen) * contrast);
+        let codes = (codes > 0.0).then(|| self.codes(seen) * codes);
+        let both = contrast.into_iter().chain(codes).reduce(|a, b| a + b);
+        both.expect("a checked config asks for one of them")
+    }
+}
