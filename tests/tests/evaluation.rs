@@ -145,7 +145,7 @@ fn deep_infomax_s_classifiers_score_each_feature_and_repeat() {
     assert!(lines.iter().all(|line| line["weights"] == "initial"), "{}", said.out);
     let (said, _) = evaluate(&["eval", "infomax"], &["--images", "1"]);
     assert_eq!(said.code, 2);
-    assert!(said.err.contains("--images wants at least 2"), "{}", said.err);
+    assert!(said.err.contains("give at least 2 training images"), "{}", said.err);
 }
 
 /// Arguments of a small comparison by the extractor of the golden files, with its cache in `folder`.

@@ -145,6 +145,9 @@ fn a_speed_run_is_entered_with_test_images_and_chosen_without() {
         let wanted = "study studies/speedrun-cifar10.toml --data demo/data-cifar10 --out speedrun/entry --devices cpu";
         assert_eq!(called(&stage).pop().unwrap(), wanted);
     }
+    assert!(script_with(&stage, "speedrun", &["beyond"], 0).status.success());
+    let wanted = "study studies/speedrun-beyond-cifar10.toml --data demo/data-cifar10 --out speedrun/beyond --devices cpu";
+    assert_eq!(called(&stage).pop().unwrap(), wanted);
     assert!(!stage.path().join("built").exists());
     for out in [&[][..], &["elsewhere"]] {
         let args = [&["choose", study], out].concat();
@@ -160,7 +163,9 @@ fn a_speed_run_is_entered_with_test_images_and_chosen_without() {
     }
     let built = fs::read_to_string(stage.path().join("built")).unwrap();
     assert!(built.contains("--holdout 5000") && built.lines().count() == 1, "{built}");
-    for args in [&["choose"][..], &["enter"], &[""], &["choose", study, "out", "more"]] {
+    for args in
+        [&["choose"][..], &["enter"], &["beyond", "more"], &[""], &["choose", study, "out", "more"]]
+    {
         let output = script_with(&stage, "speedrun", args, 0);
         assert_eq!(output.status.code(), Some(2));
         assert!(String::from_utf8_lossy(&output.stderr).contains("scripts/speedrun choose STUDY"));

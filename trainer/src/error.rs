@@ -107,7 +107,7 @@ pub enum Error {
     /// A loss, gradient or weight is no longer a number.
     #[error(
         "loss_{network}, its gradient or a weight is not finite at step {step}: lower opt.lr_d and \
-             opt.lr_g and resume, or start with health.on_fault = \"skip\" or \"rollback\""
+             opt.lr_g (for loss_further beyond.rate) and resume, or start with health.on_fault = \"skip\" or \"rollback\""
     )]
     Diverged {
         /// d, g or e.

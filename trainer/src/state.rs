@@ -56,7 +56,8 @@ impl<N> Player<N> {
     }
 }
 
-fn not_finite(x: &Tensor) -> Tensor {
+/// 1 where x, or a value of it, is not finite, else 0: a float scalar.
+pub(crate) fn not_finite(x: &Tensor) -> Tensor {
     x.isfinite().logical_not().to_kind(Kind::Float)
 }
 
@@ -186,12 +187,26 @@ impl TrainState {
         let d = Player::new(config, o.lr_d, world, kinds, fill(NETWORKS[2]), |s| {
             Discriminator::new(&s.deterministic(same), config.discriminator(), config.latent)
         });
-        let further = config.beyond.any().then(|| {
-            let (rate, fill) = (config.beyond.rate, fill(NETWORKS[3]));
-            Player::new(config, rate, world, kinds, fill, |s| beyond::network(s, config))
-        });
+        let further = further(config, world, kinds, fill(NETWORKS[3]));
         let (step, of_d, cursor, rollbacks) = (0, None, Cursor::default(), 0);
         let replays = Default::default();
         Self { g: Averaged::new(g), e, d, further, step, of_d, replays, cursor, rollbacks }
     }
+    /// Begins the network of `[beyond]`, whatever it was.
+    pub fn renew_further(&mut self, config: &Config, world: &World) {
+        let fill = Fill::Seed { seed: config.train.seed, network: NETWORKS[3] };
+        self.further = further(config, world, self.d.params.kinds(), fill);
+    }
+}
+
+fn further(
+    config: &Config,
+    world: &World,
+    kinds: Kinds,
+    fill: Fill,
+) -> Option<Player<Box<dyn Further>>> {
+    config.beyond.any().then(|| {
+        let rate = config.beyond.rate;
+        Player::new(config, rate, world, kinds, fill, |s| beyond::network(s, config))
+    })
 }

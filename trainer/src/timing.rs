@@ -15,7 +15,7 @@ use crate::feed::Feed;
 use crate::measure::Meter;
 use crate::nn::Params;
 use crate::state::TrainState;
-use crate::step::{NETWORKS, prepare, train_step};
+use crate::step::{faulty, prepare, train_step};
 use crate::stop::Stop;
 
 /// Steps on the same random images.
@@ -141,8 +141,8 @@ fn drawn(config: &Config, device: Device) -> TrainState {
 
 fn check_faults(faults: &Tensor, step: u64) -> Result<()> {
     let faults = Vec::<f32>::try_from(faults.to_device(Device::Cpu))?;
-    match NETWORKS.into_iter().zip(faults).find(|(_, fault)| *fault != 0.0) {
-        Some((network, _)) => Err(Error::Diverged { network, step }),
+    match faulty(&faults) {
+        Some(network) => Err(Error::Diverged { network, step }),
         None => Ok(()),
     }
 }

@@ -4,7 +4,7 @@
 mod contrast;
 mod views;
 
-use tch::{Tensor, no_grad};
+use tch::{Kind, Tensor, no_grad};
 
 use crate::config::{BeyondConfig, Config};
 use crate::model::{Further, Seen};
@@ -26,7 +26,7 @@ pub(crate) fn network(s: &Scope<'_>, config: &Config) -> Box<dyn Further> {
 /// # Source
 /// `contrast`: Chen et al. 2020 (SimCLR), [`contrast::loss`]. `codes`: the latent regressor that Donahue et al. 2017 (BiGAN,
 /// §4) compare with, here beside the adversarial game; G is not taught by it. The projection, linear, ReLU, linear, is as in
-/// SimCLR; its widths are ours.
+/// SimCLR; its widths are ours. Batch norms take these passes' own statistics and store none of them.
 #[derive(Debug)]
 struct Beyond {
     config: BeyondConfig,
@@ -46,7 +46,7 @@ impl Beyond {
     fn contrast(&self, seen: &Seen<'_>) -> Tensor {
         let BeyondConfig { temperature, least_area, colour, .. } = self.config;
         let other = views::another(seen.x, seen.uniforms, least_area, colour);
-        let other = seen.e.features(&other, Statistics::Batch);
+        let other = seen.e.features(&other, Statistics::Repeat);
         let [one, two] = [seen.features, &other].map(|features| self.project(features));
         contrast::loss(&one, &two, temperature)
     }
@@ -56,8 +56,8 @@ impl Beyond {
         let large = no_grad(|| {
             single(seen.generated).upsample_bilinear2d(side, false, None::<f64>, None::<f64>)
         });
-        let mean = single(seen.e.forward(&large, Statistics::Batch).code.mean());
-        (mean - seen.prior).square().mean(None::<tch::Kind>)
+        let mean = single(seen.e.forward(&large, Statistics::Repeat).code.mean());
+        (mean - seen.prior).square().mean(None::<Kind>)
     }
 }
 

@@ -1,6 +1,7 @@
 use tch::{Kind, Tensor, no_grad};
 
 use crate::nn::channels_last;
+use crate::shim::with_bf16;
 
 /// Uniform numbers that another view of an image takes.
 pub(super) const UNIFORMS: i64 = 12;
@@ -15,7 +16,9 @@ pub(super) const UNIFORMS: i64 = 12;
 /// even chances, colours change with chance 0.8 and are dropped with 0.2. Ours: the part is a square, and colours change by
 /// brightness, contrast, saturation and a shift of each channel, not by hue; `colour` scales all that.
 pub(super) fn another(x: &Tensor, uniforms: &Tensor, least_area: f64, colour: f64) -> Tensor {
-    no_grad(|| coloured(&part(x, uniforms, least_area), uniforms, colour))
+    // bfloat16 would move places by up to a third of a pixel.
+    let view = || coloured(&part(x, uniforms, least_area), uniforms, colour);
+    with_bf16(false, || no_grad(view))
 }
 
 /// Column `i` of the uniform numbers, (N).
@@ -44,7 +47,7 @@ fn coloured(x: &Tensor, uniforms: &Tensor, colour: f64) -> Tensor {
     let by = |i: i64, most: f64| each(i) * (most * colour);
     let brighter = x + by(5, 0.4);
     let over_all = [1i64, 2, 3];
-    let middle = brighter.mean_dim(over_all.as_slice(), true, Kind::Float);
+    let middle = brighter.mean_dim(over_all.as_slice(), true, None::<Kind>);
     let contrasted = (brighter - &middle) * (by(6, 0.4) + 1.0) + middle;
     let grey = grey(&contrasted);
     let saturated = (contrasted - &grey) * (by(7, 0.6) + 1.0) + grey;
@@ -58,7 +61,7 @@ fn coloured(x: &Tensor, uniforms: &Tensor, colour: f64) -> Tensor {
 
 /// The mean over the channels, (N, 1, R, R).
 fn grey(x: &Tensor) -> Tensor {
-    x.mean_dim([1i64].as_slice(), true, Kind::Float)
+    x.mean_dim([1i64].as_slice(), true, None::<Kind>)
 }
 
 #[cfg(test)]
@@ -132,5 +135,10 @@ mod tests {
         let rows = another(&x.narrow(0, 2, 3), &u.narrow(0, 2, 3), 0.3, 1.0);
         assert_eq!(whole.narrow(0, 2, 3), rows);
         assert!(whole.abs().max().double_value(&[]) <= 1.0);
+        assert_eq!(
+            with_bf16(true, || another(&x, &u, 0.3, 1.0)),
+            whole,
+            "in single precision always"
+        );
     }
 }

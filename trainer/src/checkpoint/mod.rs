@@ -268,8 +268,18 @@ pub fn load(
         );
     }
     let mut state = TrainState::in_world(config, world, (Kind::Float, device), false);
+    let joins = state.further.is_some() && !manifest.files.contains_key("further.safetensors");
     for (name, mut tensors) in contents(&state) {
-        read_tensors(&path.join(name), &mut tensors)?;
+        if !(joins && name.starts_with("further.")) {
+            read_tensors(&path.join(name), &mut tensors)?;
+        }
+    }
+    if joins {
+        tracing::warn!(
+            "{} is of before [beyond] came to this run: its network begins",
+            path.display()
+        );
+        state.renew_further(config, world);
     }
     state.step = manifest.step;
     state.of_d = manifest.of_d.map(|d| d.restored(device));
@@ -285,7 +295,7 @@ pub fn load(
         e.live.adam.set_steps(steps("encoder")?);
         e.live.params.rescale();
     }
-    if let Some(further) = &mut state.further {
+    if let (Some(further), false) = (&mut state.further, joins) {
         further.adam.set_steps(steps("further")?);
         further.params.rescale();
     }

@@ -77,6 +77,30 @@ fn a_run_that_ends_between_any_updates_goes_on_as_if_it_had_not() {
 }
 
 #[test]
+fn losses_past_the_paper_can_join_a_run_and_leave_it() {
+    let (plain, folder) = (config(), tempfile::tempdir().unwrap());
+    let further = plain.with(&["beyond.contrast=1".to_owned()]).unwrap();
+    let loaded = |config: &Config| {
+        load_newest(folder.path(), config, Device::Cpu, 7, &World::alone(), |_| Ok(())).unwrap().1
+    };
+    let mut state = TrainState::new(&plain, Device::Cpu, true);
+    state.step = 3;
+    save(folder.path(), &mut state, 1, ALL);
+    let joined = loaded(&further);
+    let fresh = TrainState::new(&further, Device::Cpu, true);
+    let [a, b] = [&joined, &fresh].map(|state| state.further.as_ref().unwrap());
+    assert_eq!((a.params.flat(), a.adam.steps()), (b.params.flat(), 0));
+    assert_eq!(joined.g.live.params.flat(), state.g.live.params.flat());
+    assert_eq!(a.adam.v.abs().max().double_value(&[]), 0.0);
+    let mut state = joined;
+    state.step = 4;
+    state.further.as_mut().unwrap().adam.set_steps(5);
+    save(folder.path(), &mut state, 1, ALL);
+    assert_eq!(loaded(&further).further.unwrap().adam.steps(), 5);
+    assert!(loaded(&plain).further.is_none());
+}
+
+#[test]
 fn a_checkpoint_between_updates_is_newer_than_that_of_its_step_and_is_not_kept_for_good() {
     let folder = tempfile::tempdir().unwrap();
     let mut state = TrainState::new(&config(), Device::Cpu, true);

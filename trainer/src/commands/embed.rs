@@ -28,7 +28,7 @@ pub(crate) struct EmbedArgs {
     /// A split of the data folder instead [default: the run's eval.split]
     #[arg(long)]
     split: Option<String>,
-    /// avepool, mu, stage1, stage2, … or pixels
+    /// avepool, mu, map, stage1, stage2, … or pixels
     #[arg(long, default_value = "avepool")]
     feature: Feature,
     /// Path and name of the files to write, without their extensions

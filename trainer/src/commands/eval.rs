@@ -97,8 +97,8 @@ pub(crate) struct KnnArgs {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: trainer eval infomax --run demo/run --epochs 30\n\n\
     Hjelm et al. 2019: the SVM with C = 1 on scaled features, the MLP with 200 units and dropout 0.1,\n\
-    Adam at 1e-4 in batches of 64, a tenth of it after each third of the epochs. All rows of the last map\n\
-    are held in memory: 1.2 GB for CIFAR-10 and the preset cifar10.")]
+    Adam at 1e-4 in batches of 64, a tenth of it after each third of the epochs. All rows of the\n\
+    last map are held in memory: 1.2 GB for CIFAR-10 and the preset cifar10.")]
 pub(crate) struct InfomaxArgs {
     #[command(flatten)]
     on: On,
@@ -115,7 +115,7 @@ pub(crate) struct InfomaxArgs {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// The encoder before training, not the trained one
-    #[arg(long)]
+    #[arg(long, conflicts_with = "live")]
     initial: bool,
 }
 
@@ -327,12 +327,15 @@ fn knn(args: &KnnArgs) -> Result<()> {
 fn infomax(args: &InfomaxArgs) -> Result<()> {
     let config = args.on.config()?;
     let split = args.split.as_ref().unwrap_or(&config.eval.split);
-    if args.images < 2 {
-        return Err(usage("--images wants at least 2: batch norm has nothing to do with one"));
+    let train = run::open_data(&config, "train")?;
+    if args.images.min(train.len()) < 2 {
+        return Err(usage(
+            "give at least 2 training images: batch norm has nothing to do with one",
+        ));
     }
     let task = infomax::Task {
         protocol: infomax::Protocol { epochs: args.epochs, ..infomax::Protocol::new(args.seed) },
-        train: run::open_data(&config, "train")?,
+        train,
         images: args.images,
         test: run::open_data(&config, split)?,
     };

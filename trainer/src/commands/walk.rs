@@ -48,7 +48,7 @@ pub(crate) struct NeighborsArgs {
     /// Training images beside each
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(i64).range(1..=50))]
     k: i64,
-    /// avepool, mu, stage1, stage2, … or pixels
+    /// avepool, mu, map, stage1, stage2, … or pixels
     #[arg(long, default_value = "avepool")]
     feature: Feature,
     /// l1, l2 or cosine
@@ -58,7 +58,9 @@ pub(crate) struct NeighborsArgs {
 
 pub(crate) fn neighbors(args: &NeighborsArgs) -> Result<()> {
     if args.feature == Feature::BnCrelu {
-        return Err(usage("neighbours are found by avepool, mu, a stage or pixels, not bn_crelu"));
+        return Err(usage(
+            "neighbours are found by avepool, mu, map, a stage or pixels, not bn_crelu",
+        ));
     }
     let config = args.picture.on.config()?;
     let (train, split) = (

@@ -39,16 +39,18 @@ impl BeyondConfig {
             let good = weight >= 0.0 && weight.is_finite();
             require(good, format!("beyond.{key} = {weight} is not a weight from 0 on"));
         }
-        for (key, value) in [("temperature", self.temperature), ("rate", self.rate)] {
-            let good = value > 0.0 && value.is_finite();
-            require(good, format!("beyond.{key} = {value} is not above 0"));
-        }
+        let (temperature, rate) = (self.temperature, self.rate);
+        let good = (1e-3..=1e3).contains(&temperature);
+        require(good, format!("beyond.temperature = {temperature} is not from 0.001 to 1000"));
+        let good = rate > 0.0 && rate.is_finite();
+        require(good, format!("beyond.rate = {rate} is not above 0"));
         let (area, colour) = (self.least_area, self.colour);
         let good = area > 0.0 && area <= 1.0;
         require(good, format!("beyond.least_area = {area} is not above 0 and at most 1"));
         let good = (0.0..=1.0).contains(&colour);
         require(good, format!("beyond.colour = {colour} is not in [0, 1]"));
-        require(self.width > 0, format!("beyond.width = {} is not above 0", self.width));
+        let good = (1..=65_536).contains(&self.width);
+        require(good, format!("beyond.width = {} is not from 1 to 65536", self.width));
         let problem =
             "beyond.contrast and beyond.codes teach E, which loss.sxz and loss.sz switch off";
         require(encodes || !self.any(), problem.to_owned());

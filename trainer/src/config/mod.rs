@@ -23,6 +23,7 @@ pub const PRESETS: &[(&str, &str)] = &[
     ("base", include_str!("../../presets/base.toml")),
     ("demo", include_str!("../../presets/demo.toml")),
     ("cifar10", include_str!("../../presets/cifar10.toml")),
+    ("cifar10_beyond", include_str!("../../presets/cifar10_beyond.toml")),
     ("cifar10_32", include_str!("../../presets/cifar10_32.toml")),
     ("cifar10_gpu", include_str!("../../presets/cifar10_gpu.toml")),
     ("det_e", include_str!("../../presets/det_e.toml")),

@@ -147,3 +147,39 @@ fn a_file_extends_a_preset() {
     let config = Config::resolve(&Origin::File(&path), &[]).unwrap();
     assert_eq!((config.train.seed, config.g.res), (9, 16));
 }
+
+#[test]
+fn losses_past_the_paper_are_off_unless_asked_for_and_checked() {
+    let of = |overrides: &[&str]| {
+        let all: Vec<_> = overrides.iter().map(|s| (*s).to_owned()).collect();
+        Config::resolve(&Origin::Preset("demo"), &all).unwrap()
+    };
+    for (preset, _) in PRESETS {
+        let any = Config::resolve(&Origin::Preset(preset), &[]).unwrap().beyond.any();
+        assert_eq!(any, preset.ends_with("_beyond"), "{preset}");
+    }
+    let of_both = of(&["beyond.contrast=1", "beyond.codes=0.5"]).beyond;
+    assert_eq!((of_both.any(), of_both.passes()), (true, 2.0));
+    assert_eq!(of(&["beyond.codes=0.5"]).beyond.passes(), 1.0);
+    // What a run of before the table wrote.
+    let text = of(&[]).to_toml();
+    let (before, after) = text.split_once("[beyond]").unwrap();
+    let older = format!("{before}{}", &after[after.find("\n[").unwrap()..]);
+    assert_eq!(Config::parse(&older).unwrap(), of(&[]));
+    for (wrong, words) in [
+        ("beyond.contrast=-1", "not a weight from 0 on"),
+        ("beyond.codes=inf", "not a weight from 0 on"),
+        ("beyond.codes=nan", "not a weight from 0 on"),
+        ("beyond.temperature=0", "not from 0.001 to 1000"),
+        ("beyond.rate=0", "not above 0"),
+        ("beyond.least_area=0", "not above 0 and at most 1"),
+        ("beyond.colour=1.5", "not in [0, 1]"),
+        ("beyond.width=0", "not from 1 to 65536"),
+        ("beyond.width=9223372036854775807", "not from 1 to 65536"),
+    ] {
+        let said = problem(&[wrong]);
+        assert!(said.contains(words) && said.contains(wrong.split('=').next().unwrap()), "{said}");
+    }
+    let said = problem(&["beyond.codes=1", "loss.sxz=false", "loss.sz=false"]);
+    assert!(said.contains("teach E"), "{said}");
+}

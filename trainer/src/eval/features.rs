@@ -105,12 +105,15 @@ impl Features {
         for batch in model.labelled(data, mode, count)? {
             let (images, labels) = batch?;
             let part = Self::of_batch(model, &images, labels, wanted)?;
+            part.check(count, all.layers.is_empty())?;
             let (first, rows) = (all.labels.len() as i64, part.labels.len() as i64);
             for (feature, x) in part.layers {
                 let place = match all.layers.iter().position(|(layer, _)| *layer == feature) {
                     Some(place) => place,
                     None => {
-                        all.layers.push((feature, room(feature, count, &x)?));
+                        // All rows in one place: of a large data set they take most of the memory.
+                        let room = Tensor::empty([count, x.size()[1]], (x.kind(), x.device()));
+                        all.layers.push((feature, room));
                         all.layers.len() - 1
                     }
                 };
@@ -156,6 +159,33 @@ impl Features {
         let batches = model.endless(data, batch)?;
         Ok(batches
             .map(|b| b.and_then(|(images, labels)| Self::of_batch(model, &images, labels, wanted))))
+    }
+
+    /// Refuses features that are not finite, and with the `first` batch of `count` rows what memory does not hold.
+    fn check(&self, count: i64, first: bool) -> Result<()> {
+        for (feature, x) in &self.layers {
+            if !bool::try_from(x.isfinite().all())? {
+                let problem = format!(
+                    "{feature} of an image is not finite: the encoder is damaged, or its weights have run away"
+                );
+                return Err(Error::Config { problems: vec![problem] });
+            }
+        }
+        let width: i64 = self.layers.iter().map(|(_, x)| x.size()[1]).sum();
+        let bytes = 4.0 * (count * width) as f64;
+        let asks = first && self.layers.first().is_some_and(|(_, x)| x.device() == Device::Cpu);
+        match measure::free_bytes().filter(|free| asks && bytes > *free) {
+            None => Ok(()),
+            Some(free) => {
+                let problem = format!(
+                    "features of {count} images, {width} numbers each, take {:.1} GB of memory, and {:.1} GB are \
+                     free: give a smaller --images, or other features",
+                    bytes / 1e9,
+                    free / 1e9
+                );
+                Err(Error::Config { problems: vec![problem] })
+            }
+        }
     }
 
     fn of_batch(
@@ -254,24 +284,6 @@ pub(super) fn labels(features: &Features) -> Tensor {
     sent(&Tensor::from_slice(&features.labels), features.device())
 }
 
-/// A place for the rows of `count` images like those of `x`: of a large data set they take most of the memory.
-fn room(feature: Feature, count: i64, x: &Tensor) -> Result<Tensor> {
-    let bytes = (count * x.size()[1]) as f64 * x.kind().elt_size_in_bytes() as f64;
-    let free = if x.device() == Device::Cpu { measure::free_bytes() } else { None };
-    match free {
-        Some(free) if bytes > free => {
-            let problem = format!(
-                "{feature} of {count} images takes {:.1} GB of memory, and {:.1} GB are free: give a \
-                 smaller --images, or another feature",
-                bytes / 1e9,
-                free / 1e9
-            );
-            Err(Error::Config { problems: vec![problem] })
-        }
-        _ => Ok(Tensor::empty([count, x.size()[1]], (x.kind(), x.device()))),
-    }
-}
-
 fn pixels(images: &Tensor) -> Tensor {
     let small = if images.size()[2] > PIXELS {
         images.adaptive_avg_pool2d([PIXELS, PIXELS])
@@ -279,4 +291,22 @@ fn pixels(images: &Tensor) -> Tensor {
         images.shallow_clone()
     };
     small.flatten(1, -1).to_kind(Kind::Float)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_finite_or_does_not_fit_is_refused_by_name() {
+        let of = |rows: Tensor| Features::from_rows(Feature::Mu, rows, vec![0, 1]);
+        let good = of(Tensor::from_slice(&[1f32, 2.0, 3.0, 4.0]).view([2, 2]));
+        good.check(2, true).unwrap();
+        let text = |found: Result<()>| found.unwrap_err().to_string();
+        let said = text(good.check(1 << 50, true));
+        assert!(said.contains("2 numbers each") && said.contains("--images"), "{said}");
+        good.check(1 << 50, false).unwrap();
+        let bad = of(Tensor::from_slice(&[1f32, 2.0, f32::NAN, 4.0]).view([2, 2]));
+        assert!(text(bad.check(2, false)).contains("mu of an image is not finite"));
+    }
 }

@@ -165,10 +165,11 @@ fn state(config: &str, last: &Map<String, Value>) -> String {
 }
 
 /// Figures of the newest line: key, name, unit.
-const TILES: [(&str, &str, &str); 7] = [
+const TILES: [(&str, &str, &str); 8] = [
     ("loss_d", "loss D", ""),
     ("loss_g", "loss G", ""),
     ("loss_e", "loss E", ""),
+    ("loss_further", "loss E, further", ""),
     ("images_per_s", "images a second", ""),
     ("step_seconds", "a step", " s"),
     ("data_wait_percent", "waiting for data", " %"),

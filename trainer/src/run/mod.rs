@@ -28,7 +28,7 @@ use crate::log::StatsLine;
 use crate::measure;
 use crate::provenance::Provenance;
 use crate::state::TrainState;
-use crate::step::{Losses, NETWORKS, prepare, train_step};
+use crate::step::{Losses, faulty, prepare, train_step};
 use crate::stop::Stop;
 pub use evaluate::reconstructions;
 pub use folder::{open_data, read_config, read_config_as_it_is};
@@ -506,8 +506,7 @@ impl Run {
     fn judge(&mut self, step: Option<(u64, Coming)>) -> Result<bool> {
         let Some((step, faults)) = step else { return Ok(true) };
         let faults = Vec::<f32>::try_from(faults.read())?;
-        let faulty = NETWORKS.into_iter().zip(faults).find(|(_, fault)| *fault != 0.0);
-        let Some((network, _)) = faulty else {
+        let Some(network) = faulty(&faults) else {
             self.faults = 0;
             return Ok(true);
         };

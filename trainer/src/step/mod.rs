@@ -6,7 +6,7 @@
 //! # Source
 //! Paper §2 and App. A.
 
-use tch::{Device, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::config::{Config, OnFault, Precision};
 use crate::device::{Images, normalised};
@@ -19,7 +19,7 @@ use crate::nn::{Gradients, Params, Statistics, Weights};
 use crate::optim::Pace;
 use crate::random::{Key, Prior, Purpose};
 use crate::shim::{Trials, allow_tf32, must, want_determinism, with_bf16};
-use crate::state::{Averaged, Done, OfD, Replayed, TrainState, Update};
+use crate::state::{Averaged, Done, OfD, Replayed, TrainState, Update, not_finite};
 
 /// What a step says of itself; still on the device.
 #[derive(Debug)]
@@ -41,6 +41,16 @@ pub struct Losses {
 
 /// The networks as [`Losses`] orders them.
 pub const NETWORKS: [&str; 4] = ["d", "g", "e", "further"];
+
+/// The network to name for the faults of a step, those of [`Losses::faults`]: the first that met one; but what a further
+/// loss spoils it spoils in G and E as well, whose backward pass it shares.
+#[must_use]
+pub fn faulty(faults: &[f32]) -> Option<&'static str> {
+    let mut named = NETWORKS.into_iter().zip(faults).filter(|(_, fault)| **fault != 0.0);
+    let first = named.next()?.0;
+    let last = named.next_back().map_or(first, |(last, _)| last);
+    Some(if first != "d" && last == "further" { last } else { first })
+}
 
 /// Latents and encoder noise of one update, each (rows, Z), for rows of the global batch; and what a further loss
 /// draws, (rows, as many as it wants).
@@ -319,7 +329,10 @@ fn update_encoder_generator(config: &Config, state: &mut TrainState, inputs: &In
         updates.push(advance(config, pace, e, &gradients[1], &loss));
     }
     if let Some(further) = &mut state.further {
-        updates.push(further.update(&gradients[2], &loss, &pace.factor, skips(config)));
+        let update = further.update(&gradients[2], &loss, &pace.factor, skips(config));
+        // Where a fault is its own it is named before those that it makes of the others.
+        let own = &losses[2] + &update.norm + further.params.flat().sum(None::<Kind>);
+        updates.push(Update { fault: not_finite(&own), ..update });
     }
     if let Some(statistics) = statistics {
         for update in &updates {

@@ -1,4 +1,4 @@
-use tch::{Device, Kind};
+use tch::Device;
 
 use super::*;
 use crate::config::Origin;
@@ -509,21 +509,49 @@ fn a_further_loss_teaches_e_and_its_own_network_and_leaves_g_and_d_the_paper_s()
         };
         let losses = train_step(&config, &mut state, next).unwrap();
         let moved = own.map(|own| own != *state.further.as_ref().unwrap().params.flat());
-        (losses, weights(&state), moved)
+        let e = &state.e.as_ref().unwrap().live.params;
+        let stored: Vec<_> = e.buffers().into_iter().map(|(_, t)| t.copy()).collect();
+        (losses, weights(&state), moved, stored)
     };
-    let (paper, before, none) = step(&[]);
+    let (paper, before, none, of_x) = step(&[]);
     assert!(paper.further.is_none() && none.is_none());
-    let (further, after, moved) = step(&FURTHER);
+    let (further, after, moved, stored) = step(&FURTHER);
     assert_eq!((&paper.g, &paper.e, &paper.d), (&further.g, &further.e, &further.d));
     assert_eq!((&before[0], &before[2]), (&after[0], &after[2]), "G and D");
     assert_ne!(before[1], after[1], "E");
     assert_eq!(moved, Some(true));
+    assert!(!stored.is_empty());
+    assert_eq!(stored, of_x, "statistics are those of x");
     // One of seven others; a code of zeros is off by the variance of z, 1.
     let loss = further.further.unwrap().double_value(&[]);
     let blind = 7f64.ln() + 0.5;
     assert!(loss > 0.3 * blind && loss < 3.0 * blind, "{loss}, {blind} blindly");
     assert_eq!((further.norms.size(), paper.norms.size()), (vec![4], vec![3]));
     assert!(further.norms.min().double_value(&[]) > 0.0);
+}
+
+#[test]
+fn a_fault_of_the_further_loss_is_named_and_stops_all_that_share_its_backward_pass() {
+    let config = tiny(&[&FURTHER[..], &["health.on_fault=skip"]].concat());
+    let mut state = new(&config);
+    let spoiled = &state.further.as_ref().unwrap().params;
+    let _ = no_grad(|| spoiled.flat().shallow_clone().fill_(f64::INFINITY));
+    let before = weights(&state);
+    let losses = train_step(&config, &mut state, || Ok::<_, Error>(images(1))).unwrap();
+    let faults = Vec::<f32>::try_from(&losses.faults).unwrap();
+    assert_eq!(faulty(&faults), Some("further"), "{faults:?}");
+    let after = weights(&state);
+    assert_eq!(before[..2], after[..2], "G and E");
+    assert_ne!(before[2], after[2], "D");
+    for (faults, named) in [
+        (vec![0.0, 0.0, 0.0], None),
+        (vec![1.0], Some("d")),
+        (vec![0.0, 1.0, 1.0], Some("g")),
+        (vec![0.0, 0.0, 1.0, 0.0], Some("e")),
+        (vec![1.0, 1.0, 1.0, 1.0], Some("d")),
+    ] {
+        assert_eq!(faulty(&faults), named);
+    }
 }
 
 /// E and the projections see a pass as they would alone: a batch of two passes has the mean of their losses.
