@@ -2,6 +2,7 @@
 // caller frees; no exception crosses. NCCL is in nccl.cpp.
 
 #include <algorithm>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,17 @@ uint8_t *bytes(size_t length) {
   if (!room)
     throw std::bad_alloc();
   return room;
+}
+
+// Gives a group work to begin. The flight recorder that all groups of a process share enters a group's first work
+// into a map without its lock (pytorch/pytorch#179313): where ranks are threads, Gloo's are given theirs one after the
+// other. Giving Gloo work waits for nobody; NCCL's first waits for the other ranks.
+template <typename Body> auto begin(const bb_group *group, Body body) {
+  static std::mutex one_at_a_time;
+  std::unique_lock<std::mutex> lock(one_at_a_time, std::defer_lock);
+  if (group->backend->getBackendName() == "gloo")
+    lock.lock();
+  return body();
 }
 
 } // namespace
@@ -161,7 +173,8 @@ char *bb_group_all_reduce(bb_group *group, const at::Tensor *tensor, int op, bb_
     std::vector<at::Tensor> tensors{*tensor};
     c10d::AllreduceOptions options;
     options.reduceOp = op == 0 ? c10d::ReduceOp::SUM : c10d::ReduceOp::MAX;
-    *out = new bb_pending{group->backend->allreduce(tensors, options)};
+    *out = new bb_pending{
+        begin(group, [&] { return group->backend->allreduce(tensors, options); })};
   });
 }
 
@@ -176,6 +189,6 @@ char *bb_group_broadcast(bb_group *group, const at::Tensor *tensor, int root) {
     std::vector<at::Tensor> tensors{*tensor};
     c10d::BroadcastOptions options;
     options.rootRank = root;
-    group->backend->broadcast(tensors, options)->wait();
+    begin(group, [&] { return group->backend->broadcast(tensors, options); })->wait();
   });
 }

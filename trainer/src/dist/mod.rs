@@ -702,6 +702,21 @@ mod tests {
         });
     }
 
+    /// All groups of a process share libtorch's flight recorder, which does not expect them all at once.
+    #[test]
+    fn ranks_that_are_threads_may_all_begin_their_first_sum_at_once() {
+        const RANKS: usize = 16;
+        for _ in 0..4 {
+            let all = Barrier::new(RANKS);
+            several(RANKS, move |world| {
+                let x = ones();
+                all.wait();
+                world.sum(&x);
+                assert_eq!(x, ones() * RANKS as i64);
+            });
+        }
+    }
+
     #[test]
     fn after_a_sum_that_nobody_waited_for_no_collective_is_trusted() {
         two(|world| {
