@@ -2,7 +2,7 @@
 //!
 //! `checkpoints/step-00000012/` (`step-00000012+1` after the first update of D of the step that follows)
 //! holds `NETWORK.safetensors` (weights, singular vectors, statistics),
-//! `NETWORK.adam.safetensors` (moments `m.NAME`, `v.NAME`), `NETWORK.average.safetensors` (G and E; a further loss's network has none)
+//! `NETWORK.adam.safetensors` (moments `m.NAME`, `v.NAME`), `NETWORK.average.safetensors` (of G and E alone)
 //! and `manifest.json`, which is written last and carries the size and SHA-256 of every file and of itself.
 //! No file but safetensors is ever read as weights.
 
