@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use integration::repository;
 
 fn files(under: &Path, found: &mut Vec<PathBuf>) {
+    let ignored = fs::read_to_string(repository().join(".gitignore")).unwrap();
     for entry in fs::read_dir(under).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        let made = ["demo", "evidence", "runs", "data", ".git"].contains(&name.as_str());
+        // What commands make there, such as runs.
+        let made = name == ".git" || ignored.lines().any(|line| line == format!("/{name}/"));
         if path.is_symlink()
             || made && under == repository()
             || ["target", "Cargo.lock", "corpus", "artifacts"].contains(&name.as_str())
