@@ -22,8 +22,13 @@ const STEPS_ALONE: [&str; 5] = [
     "data.threads=1",
 ];
 
-/// Losses past the paper.
-const FURTHER: [&str; 2] = ["beyond.contrast=1", "beyond.codes=1"];
+/// All that goes past the paper.
+const FURTHER: [&str; 4] = [
+    "beyond.contrast=1",
+    "beyond.codes=1",
+    "beyond.reconstruct=1",
+    "beyond.augment=colour,translation,cutout",
+];
 
 /// Arguments of a tiny run on a device.
 fn tiny(device: &str, out: &Path, overrides: &[&str]) -> Vec<String> {

@@ -247,7 +247,10 @@ fn step_flop(config: &Config, modules: &[Module]) -> f64 {
     };
     let (players, d) = (sum(&["G", "E"]), sum(&["F", "H", "J"]));
     // Forward and backward once more for each; the projections are too small to count.
-    let further = 3.0 * config.beyond.passes() * sum(&["E"]);
+    let mut further = 3.0 * config.beyond.passes() * sum(&["E"]);
+    if config.beyond.reconstruct > 0.0 {
+        further += 3.0 * sum(&["G"]) + 2.0 * sum(&["F"]);
+    }
     f64::from(config.train.d_steps) * (players + 6.0 * d) + 3.0 * players + 3.0 * d + further
 }
 
@@ -255,7 +258,10 @@ fn activations(config: &Config, modules: &[Module]) -> f64 {
     let written = |name| modules.iter().find(|m| m.name == name).map_or(0.0, |m| m.written);
     let of_d = 2.0 * written("F");
     let passes = 1.0 + config.beyond.passes();
-    let of_players = written("G") + passes * written("E") + written("F");
+    let mut of_players = written("G") + passes * written("E") + written("F");
+    if config.beyond.reconstruct > 0.0 {
+        of_players += written("G") + written("F");
+    }
     let sides = [if config.loss.encode() { config.e.res } else { config.g.res }, config.g.res];
     // The step's batch and the next one are pixels of a byte; those of a micro-batch are made floats.
     let pixels: i64 = sides.iter().map(|side| 3 * side * side).sum();

@@ -27,6 +27,8 @@ pub enum Purpose {
     Probe = 6,
     /// Other views of training images.
     Views = 7,
+    /// How what D sees is augmented.
+    Augment = 8,
 }
 
 /// The key of a family of streams, one stream a row.

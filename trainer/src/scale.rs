@@ -12,7 +12,7 @@ use crate::dist::{Traffic, World};
 use crate::error::{Error, Result};
 use crate::feed::part;
 use crate::inspect::{Cost, Nets, grouped};
-use crate::model::Seen;
+use crate::model::{Seen, Sight};
 use crate::nn::{Fill, Params, Statistics, Weights};
 
 /// The gradients of a network on their way to all ranks.
@@ -139,11 +139,14 @@ fn statistics(config: &Config, world: &World, nets: &Nets) -> (Traffic, Traffic)
             let encoded = e.forward(&x, Statistics::Batch);
             let code = encoded.code.sample(&z);
             let Some((further, _)) = further else { return code };
-            let (x, prior, features) = (&x, &z, &encoded.features);
-            let side = config.g.res;
+            let (x, prior, side) = (&x, &z, config.g.res);
+            let (features, of_x) = (&encoded.features, &encoded.code);
             let (generated, uniforms) =
                 (&zeros(&[1, 3, side, side]), &zeros(&[1, further.uniforms()]));
-            code + further.loss(&Seen { e, x, features, generated, prior, uniforms })
+            let d = Sight { net: &nets.d.0, augment: None };
+            let f = &no_grad(|| d.features(generated));
+            let seen = Seen { e, g, d, x, features, code: of_x, f, generated, prior, uniforms };
+            code + further.loss(&seen)
         });
     }
     (of_d, since(before))

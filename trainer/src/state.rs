@@ -7,7 +7,7 @@ use crate::beyond;
 use crate::config::Config;
 use crate::dist::World;
 use crate::graph::Graph;
-use crate::model::{Discriminator, Encoder, Further, Generator};
+use crate::model::{Augment, Discriminator, Encoder, Further, Generator};
 use crate::nn::{Fill, Kinds, Params, Scope};
 use crate::optim::{Adam, norm};
 
@@ -85,7 +85,7 @@ pub type Done = (Tensor, Update);
 #[derive(Debug)]
 pub struct Replayed {
     /// The place.
-    pub inputs: [Tensor; 7],
+    pub inputs: [Tensor; 8],
     /// Updates made.
     pub updates: u64,
     /// The recorded update, once there is one, and what it leaves behind each time.
@@ -95,7 +95,7 @@ pub struct Replayed {
 impl Replayed {
     /// None made yet.
     #[must_use]
-    pub fn over(inputs: [Tensor; 7]) -> Self {
+    pub fn over(inputs: [Tensor; 8]) -> Self {
         Self { inputs, updates: 0, graph: None }
     }
 }
@@ -138,6 +138,8 @@ pub struct TrainState {
     pub d: Player<Discriminator>,
     /// What losses of E beside the paper's have of their own, where `[beyond]` asks for any.
     pub further: Option<Player<Box<dyn Further>>>,
+    /// How all images that D sees are changed, where `[beyond]` asks for it.
+    pub augment: Option<Box<dyn Augment>>,
     /// G/E updates done.
     pub step: u64,
     /// What the updates of D say of themselves that belong to the step under way.
@@ -188,10 +190,13 @@ impl TrainState {
             Discriminator::new(&s.deterministic(same), config.discriminator(), config.latent)
         });
         let further = further(config, world, kinds, fill(NETWORKS[3]));
+        let augment = beyond::augment(config);
         let (step, of_d, cursor, rollbacks) = (0, None, Cursor::default(), 0);
         let replays = Default::default();
-        Self { g: Averaged::new(g), e, d, further, step, of_d, replays, cursor, rollbacks }
+        let g = Averaged::new(g);
+        Self { g, e, d, further, augment, step, of_d, replays, cursor, rollbacks }
     }
+
     /// Begins the network of `[beyond]`, whatever it was.
     pub fn renew_further(&mut self, config: &Config, world: &World) {
         let fill = Fill::Seed { seed: config.train.seed, network: NETWORKS[3] };

@@ -1,13 +1,14 @@
-//! Losses past the paper, all off by default (`[beyond]`, docs/beyond.md). The paper's path knows the trait
-//! [`Further`] and nothing of this: `state` makes the network that `[beyond]` asks for.
+//! What goes past the paper, all off by default (`[beyond]`, docs/beyond.md). The paper's path knows the traits
+//! [`Further`] and [`Augment`] and nothing of this: `state` makes what `[beyond]` asks for.
 
+mod augment;
 mod contrast;
 mod views;
 
 use tch::{Kind, Tensor, no_grad};
 
 use crate::config::{BeyondConfig, Config};
-use crate::model::{Further, Seen};
+use crate::model::{Augment, Further, Seen};
 use crate::nn::{Linear, Scope, Statistics, single};
 
 /// The network of the losses that `config.beyond` asks for.
@@ -19,13 +20,21 @@ pub(crate) fn network(s: &Scope<'_>, config: &Config) -> Box<dyn Further> {
     Box::new(Beyond { config: c, side: config.e.res, projection })
 }
 
+/// What `config.beyond` does to the images that D sees.
+pub(crate) fn augment(config: &Config) -> Option<Box<dyn Augment>> {
+    let config = config.beyond.augment;
+    config.any().then(|| Box::new(augment::DiffAugment(config)) as Box<dyn Augment>)
+}
+
 /// `contrast` · InfoNCE between two views of each image, x as the pipeline gave it and one made of it, which E is to tell
 /// from those of the other images of its pass (with micro-batches or several ranks: of its own part of the batch); plus
-/// `codes` · the mean over dimensions of (μ(G(z)) − z)², G(z) being as large as E sees images.
+/// `codes` · the mean over dimensions of (μ(G(z)) − z)², G(z) being as large as E sees images; plus `reconstruct` ·
+/// |F(G(μ(x))) − F(x)|² / |F(x)|², both as D sees images of this pass.
 ///
 /// # Source
 /// `contrast`: Chen et al. 2020 (SimCLR), [`contrast::loss`]. `codes`: the latent regressor that Donahue et al. 2017 (BiGAN,
-/// §4) compare with, here beside the adversarial game; G is not taught by it. The projection, linear, ReLU, linear, is as in
+/// §4) compare with, here beside the adversarial game; G is not taught by it. `reconstruct`: the feature loss of Larsen et al.
+/// 2016 (VAE/GAN, eq. 8) in D's own features, relative; E and G are taught by it, D is not. The projection, linear, ReLU, linear, is as in
 /// SimCLR; its widths are ours. Batch norms take these passes' own statistics and store none of them.
 #[derive(Debug)]
 struct Beyond {
@@ -61,16 +70,28 @@ impl Beyond {
     }
 }
 
+impl Beyond {
+    fn reconstruct(&self, seen: &Seen<'_>) -> Tensor {
+        let again = single(&seen.d.features(&seen.g.forward(seen.code.mean(), Statistics::Repeat)));
+        let f = single(seen.f);
+        (again - &f).square().sum(None::<Kind>) / f.square().sum(None::<Kind>).clamp_min(1e-8)
+    }
+}
+
 impl Further for Beyond {
     fn uniforms(&self) -> i64 {
         if self.config.contrast > 0.0 { views::UNIFORMS } else { 0 }
     }
 
     fn loss(&self, seen: &Seen<'_>) -> Tensor {
-        let BeyondConfig { contrast, codes, .. } = self.config;
-        let contrast = (contrast > 0.0).then(|| self.contrast(seen) * contrast);
-        let codes = (codes > 0.0).then(|| self.codes(seen) * codes);
-        let both = contrast.into_iter().chain(codes).reduce(|a, b| a + b);
-        both.expect("a checked config asks for one of them")
+        let BeyondConfig { contrast, codes, reconstruct, .. } = self.config;
+        let weighed = |weight: f64, loss: fn(&Self, &Seen<'_>) -> Tensor| {
+            (weight > 0.0).then(|| loss(self, seen) * weight)
+        };
+        let contrast = weighed(contrast, Self::contrast);
+        let codes = weighed(codes, Self::codes);
+        let reconstruct = weighed(reconstruct, Self::reconstruct);
+        let all = [contrast, codes, reconstruct].into_iter().flatten().reduce(|a, b| a + b);
+        all.expect("a checked config asks for one of them")
     }
 }

@@ -94,7 +94,9 @@ const fn within(tolerance: Tolerance, case: Case) -> Case {
 const RESNET: [&str; 3] = ["e.family=resnet_v2", "e.depth=50", "opt.e_lr_mult=0.01"];
 const REVNET: [&str; 3] = ["e.family=revnet", "e.depth=50", "opt.e_lr_mult=0.01"];
 
-const CASES: [Case; 19] = [
+const FURTHER: [&str; 3] = ["beyond.contrast=1", "beyond.codes=1", "beyond.reconstruct=1"];
+
+const CASES: [Case; 20] = [
     case("f32", &[], true),
     within(TF32, case("tf32", &["train.precision=tf32"], false)),
     within(BF16, case("bf16", &["train.precision=bf16"], true)),
@@ -113,7 +115,8 @@ const CASES: [Case; 19] = [
     within(UNEVEN, case("uniform prior", &["latent.prior=uniform", "e.stochastic=false"], false)),
     case("joint term alone", &["loss.sx=false", "loss.sz=false"], false),
     case("no encoder", &["loss.sxz=false", "loss.sz=false"], false),
-    within(UNEVEN, case("further losses", &["beyond.contrast=1", "beyond.codes=1"], false)),
+    within(UNEVEN, case("further losses", &FURTHER, false)),
+    within(UNEVEN, case("augmented", &["beyond.augment=colour,translation,cutout"], false)),
     within(DEEP, case("resnet", &RESNET, false)),
     within(DEEP, case("revnet", &REVNET, false)),
     within(

@@ -16,7 +16,7 @@ use crate::model::{
 use crate::nn::MlpConfig;
 use crate::optim::{AdamConfig, AverageConfig, Decay, Schedule};
 use crate::random::Prior;
-pub use beyond::BeyondConfig;
+pub use beyond::{AugmentConfig, BeyondConfig};
 
 /// Presets by name, compiled in. Each but `base` holds its differences only.
 pub const PRESETS: &[(&str, &str)] = &[

@@ -161,6 +161,11 @@ fn losses_past_the_paper_are_off_unless_asked_for_and_checked() {
     let of_both = of(&["beyond.contrast=1", "beyond.codes=0.5"]).beyond;
     assert_eq!((of_both.any(), of_both.passes()), (true, 2.0));
     assert_eq!(of(&["beyond.codes=0.5"]).beyond.passes(), 1.0);
+    let alone = of(&["beyond.reconstruct=0.5"]).beyond;
+    assert_eq!((alone.any(), alone.passes()), (true, 0.0), "its pass is G's");
+    let augmented = of(&["beyond.augment=cutout, colour"]).beyond;
+    assert!(augmented.augment.any() && !augmented.any(), "it has no loss");
+    assert!(of(&["beyond.augment=cutout, colour"]).to_toml().contains("\"colour,cutout\""));
     // What a run of before the table wrote.
     let text = of(&[]).to_toml();
     let (before, after) = text.split_once("[beyond]").unwrap();
@@ -170,6 +175,8 @@ fn losses_past_the_paper_are_off_unless_asked_for_and_checked() {
         ("beyond.contrast=-1", "not a weight from 0 on"),
         ("beyond.codes=inf", "not a weight from 0 on"),
         ("beyond.codes=nan", "not a weight from 0 on"),
+        ("beyond.reconstruct=-0.1", "not a weight from 0 on"),
+        ("beyond.augment=color", "some of \"colour,translation,cutout\""),
         ("beyond.temperature=0", "not from 0.001 to 1000"),
         ("beyond.rate=0", "not above 0"),
         ("beyond.least_area=0", "not above 0 and at most 1"),
@@ -182,4 +189,6 @@ fn losses_past_the_paper_are_off_unless_asked_for_and_checked() {
     }
     let said = problem(&["beyond.codes=1", "loss.sxz=false", "loss.sz=false"]);
     assert!(said.contains("teach E"), "{said}");
+    let fine = of(&["beyond.augment=cutout", "loss.sxz=false", "loss.sz=false"]);
+    assert!(fine.beyond.augment.any(), "D needs no E for it");
 }

@@ -11,7 +11,7 @@ mod small;
 
 pub use discriminator::{Discriminator, DiscriminatorConfig, ImageConfig, Pair, Scores, Terms};
 pub use encoder::{Code, Encoded, Encoder, EncoderConfig, Family, RootPad};
-pub use further::{Further, Seen};
+pub use further::{Augment, Further, Seen, Sight};
 pub use generator::{Generator, GeneratorConfig, LatentConfig};
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use crate::dist::World;
 use crate::error::Error;
 use crate::graph::Graph;
 use crate::loss;
-use crate::model::{Encoded, Encoder, Pair, Seen};
+use crate::model::{Encoded, Encoder, Pair, Seen, Sight};
 use crate::nn::{Gradients, Params, Statistics, Weights};
 use crate::optim::Pace;
 use crate::random::{Key, Prior, Purpose};
@@ -52,13 +52,14 @@ pub fn faulty(faults: &[f32]) -> Option<&'static str> {
     Some(if first != "d" && last == "further" { last } else { first })
 }
 
-/// Latents and encoder noise of one update, each (rows, Z), for rows of the global batch; and what a further loss
-/// draws, (rows, as many as it wants).
+/// Latents and encoder noise of one update, each (rows, Z), for rows of the global batch; what a further loss draws,
+/// (rows, as many as it wants); and how D's images are changed, (rows, twice as many as that wants: x, then G(z)).
 #[derive(Debug)]
 struct Draws {
     prior: Tensor,
     noise: Tensor,
     further: Tensor,
+    augment: Tensor,
 }
 
 impl Draws {
@@ -75,22 +76,39 @@ impl Draws {
         let prior = key(Purpose::Prior).latents(z.prior, rows(), z.dim, device);
         let noise = key(Purpose::Posterior).normal(rows(), z.dim, device);
         let prior = prior.to_kind(kind);
-        // Updates of D draw none.
-        let wanted = state.further.as_ref().filter(|_| update == config.train.d_steps);
-        let further = match wanted.map_or(0, |further| further.net.uniforms()) {
+        let uniform = |purpose, wanted| match wanted {
             0 => prior.narrow(1, 0, 0),
             wanted => {
-                let views = key(Purpose::Views).latents(Prior::Uniform, rows(), wanted, device);
-                views.to_kind(kind)
+                key(purpose).latents(Prior::Uniform, rows(), wanted, device).to_kind(kind)
             }
         };
-        Self { prior, noise: noise.to_kind(kind), further }
+        // Updates of D draw no views.
+        let further = state.further.as_ref().filter(|_| update == config.train.d_steps);
+        let further = uniform(Purpose::Views, further.map_or(0, |further| further.net.uniforms()));
+        let augment = state.augment.as_ref().map_or(0, |augment| 2 * augment.uniforms());
+        let augment = uniform(Purpose::Augment, augment);
+        Self { prior, noise: noise.to_kind(kind), further, augment }
     }
 
     fn rows(&self, first: i64, rows: i64) -> Self {
-        let [prior, noise, further] =
-            [&self.prior, &self.noise, &self.further].map(|all| all.narrow(0, first, rows));
-        Self { prior, noise, further }
+        let Self { prior, noise, further, augment } = self;
+        let [prior, noise, further, augment] =
+            [prior, noise, further, augment].map(|all| all.narrow(0, first, rows));
+        Self { prior, noise, further, augment }
+    }
+
+    /// How D's images are changed: x's, and G's.
+    fn changes(&self) -> [Tensor; 2] {
+        let each = self.augment.size()[1] / 2;
+        [0, each].map(|first| self.augment.narrow(1, first, each))
+    }
+
+    /// x's above G's.
+    fn changes_of_pairs(&self) -> Tensor {
+        match self.augment.size()[1] {
+            0 => self.augment.shallow_clone(),
+            _ => Tensor::cat(&self.changes(), 0),
+        }
     }
 }
 
@@ -111,18 +129,18 @@ impl Inputs {
         Self { images, draws: Draws::new(config, state, update), pace }
     }
 
-    fn tensors(&self) -> [&Tensor; 7] {
+    fn tensors(&self) -> [&Tensor; 8] {
         let Self { images, draws, pace } = self;
         let Images { large, small } = images;
-        let Draws { prior, noise, further } = draws;
-        [large, small, prior, noise, further, &pace.factor, &pace.weight]
+        let Draws { prior, noise, further, augment } = draws;
+        [large, small, prior, noise, further, augment, &pace.factor, &pace.weight]
     }
 
     /// These tensors as inputs, in the order of [`Inputs::tensors`].
-    fn of(tensors: &[Tensor; 7]) -> Self {
-        let [large, small, prior, noise, further, factor, weight] =
+    fn of(tensors: &[Tensor; 8]) -> Self {
+        let [large, small, prior, noise, further, augment, factor, weight] =
             tensors.each_ref().map(Tensor::shallow_clone);
-        let (images, draws) = (Images { large, small }, Draws { prior, noise, further });
+        let (images, draws) = (Images { large, small }, Draws { prior, noise, further, augment });
         Self { images, draws, pace: Pace { factor, weight } }
     }
 }
@@ -276,7 +294,15 @@ fn joint_pairs(state: &TrainState, images: &Images, draws: &Draws) -> Pair {
         let code = e.live.net.forward(&normalised(&images.large), Statistics::Batch).code;
         Tensor::cat(&[&code.sample(&draws.noise), &draws.prior], 0)
     });
-    Pair { image: Tensor::cat(&[&normalised(&images.small), &generated], 0), latent }
+    let image = Tensor::cat(&[&normalised(&images.small), &generated], 0);
+    let changes = draws.changes_of_pairs();
+    Pair { image: sight(state, &changes).images(&image), latent }
+}
+
+/// D, for images that are changed by these numbers.
+fn sight<'a>(state: &'a TrainState, changes: &'a Tensor) -> Sight<'a> {
+    let augment = state.augment.as_deref().map(|augment| (augment, changes));
+    Sight { net: &state.d.net, augment }
 }
 
 /// One joint update of G and E, then of their averages. D is only read. Returns G's part of L_EG, E's where there
@@ -344,7 +370,9 @@ fn update_encoder_generator(config: &Config, state: &mut TrainState, inputs: &In
 
 fn generator_loss(state: &TrainState, generated: &Tensor, draws: &Draws) -> Tensor {
     let latent = state.e.as_ref().map(|_| draws.prior.detach());
-    loss::generator(&state.d.net.scores(&Pair { image: generated.shallow_clone(), latent }))
+    let [_, changes] = draws.changes();
+    let image = sight(state, &changes).images(generated);
+    loss::generator(&state.d.net.scores(&Pair { image, latent }))
 }
 
 /// The paper's, and a further one where there is one. f = F(x) does not depend on E, so it is computed without a graph
@@ -356,12 +384,14 @@ fn encoder_losses(
     generated: &Tensor,
     draws: &Draws,
 ) -> Vec<Tensor> {
-    let f = no_grad(|| state.d.net.image_features(&normalised(&images.small)));
-    let (x, e) = (normalised(&images.large), &e.live.net);
-    let Encoded { features, code, .. } = e.forward(&x, Statistics::Batch);
-    let paper = loss::encoder(&state.d.net.scores_of(&f, Some(&code.sample(&draws.noise))));
+    let [changes, _] = draws.changes();
+    let d = sight(state, &changes);
+    let f = &no_grad(|| d.features(&normalised(&images.small)));
+    let (x, g, e) = (&normalised(&images.large), &state.g.live.net, &e.live.net);
+    let Encoded { features, code, .. } = &e.forward(x, Statistics::Batch);
+    let paper = loss::encoder(&d.net.scores_of(f, Some(&code.sample(&draws.noise))));
     let Draws { prior, further: uniforms, .. } = draws;
-    let seen = Seen { e, x: &x, features: &features, generated, prior, uniforms };
+    let seen = Seen { e, g, d, x, features, code, f, generated, prior, uniforms };
     let further = state.further.iter().map(|further| further.net.loss(&seen));
     [paper].into_iter().chain(further).collect()
 }

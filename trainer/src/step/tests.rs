@@ -392,8 +392,9 @@ fn a_whole_step_agrees_with_pytorch() {
             let small = large.avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None::<i64>);
             let images = Images { large, small };
             let prior = draw("prior", update, &[4, 60]);
-            let (noise, further) = (draw("noise", update, &[4, 60]) * 2.0, prior.narrow(1, 0, 0));
-            let draws = Draws { prior, noise, further };
+            let (noise, none) = (draw("noise", update, &[4, 60]) * 2.0, || prior.narrow(1, 0, 0));
+            let (further, augment) = (none(), none());
+            let draws = Draws { prior, noise, further, augment };
             let pace = Inputs::new(&config, &state, images.rows(0, 4), update).pace;
             let inputs = Inputs { images, draws, pace };
             if update < 2 {
@@ -576,4 +577,68 @@ fn a_further_loss_is_that_of_each_pass_and_its_views_are_keyed_by_row() {
     let mean = 0.5 * (of_rows(0) + of_rows(2));
     assert!((both[2] - mean).abs() < 1e-5, "{both:?}, {mean}");
     assert_eq!(Draws::new(&config, &state, 0).further.size(), [4, 0], "updates of D draw no views");
+}
+
+#[test]
+fn reconstruction_in_d_s_features_teaches_e_and_g_and_leaves_d_alone() {
+    let step = |overrides: &[&str]| {
+        let config = tiny(overrides);
+        let mut state = new(&config);
+        let done = encoder_generator_step(&config, &mut state, images(1));
+        (done.into_iter().map(|(loss, _)| loss).collect::<Vec<_>>(), weights(&state))
+    };
+    let ((paper, before), (taught, after)) = (step(&[]), step(&["beyond.reconstruct=2"]));
+    assert_eq!(paper[..2], taught[..2], "the paper's losses");
+    assert!(before[0] != after[0] && before[1] != after[1], "G and E learn by it");
+    assert_eq!(before[2], after[2], "D");
+    let (config, images) = (tiny(&[]), images(1));
+    let state = new(&config);
+    let e = &state.e.as_ref().unwrap().live.net;
+    let mean = e.forward(&normalised(&images.large), Statistics::Batch).code.mean().copy();
+    let f = |x: &Tensor| state.d.net.image_features(x);
+    let again = f(&state.g.live.net.forward(&mean, Statistics::Repeat));
+    let f = f(&normalised(&images.small));
+    let expected: Tensor = (again - &f).norm().square() / f.norm().square() * 2.0;
+    let off = (&taught[2] - expected).abs().double_value(&[]);
+    assert!(off < 1e-5, "{off}");
+}
+
+const AUGMENTED: &str = "beyond.augment=colour,translation,cutout";
+
+/// Judged by the losses of pairs that are changed by hand.
+#[test]
+fn all_that_d_sees_is_augmented_in_its_own_updates_and_in_those_of_g_and_e() {
+    let config = tiny(&[AUGMENTED]);
+    let state = new(&config);
+    let x = images(1);
+    let draws = Draws::new(&config, &state, 0);
+    let numbers = &draws.augment;
+    assert_eq!(numbers.size(), [x.len(), 14]);
+    let change = |images: &Tensor, first| {
+        let augment = state.augment.as_ref().unwrap();
+        augment.apply(images, &numbers.narrow(1, first, 7))
+    };
+    let real = change(&normalised(&x.small), 0);
+    let generated = state.g.live.net.forward(&draws.prior, Statistics::Batch);
+    let fake = change(&generated, 7);
+    assert_ne!(real, normalised(&x.small));
+    let e = state.e.as_ref().unwrap();
+    let code = e.live.net.forward(&normalised(&x.large), Statistics::Batch).code;
+    let score = |image: &Tensor, z: &Tensor| {
+        state.d.net.scores(&Pair { image: image.shallow_clone(), latent: Some(z.shallow_clone()) })
+    };
+    let (of_e, of_g) = (score(&real, &code.sample(&draws.noise)), score(&fake, &draws.prior));
+    let near = |found: &Tensor, expected: &Tensor, what: &str| {
+        let off = (found - expected).abs().double_value(&[]);
+        assert!(off < 1e-5, "{what}: off by {off}");
+    };
+    let (found, _) = discriminator_step(&config, &mut new(&config), images(1), 0);
+    near(&found, &loss::discriminator(&of_e, &of_g), "D");
+    near(&generator_loss(&state, &generated, &draws), &loss::generator(&of_g), "G");
+    let found = encoder_losses(&state, e, &x, &generated, &draws);
+    near(&found[0], &loss::encoder(&of_e), "E");
+    // Nothing else of a step depends on it.
+    let plain = Draws::new(&tiny(&[]), &new(&tiny(&[])), 0);
+    assert_eq!((plain.prior, plain.noise), (draws.prior, draws.noise));
+    assert_eq!(plain.augment.size(), [x.len(), 0]);
 }
