@@ -91,6 +91,12 @@ impl Background {
         self.child.id()
     }
 
+    /// What it has printed so far.
+    #[must_use]
+    pub fn printed(&self) -> String {
+        self.said("out")
+    }
+
     fn said(&self, name: &str) -> String {
         fs::read_to_string(self.words.path().join(name)).expect("programs print UTF-8")
     }

@@ -11,6 +11,7 @@ mod evaluation;
 mod export;
 mod fixtures;
 mod hosts;
+mod pages;
 mod pipes;
 mod programs;
 mod ranks;

@@ -90,6 +90,7 @@ fn imports_go_one_way() {
             "tensorboard",
             "inspect",
             "report",
+            "watch",
             "monitor",
             "feed",
             "timing",

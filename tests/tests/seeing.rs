@@ -33,6 +33,7 @@ print(json.dumps({
     "scalars": {t: [(s.step, s.value) for s in a.Scalars(t)] for t in tags["scalars"]},
     "pictures": pictures,
     "histograms": {t: [h.step for h in a.Histograms(t)] for t in tags["histograms"]},
+    "texts": {t: [x.tensor_proto.string_val[0].decode() for x in a.Tensors(t)] for t in tags["tensors"]},
 }))
 "#;
 
@@ -40,7 +41,7 @@ print(json.dumps({
 fn a_run_shows_its_health_its_pictures_and_a_report_and_a_resumed_one_shows_no_step_twice() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
-    let keys = ["images.every=2", "checkpoint.every=2", "eval.probe_images=0"];
+    let keys = ["images.every=2", "checkpoint.every=2", "eval.every=2", "eval.probe_images=8"];
     let said = trainer(&borrowed(&tiny_run(data(), &run, &keys)));
     assert_eq!(said.code, 0, "{}", said.err);
     // What the run is, before anything else is said of it.
@@ -68,8 +69,18 @@ fn a_run_shows_its_health_its_pictures_and_a_report_and_a_resumed_one_shows_no_s
         assert!(stats.iter().all(|line| line[key].as_f64().unwrap() >= 0.0), "{key}");
     }
     if let Some(read) = read_by_tensorboard(&run.join("events")) {
-        for key in ["loss_d", "nearest", "images_per_s"] {
-            let found = read["scalars"][key].as_array().unwrap();
+        let config = read["texts"]["config"].as_array().unwrap();
+        let of_sessions: Vec<_> = config.iter().map(|text| text.as_str().unwrap()).collect();
+        assert_eq!(of_sessions.len(), 2, "of each session");
+        assert!(of_sessions[0].contains("[latent]"), "{}", of_sessions[0]);
+        let groups = [
+            ("loss", "loss_d"),
+            ("rate", "lr_e"),
+            ("health", "nearest"),
+            ("speed", "images_per_s"),
+        ];
+        for (group, key) in groups {
+            let found = read["scalars"][format!("{group}/{key}")].as_array().unwrap();
             assert_eq!(found.len(), stats.len(), "{key}");
             for (found, line) in found.iter().zip(&stats) {
                 assert_eq!(found[0], line["step"]);
@@ -86,6 +97,9 @@ fn a_run_shows_its_health_its_pictures_and_a_report_and_a_resumed_one_shows_no_s
             assert_eq!((&found[1][0], &found[1][1]), (&size.0.into(), &size.1.into()));
         }
         assert_eq!(read["histograms"]["g/first.weight"], serde_json::json!([2, 4]));
+        let probes = read["scalars"]["metric/linear_probe_bn_crelu_top1"].as_array().unwrap();
+        let steps: Vec<_> = probes.iter().map(|probe| &probe[0]).collect();
+        assert_eq!(steps, [2, 4]);
     }
 
     let page = fs::read_to_string(run.join("report.html")).unwrap();

@@ -46,3 +46,4 @@ pub mod tensorboard;
 pub mod timing;
 #[cfg(test)]
 mod toy;
+pub mod watch;

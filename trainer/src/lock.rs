@@ -116,6 +116,39 @@ impl Lock {
     }
 }
 
+/// Whether a trainer is at work in a folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Held {
+    /// On this machine.
+    Here,
+    /// Not on this machine.
+    No,
+    /// Who took it last is of another machine, whose locks are not known here.
+    Elsewhere(String),
+}
+
+/// Who holds the [`Lock`] of a folder. Nothing is taken: a run that begins meanwhile meets nobody.
+#[must_use]
+pub fn held(out: &Path) -> Held {
+    let path = out.join("lock");
+    let (Ok(meta), Ok(text)) = (fs::metadata(&path), fs::read_to_string(&path)) else {
+        return Held::No;
+    };
+    let holder = serde_json::from_str::<Holder>(&text).ok();
+    if let Some(Holder { host, .. }) = holder.filter(|holder| holder.host != common::host()) {
+        return Held::Elsewhere(host);
+    }
+    // "1: FLOCK ADVISORY WRITE 1234 fe:01:5678 0 EOF"; a file system of layers has a device number of its own there.
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    let inode = meta.ino().to_string();
+    let ours = |line: &&str| {
+        let mut words = line.split_whitespace().skip(1);
+        let (kind, place) = (words.next(), words.nth(3));
+        kind == Some("FLOCK") && place.and_then(|p| p.rsplit(':').next()) == Some(&*inode)
+    };
+    if locks.lines().any(|line| ours(&line)) { Held::Here } else { Held::No }
+}
+
 fn identity(of: &fs::Metadata) -> (u64, u64) {
     (of.dev(), of.ino())
 }

@@ -32,6 +32,18 @@ pub struct StatsLine {
     /// The further loss of E (`[beyond]`); absent without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_further: Option<f64>,
+    /// D's rate in this step. Absent in older logs, as the next ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lr_d: Option<f64>,
+    /// G's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lr_g: Option<f64>,
+    /// E's; absent without an encoder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lr_e: Option<f64>,
+    /// That of the further loss's network; absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lr_further: Option<f64>,
     /// `train.batch` over the seconds of a whole step.
     pub images_per_s: f64,
     /// Images read from the shards a second: (d_steps + 1) batches a step.
@@ -316,7 +328,14 @@ pub struct Progress {
     bar: Option<ProgressBar>,
     steps: u64,
     said: Option<Instant>,
+    /// When lines came, and of which step.
+    pace: VecDeque<(Instant, u64)>,
+    /// When the newest checkpoint was on the disk.
+    saved: Option<Instant>,
 }
+
+/// Lines over which the time left is reckoned.
+const PACE: usize = 30;
 
 impl Progress {
     /// From step `from` of `steps`.
@@ -330,7 +349,7 @@ impl Progress {
             bar.reset_eta();
             bar
         });
-        Self { bar, steps, said: None }
+        Self { bar, steps, said: None, pace: VecDeque::new(), saved: None }
     }
 
     /// Another step is done.
@@ -342,7 +361,19 @@ impl Progress {
 
     /// Shows a statistics line.
     pub fn show(&mut self, s: &StatsLine) {
-        let [speed, model] = words(s, self.steps);
+        let now = Instant::now();
+        if s.checkpoint_held_s.is_some() {
+            self.saved = Some(now);
+        }
+        self.pace.push_back((now, s.step));
+        if self.pace.len() > PACE {
+            self.pace.pop_front();
+        }
+        // With pictures, probes and checkpoints, which a step's seconds are without.
+        let before = self.pace.front().filter(|(_, step)| *step < s.step);
+        let each = before.map(|(time, step)| (now - *time).as_secs_f64() / (s.step - step) as f64);
+        let saved = self.saved.map(|at| at.elapsed());
+        let [speed, model] = words(s, self.steps, each.unwrap_or(s.step_seconds), saved);
         match &self.bar {
             Some(bar) => bar.set_message(format!("{speed}\n{model}")),
             None if self.said.is_none_or(|t| t.elapsed() >= Duration::from_secs(10)) => {
@@ -370,31 +401,35 @@ impl Progress {
 }
 
 /// How fast it goes and how long it will, and how the model does.
-fn words(s: &StatsLine, steps: u64) -> [String; 2] {
-    let left = s.step_seconds * steps.saturating_sub(s.step) as f64;
+fn words(s: &StatsLine, steps: u64, each: f64, saved: Option<Duration>) -> [String; 2] {
+    let left = each * steps.saturating_sub(s.step) as f64;
     let left = HumanDuration(Duration::from_secs_f64(left.clamp(0.0, 1e9)));
     let mfu = s.mfu_percent.map_or_else(String::new, |percent| format!(" ({percent:.1} % MFU)"));
+    let saved = saved.map_or_else(String::new, |ago| format!("  saved {} ago", HumanDuration(ago)));
     let unwritten = match s.write_errors {
         0 => String::new(),
         1 => "  1 write error".to_owned(),
         errors => format!("  {errors} write errors"),
     };
     let speed = format!(
-        "{:.0} images/s  {:.0} GFLOP/s{mfu}  wait {:.1} %  {:.1} GB  {left} left{unwritten}",
+        "{:.0} images/s  {:.0} GFLOP/s{mfu}  wait {:.1} %  {:.1} GB  {left} left{saved}{unwritten}",
         s.images_per_s, s.gflop_per_s, s.data_wait_percent, s.memory_gb
     );
     let h = &s.health;
+    let of_e = h.grad_e.map_or_else(String::new, |norm| format!("/{norm:.0}"));
     let (e, again) = (s.loss_e.zip(h.reconstruction)).map_or_else(
         || (String::new(), String::new()),
         |(e, error)| (format!(" E {e:.2}"), format!("  reconstruction {error:.2}")),
     );
     let model = format!(
-        "D {:.2} G {:.2}{e}  variety {:.2}{again}  saturated {:.0}/{:.0} %",
+        "D {:.2} G {:.2}{e}  variety {:.2}{again}  saturated {:.0}/{:.0} %  gradients {:.0}/{:.0}{of_e}",
         s.loss_d,
         s.loss_g,
         h.nearest,
         100.0 * h.saturation_real,
-        100.0 * h.saturation_fake
+        100.0 * h.saturation_fake,
+        h.grad_d,
+        h.grad_g
     );
     [speed, model]
 }
@@ -487,14 +522,16 @@ mod tests {
             "nearest": 0.8, "roughness": 1, "latent_spread": 1, "reconstruction": 0.375,
             "sigma_g": 1, "sigma_d": 1, "grad_g": 1, "grad_e": 1, "grad_d": 1}"#;
         let mut line: StatsLine = serde_json::from_str(line).unwrap();
-        let [speed, model] = words(&line, 340);
+        let [speed, model] = words(&line, 340, 0.5, None);
         assert_eq!(speed, "128 images/s  41 GFLOP/s  wait 0.2 %  1.3 GB  2 minutes left");
         assert_eq!(
             model,
-            "D 4.22 G -0.50 E 1.00  variety 0.80  reconstruction 0.38  saturated 50/75 %"
+            "D 4.22 G -0.50 E 1.00  variety 0.80  reconstruction 0.38  saturated 50/75 %  gradients 1/1/1"
         );
+        let later = words(&line, 340, 1.0, Some(Duration::from_secs(180)));
+        assert!(later[0].ends_with("4 minutes left  saved 3 minutes ago"), "{}", later[0]);
         line.mfu_percent = Some(25.04);
-        assert!(words(&line, 340)[0].contains("41 GFLOP/s (25.0 % MFU)  wait"));
+        assert!(words(&line, 340, 0.5, None)[0].contains("41 GFLOP/s (25.0 % MFU)  wait"));
     }
 
     #[test]

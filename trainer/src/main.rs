@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    bench_batch, check_device, doctor, embed, eval, export, inspect, launch, pictures, report, run,
-    study, walk,
+    bench_batch, check_device, compare, doctor, embed, eval, export, inspect, launch, pictures,
+    report, run, study, walk, watch,
 };
 use common::exit;
 use trainer::error::{Error, Result};
@@ -53,6 +53,10 @@ enum Command {
     Search(embed::SearchArgs),
     /// Write report.html, all that a run's folder holds on one page
     Report(report::Args),
+    /// Show runs in a browser while they go on
+    Watch(watch::Args),
+    /// Write a page that shows runs side by side
+    Compare(compare::Args),
     /// Write the trained networks for other programs: safetensors and TorchScript
     Export(export::Args),
     /// Say how large a preset, configuration or run is and what a step costs
@@ -107,6 +111,8 @@ fn dispatch(command: Command) -> Result<u8> {
         Command::Embed(args) => embed::embed(&args),
         Command::Search(args) => embed::search(&args),
         Command::Report(args) => report::run(&args),
+        Command::Watch(args) => watch::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Export(args) => export::run(&args),
         Command::BenchBatch(args) => bench_batch::run(&args),
         Command::Inspect(args) => inspect::run(&args),

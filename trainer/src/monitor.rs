@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use image::RgbImage;
 use pipeline::Dataset;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tch::Device;
 
 use crate::config::Config;
@@ -43,7 +44,11 @@ impl Monitor {
     ) -> Result<Self> {
         let probe = Probe::new(config, data, device)?;
         let columns = config.images.columns as u32;
-        let events = Events::new(&out.join("events"), step);
+        let mut events = Events::new(&out.join("events"), step);
+        let text = format!("```toml\n{}\n```", config.to_toml());
+        if let Err(e) = events.text(step, "config", &text) {
+            tracing::warn!("{e}; it is tried again");
+        }
         let judge = judged(&out.join("stats.jsonl"));
         Ok(Self { out: out.to_owned(), columns, probe, judge, events })
     }
@@ -88,8 +93,30 @@ impl Monitor {
         let entries = serde_json::to_value(line).unwrap_or_default();
         let entries = entries.as_object().into_iter().flatten();
         let scalars = entries.filter(|(key, _)| *key != "step");
-        let scalars = scalars.filter_map(|(key, v)| Some((key.as_str(), v.as_f64()?)));
-        self.events.scalars(line.step, scalars)
+        let scalars = scalars.filter_map(|(key, v)| Some((tag(key), v.as_f64()?)));
+        let scalars: Vec<_> = scalars.collect();
+        self.events.scalars(line.step, scalars.iter().map(|(tag, v)| (tag.as_str(), *v)))
+    }
+
+    /// Writes the results of a measure of averaged weights to the event file.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::error::Error::Io).
+    pub fn metric(&mut self, line: &impl Serialize) -> Result<()> {
+        let line = serde_json::to_value(line).unwrap_or_default();
+        let text = |key: &str| line.get(key).and_then(Value::as_str);
+        let (Some(name), Some(step)) = (text("metric"), line.get("step").and_then(Value::as_u64))
+        else {
+            return Ok(());
+        };
+        if text("weights").is_some_and(|weights| weights != "average") {
+            return Ok(());
+        }
+        let results = ["top1", "top5", "value"].into_iter();
+        let results = results.filter_map(|key| Some((key, line.get(key)?.as_f64()?)));
+        let tags: Vec<_> =
+            results.map(|(key, value)| (format!("metric/{name}_{key}"), value)).collect();
+        self.events.scalars(step, tags.iter().map(|(tag, value)| (tag.as_str(), *value)))
     }
 
     /// What is alarming in a line of statistics.
@@ -131,6 +158,32 @@ impl Monitor {
         }
         Ok(())
     }
+}
+
+/// Where TensorBoard shows a key of `stats.jsonl`: in its group.
+fn tag(key: &str) -> String {
+    const SPEED: [&str; 13] = [
+        "images_per_s",
+        "images_read_per_s",
+        "data_wait_percent",
+        "step_seconds",
+        "aside_s",
+        "bad_images",
+        "epoch",
+        "gflop_per_s",
+        "mfu_percent",
+        "memory_gb",
+        "checkpoint_held_s",
+        "checkpoint_write_s",
+        "write_errors",
+    ];
+    let group = match key {
+        key if key.starts_with("loss_") => "loss",
+        key if key.starts_with("lr_") => "rate",
+        key if SPEED.contains(&key) => "speed",
+        _ => "health",
+    };
+    format!("{group}/{key}")
 }
 
 /// A judge that has seen the lines of a file. It said what it had to when they were written.

@@ -56,8 +56,23 @@ struct Summary {
 struct Value {
     #[prost(string, tag = "1")]
     tag: String,
-    #[prost(oneof = "Content", tags = "2, 4, 5")]
+    #[prost(message, optional, tag = "9")]
+    metadata: Option<Metadata>,
+    #[prost(oneof = "Content", tags = "2, 4, 5, 8")]
     content: Option<Content>,
+}
+
+/// Which of TensorBoard's plugins shows a value.
+#[derive(Clone, PartialEq, Message)]
+struct Metadata {
+    #[prost(message, optional, tag = "1")]
+    plugin: Option<Plugin>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Plugin {
+    #[prost(string, tag = "1")]
+    name: String,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
@@ -68,6 +83,32 @@ enum Content {
     Image(Image),
     #[prost(message, tag = "5")]
     Histogram(Histogram),
+    #[prost(message, tag = "8")]
+    Text(Text),
+}
+
+/// A tensor of one string.
+#[derive(Clone, PartialEq, Message)]
+struct Text {
+    /// 7 for strings.
+    #[prost(int32, tag = "1")]
+    kind: i32,
+    #[prost(message, optional, tag = "2")]
+    shape: Option<Shape>,
+    #[prost(bytes = "vec", repeated, tag = "8")]
+    strings: Vec<Vec<u8>>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Shape {
+    #[prost(message, repeated, tag = "2")]
+    sides: Vec<Side>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Side {
+    #[prost(int64, tag = "1")]
+    size: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -169,6 +210,19 @@ impl Events {
         self.summary(step, values.into_iter().map(value))
     }
 
+    /// Writes text, Markdown, for TensorBoard's page of texts.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn text(&mut self, step: u64, tag: &str, text: &str) -> Result<()> {
+        let shape = Some(Shape { sides: vec![Side { size: 1 }] });
+        let text = Text { kind: 7, shape, strings: vec![text.as_bytes().to_vec()] };
+        let metadata = Some(Metadata { plugin: Some(Plugin { name: "text".to_owned() }) });
+        let content = Some(Content::Text(text));
+        let value = Value { tag: tag.to_owned(), metadata, content };
+        self.write(step, What::Summary(Summary { value: vec![value] }))
+    }
+
     /// Writes a picture.
     ///
     /// # Errors
@@ -201,7 +255,11 @@ impl Events {
         step: u64,
         values: impl IntoIterator<Item = (&'a str, Content)>,
     ) -> Result<()> {
-        let one = |(tag, content): (&str, _)| Value { tag: tag.to_owned(), content: Some(content) };
+        let one = |(tag, content): (&str, _)| Value {
+            tag: tag.to_owned(),
+            metadata: None,
+            content: Some(content),
+        };
         self.write(step, What::Summary(Summary { value: values.into_iter().map(one).collect() }))
     }
 

@@ -129,9 +129,7 @@ mod tests {
                 cutout: of("cutout"),
             };
             let found = DiffAugment(policy).apply(&x, &read("uniforms", &[rows, 7]));
-            let off = |a: &Tensor, key| {
-                (a - read(key, &shape)).abs().max().double_value(&[])
-            };
+            let off = |a: &Tensor, key| (a - read(key, &shape)).abs().max().double_value(&[]);
             assert!(off(&found, "images") < 2e-6, "{case}");
             let direction = hashed("direction", &shape).to_kind(Kind::Float);
             let along = (found * direction).sum(None::<Kind>);

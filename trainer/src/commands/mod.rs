@@ -5,6 +5,7 @@
 
 pub(crate) mod bench_batch;
 pub(crate) mod check_device;
+pub(crate) mod compare;
 pub(crate) mod doctor;
 pub(crate) mod embed;
 pub(crate) mod eval;
@@ -16,6 +17,7 @@ pub(crate) mod report;
 pub(crate) mod run;
 pub(crate) mod study;
 pub(crate) mod walk;
+pub(crate) mod watch;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};

@@ -58,13 +58,11 @@ pub struct Sight<'a> {
 
 impl Sight<'_> {
     /// The images as they reach D.
-    #[must_use]
     pub fn images(&self, images: &Tensor) -> Tensor {
         self.augment.map_or_else(|| images.shallow_clone(), |(how, by)| how.apply(images, by))
     }
 
     /// f = F(images), (N, F).
-    #[must_use]
     pub fn features(&self, images: &Tensor) -> Tensor {
         self.net.image_features(&self.images(images))
     }

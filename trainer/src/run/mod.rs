@@ -716,11 +716,18 @@ impl Run {
         let device = device::peak_memory(self.feed.device)?;
         let memory = device.map_or_else(measure::resident_bytes, |bytes| bytes as f64);
         let flops = images_per_s * recorder.step_flop;
+        let opt = &self.config.opt;
+        // Of the step that was made.
+        let rate = |of: f64| of * self.config.rate_factor(step - 1);
         Ok(Some(StatsLine {
             step,
             loss_d,
             loss_g,
             loss_e,
+            lr_d: Some(rate(opt.lr_d)),
+            lr_g: Some(rate(opt.lr_g)),
+            lr_e: loss_e.map(|_| rate(opt.lr_g * opt.e_lr_mult)),
+            lr_further: loss_further.map(|_| rate(self.config.beyond.rate)),
             loss_further,
             images_per_s,
             images_read_per_s: images_per_s * f64::from(self.config.train.d_steps + 1),

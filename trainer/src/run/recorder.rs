@@ -202,6 +202,8 @@ impl Recorder {
     pub(super) fn metric(&mut self, line: &impl Serialize) {
         let written = self.metrics.write(line);
         self.tried("metrics", written);
+        let written = self.monitor.metric(line);
+        self.tried("event files", written);
     }
 
     pub(super) fn session(&mut self, line: &impl Serialize) {

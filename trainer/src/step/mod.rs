@@ -78,9 +78,7 @@ impl Draws {
         let prior = prior.to_kind(kind);
         let uniform = |purpose, wanted| match wanted {
             0 => prior.narrow(1, 0, 0),
-            wanted => {
-                key(purpose).latents(Prior::Uniform, rows(), wanted, device).to_kind(kind)
-            }
+            wanted => key(purpose).latents(Prior::Uniform, rows(), wanted, device).to_kind(kind),
         };
         // Updates of D draw no views.
         let further = state.further.as_ref().filter(|_| update == config.train.d_steps);

@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use common::files;
+use maud::{Markup, html};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{Job, Study};
 use crate::error::{Error, Result};
 use crate::evaluations;
-use crate::report;
+use crate::report::{self, Chart, Page, Series};
 
 /// What is read from a run's folder.
 #[derive(Debug)]
@@ -311,83 +312,74 @@ fn markdown(results: &Results<'_>) -> String {
     text
 }
 
-/// Curves of a row: what, how to read it, which file and metric, and its key.
-const CURVES: [(&str, &str, Option<&str>, &str); 4] = [
-    ("Probe", "BN+CReLU, % of test images, in training", Some("linear_probe_bn_crelu"), "top1"),
-    ("Reconstruction", "mean |x − G(E(x))| of fixed images", None, "reconstruction"),
-    ("Variety of G(z)", "distance to the nearest, over that of real images", None, "nearest"),
-    ("Loss of D", "scores of 0 cost two for each term", None, "loss_d"),
+/// Curves of a row: what, how to read it, and the key of `stats.jsonl`.
+const CURVES: [(&str, &str, &str); 3] = [
+    ("Reconstruction", "mean |x − G(E(x))| of fixed images", "reconstruction"),
+    ("Variety of G(z)", "distance to the nearest, over that of real images", "nearest"),
+    ("Loss of D", "scores of 0 cost two for each term", "loss_d"),
 ];
 
 fn page(results: &Results<'_>, jobs: &[Job], out: &Path) -> String {
-    let mut body = format!(
-        "<header><h1>{}</h1><p>preset {} {}</p></header>\n",
-        report::escaped(results.title),
-        report::escaped(results.preset),
-        report::escaped(&results.set.join(" "))
-    );
-    let mut all = String::new();
-    for (heading, rows) in tables(results).iter().filter(|(_, rows)| !rows.is_empty()) {
-        let cells = |tag: &str, cells: &[String]| -> String {
-            let cell = |text: &String| format!("<{tag}>{}</{tag}>", report::escaped(text));
-            format!("<tr>{}</tr>", cells.iter().map(cell).collect::<String>())
-        };
-        let rows: String = rows.iter().map(|row| cells("td", row)).collect();
-        let _ = write!(
-            all,
-            "<div class=scroll><table>{}{rows}</table></div><p></p>",
-            cells("th", heading)
-        );
-    }
-    let _ = write!(all, "<p class=muted>{HOW}</p>");
-    body.push_str(&report::section("Results", &all));
+    let mut page = Page::new(results.title);
+    let set = results.set.join(" ");
+    page.part("study", &html! { p.muted { "preset " (results.preset) " " (set) } });
+    page.controls();
+    let tables = tables(results);
+    let content = html! {
+        @for (heading, rows) in tables.iter().filter(|(_, rows)| !rows.is_empty()) {
+            div.scroll {
+                table {
+                    thead { tr { @for cell in heading { th { (cell) } } } }
+                    tbody { @for row in rows { tr { @for cell in row { td { (cell) } } } } }
+                }
+            }
+            p {}
+        }
+        p.muted { (HOW) }
+    };
+    page.section("results", "Results", &content);
     for row in &results.rows {
         let runs: Vec<_> = jobs
             .iter()
             .filter(|job| job.row == row.row)
             .map(|job| (format!("seed {}", job.config.train.seed), job.folder(out)))
             .collect();
-        let mut content = format!(
-            "<p>{}</p><p class=muted>{}</p><div class=grid>",
-            report::escaped(row.note),
-            report::escaped(&row.set.join(" "))
-        );
-        for (title, how, metric, key) in CURVES {
-            let series: Vec<_> =
-                runs.iter().map(|(name, run)| (name.as_str(), curve(run, metric, key))).collect();
-            content.push_str(&report::curves(title, how, &series, &[]));
-        }
-        content.push_str("</div><div class=pictures>");
-        for (name, run) in &runs {
-            for kind in ["samples", "reconstructions"] {
-                let path = run.join("images").join(format!("{kind}.png"));
-                content.push_str(
-                    &report::figure(&format!("{kind}, {name}"), &path).unwrap_or_default(),
-                );
-            }
-        }
-        content.push_str("</div>");
-        body.push_str(&report::section(&report::escaped(row.name), &content));
+        let content = of_row(&mut page, row, &runs);
+        page.section(row.name, row.name, &content);
     }
-    report::page(results.title, &body)
+    page.to_html(None)
 }
 
-fn curve(run: &Path, metric: Option<&str>, key: &'static str) -> Vec<(f64, f64)> {
-    let Some(metric) = metric else {
-        return report::Series::read(&run.join("stats.jsonl"), &[key]).points(key);
-    };
-    let mut curve = report::Curve::default();
-    for line in evaluations::of(run) {
-        let text = |key| line.get(key).and_then(Value::as_str);
-        if text("metric") == Some(metric)
-            && text("weights") != Some("initial")
-            && let (Some(step), Some(value)) =
-                (report::number(&line, "step"), report::number(&line, key))
-        {
-            curve.push(step, value);
+/// Curves and pictures of a row, by seed.
+fn of_row(page: &mut Page, row: &RowResults<'_>, runs: &[(String, PathBuf)]) -> Markup {
+    let keys = CURVES.map(|(.., key)| key);
+    let mut probe = Chart::new("Probe", "BN+CReLU, % of test images, in training");
+    let mut charts = CURVES.map(|(title, how, _)| Chart::new(title, how));
+    for (name, run) in runs {
+        let stats = Series::read(&run.join("stats.jsonl"), &keys);
+        let found = evaluations::of(run);
+        let points = report::of_metric(&found, "linear_probe_bn_crelu", &["top1"], |step| {
+            stats.minutes_at(step)
+        });
+        probe = probe.measured(name, &points, true);
+        for (chart, key) in charts.iter_mut().zip(keys) {
+            *chart = std::mem::take(chart).line(name, &stats.points(key));
         }
     }
-    curve.points()
+    let charts = page.grid([probe].into_iter().chain(charts).collect());
+    let pictures = runs.iter().flat_map(|(name, run)| {
+        ["samples", "reconstructions"].map(|kind| {
+            let path = run.join("images").join(format!("{kind}.png"));
+            report::picture(&format!("{kind}, {name}"), &path)
+        })
+    });
+    let pictures: Vec<_> = pictures.flatten().collect();
+    html! {
+        p { (row.note) }
+        p.muted { (row.set.join(" ")) }
+        @if let Some(charts) = charts { (charts) }
+        div.pictures { @for picture in &pictures { (picture) } }
+    }
 }
 
 #[cfg(test)]
