@@ -6,6 +6,7 @@ mod bad_input;
 mod check_device;
 mod cuda;
 mod determinism;
+mod documents;
 mod durability;
 mod evaluation;
 mod export;
