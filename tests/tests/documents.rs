@@ -68,9 +68,8 @@ fn asked(line: &str) -> Option<(&'static str, Vec<&str>)> {
 
 /// Every command that documents have of a program of ours.
 fn all_commands() -> Vec<(PathBuf, String)> {
-    let of = |path: PathBuf| {
-        commands(&read(&path)).into_iter().map(move |line| (path.clone(), line))
-    };
+    let of =
+        |path: PathBuf| commands(&read(&path)).into_iter().map(move |line| (path.clone(), line));
     documents().into_iter().flat_map(of).collect()
 }
 
@@ -146,9 +145,11 @@ fn scripts_and_targets_that_documents_name_are_there() {
         let mut words = line.split_whitespace();
         let first = words.next().unwrap_or_default();
         if first == "make" {
-            let targets = words.filter(|word| word.chars().all(|c| c.is_ascii_lowercase() || c == '-'));
+            let targets =
+                words.filter(|word| word.chars().all(|c| c.is_ascii_lowercase() || c == '-'));
             let there = |target: &&str| !makefile.contains(&format!("\n{target}:"));
-            missing.extend(targets.filter(there).map(|t| format!("{}: make {t}", document.display())));
+            missing
+                .extend(targets.filter(there).map(|t| format!("{}: make {t}", document.display())));
         } else if (first.starts_with("scripts/") || first.starts_with("benches/"))
             && !repository().join(first).exists()
         {

@@ -19,6 +19,12 @@ pub enum Error {
         /// One sentence each: key, value, way out.
         problems: Vec<String>,
     },
+    /// The command says what cannot be done.
+    #[error("usage: {problem}")]
+    Usage {
+        /// What, and what to say instead.
+        problem: String,
+    },
     /// A file could not be read or written.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -296,7 +302,8 @@ impl Error {
     #[must_use]
     pub fn is_input(&self) -> bool {
         match self {
-            Self::Config { .. } | Self::Output { .. } | Self::Device { .. } => true,
+            Self::Config { .. } | Self::Usage { .. } => true,
+            Self::Output { .. } | Self::Device { .. } => true,
             Self::Disagree { .. } => true,
             Self::Data(e) => e.is_input(),
             Self::Checkpoint { .. } | Self::Extractor { .. } | Self::Image { .. } => true,

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::evaluations;
 use crate::health::Signals;
-use crate::say::note;
+use crate::say::{self, note};
 
 /// One line of `stats.jsonl`, written every `log.every` steps; means are over those steps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -344,7 +344,8 @@ impl Progress {
         let template = "{wide_bar} {pos}/{len} steps\n{msg}";
         let style =
             ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        let bar = std::io::stderr().is_terminal().then(|| {
+        let shown = std::io::stderr().is_terminal() && !say::is_quiet();
+        let bar = shown.then(|| {
             let bar = ProgressBar::new(steps).with_style(style).with_position(from);
             bar.reset_eta();
             bar

@@ -45,7 +45,7 @@ impl Monitor {
         let probe = Probe::new(config, data, device)?;
         let columns = config.images.columns as u32;
         let mut events = Events::new(&out.join("events"), step);
-        let text = format!("```toml\n{}\n```", config.to_toml());
+        let text = format!("```toml\n{}\n```", config.shown());
         if let Err(e) = events.text(step, "config", &text) {
             tracing::warn!("{e}; it is tried again");
         }

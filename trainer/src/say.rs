@@ -3,6 +3,7 @@
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
 
@@ -19,7 +20,27 @@ pub fn print(text: impl Display) -> Result<()> {
     }
 }
 
-/// Prints a line on standard error, if that can be.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Whether [`note`] says nothing from now on.
+pub fn set_quiet(quiet: bool) {
+    QUIET.store(quiet, Ordering::Relaxed);
+}
+
+/// Whether nothing is to be said but results and errors.
+#[must_use]
+pub fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
+
+/// Prints a line on standard error, if that can be, and is wanted.
 pub fn note(text: impl Display) {
-    let _ = writeln!(io::stderr(), "{text}");
+    if !is_quiet() {
+        let _ = writeln!(io::stderr(), "{text}");
+    }
+}
+
+/// Prints an error on standard error, if that can be.
+pub fn error(text: impl Display) {
+    let _ = writeln!(io::stderr(), "error: {text}");
 }

@@ -1,3 +1,4 @@
+use serde_json::json;
 use tch::Device;
 use trainer::config::Config;
 use trainer::error::Result;
@@ -19,6 +20,10 @@ pub(crate) struct Args {
     /// Largest size to try [default: train.batch]
     #[arg(long, value_name = "N")]
     most: Option<i64>,
+    /// A JSON object a line: one for each size tried, then the largest that fits and the largest of them that divides
+    /// train.batch, null where there is none
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -35,10 +40,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(_) => return Err(usage("--memory wants a size above 0")),
         None => 0.9 * measure::free_bytes().unwrap_or(f64::MAX),
     };
-    if device == Device::Cpu {
+    if device == Device::Cpu && !args.json {
         say::print(format_args!("within {:.2} GB", limit / 1e9))?;
     }
     let found = fit::largest(&config, device, limit, most, |tried| {
+        if args.json {
+            let line = json!({
+                "micro_batch": tried.micro_batch, "fits": tried.fits, "peak_bytes": tried.peak_bytes,
+                "seconds": tried.seconds,
+            });
+            // What cannot be written now cannot be at the end.
+            let _ = say::print(line);
+            return;
+        }
         let peak =
             tried.peak_bytes.map_or(String::new(), |bytes| format!("  {:.3} GB", bytes / 1e9));
         let speed = match (tried.seconds, &tried.ran_out) {
@@ -51,6 +65,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let _ =
             say::print(format_args!("micro-batch {:<5} {fits}{peak}{speed}", tried.micro_batch));
     })?;
+    if args.json {
+        let batch = config.train.batch;
+        let divides = found.and_then(|size| (2..=size).rev().find(|size| batch % size == 0));
+        return say::print(json!({"largest": found, "divides_batch": divides}));
+    }
     match found {
         None => say::print("not even 2 images fit: see recompute in base.toml")?,
         Some(size) => {

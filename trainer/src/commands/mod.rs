@@ -5,7 +5,9 @@
 
 pub(crate) mod bench_batch;
 pub(crate) mod check_device;
+pub(crate) mod checkpoints;
 pub(crate) mod compare;
+pub(crate) mod config;
 pub(crate) mod doctor;
 pub(crate) mod embed;
 pub(crate) mod eval;
@@ -13,8 +15,10 @@ pub(crate) mod export;
 pub(crate) mod inspect;
 pub(crate) mod launch;
 pub(crate) mod pictures;
+pub(crate) mod presets;
 pub(crate) mod report;
 pub(crate) mod run;
+pub(crate) mod shell;
 pub(crate) mod study;
 pub(crate) mod walk;
 pub(crate) mod watch;
@@ -69,7 +73,7 @@ pub(crate) fn stop() -> Result<Stop> {
 }
 
 pub(crate) fn usage(problem: &str) -> Error {
-    Error::Config { problems: vec![problem.to_owned()] }
+    Error::Usage { problem: problem.to_owned() }
 }
 
 /// Whose networks, and where they are to be.

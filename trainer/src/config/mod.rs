@@ -392,9 +392,15 @@ impl Config {
     /// As TOML, to be read by people: a URL's password is left out.
     #[must_use]
     pub fn shown(&self) -> String {
+        self.without_secrets().to_toml()
+    }
+
+    /// The same, but for a URL's password.
+    #[must_use]
+    pub fn without_secrets(&self) -> Self {
         let mut shown = self.clone();
         shown.data.dir = without_secrets(&self.data.dir);
-        shown.to_toml()
+        shown
     }
 
     /// The resolved configuration as TOML; [`Config::parse`] reads it back.

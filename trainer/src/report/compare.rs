@@ -39,7 +39,8 @@ fn page(folders: &[PathBuf]) -> Result<Page> {
         let again = folders.iter().filter(|other| name_of(other) == short).count() > 1;
         let name = if again { folder.display().to_string() } else { short };
         let history = History::read(folder, &text, &stats);
-        let (found, config) = (evaluations::of(folder), Config::parse(&text).ok());
+        let config = Config::parse(&text).ok().map(|config| config.without_secrets());
+        let found = evaluations::of(folder);
         runs.push(Run { name, folder: folder.clone(), stats, found, config, history });
     }
     let names: Vec<_> = runs.iter().map(|run| run.name.as_str()).collect();

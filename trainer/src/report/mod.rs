@@ -179,7 +179,9 @@ pub(crate) fn of_run(run: &Path, source: &Source<'_>) -> Result<Page> {
     page.section("pictures", "Pictures", &pictures::of(&run.join("images"), source));
     page.section("metrics", "Metrics", &metrics(&found));
     page.section("provenance", "Where it comes from", &history.table());
-    let settings = html! { details { summary { "config.toml" } pre { (config) } } };
+    // A URL's password is of no concern to a page's readers.
+    let shown = Config::parse(&config).map_or(config, |config| config.shown());
+    let settings = html! { details { summary { "config.toml" } pre { (shown) } } };
     page.section("settings", "Settings", &settings);
     Ok(page)
 }
