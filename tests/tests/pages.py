@@ -1,6 +1,7 @@
 """Opens pages of the trainer in Chromium, uses them as a person does, and prints what it saw as JSON."""
 
 import json
+import os
 import shutil
 import sys
 
@@ -86,7 +87,17 @@ def compare(page, path):
     page.goto("file://" + path)
     losses = page.locator(CHART.format(number(page, "Losses: D")))
     rows = page.locator("[data-part=settings] tbody tr").all_inner_texts()
-    return {"losses": seen(losses), "differ": rows}
+    found = {"losses": seen(losses), "differ": rows}
+    losses.scroll_into_view_if_needed()
+    box = losses.locator("svg").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.95, box["y"] + box["height"] / 2)
+    found["end"] = seen(losses)
+    page.mouse.move(0, 0)
+    losses.locator("svg").focus()
+    page.keyboard.press("End")
+    page.keyboard.press("ArrowLeft")
+    found["said"] = page.locator("#said").text_content()
+    return found
 
 
 def study(page, path):
@@ -113,11 +124,30 @@ def watch(page, url, run):
     until(page, "document.querySelector('figure.chart .legend').innerText.includes('123')")
     found["after"] = seen(losses)
     found["focused"] = page.evaluate("document.activeElement.tagName")
+    losses.locator(".legend button").first.focus()
+    with open(run + "/stats.jsonl", "a") as file:
+        file.write(json.dumps(dict(last, step=last["step"] + 100, loss_d=321.0)) + "\n")
+    until(page, "document.querySelector('figure.chart .legend').innerText.includes('321')")
+    found["legend_focused"] = page.evaluate("document.activeElement.tagName")
+    # A picture that is written anew is shown anew.
+    newest = "[...document.querySelectorAll('[data-kind=samples] img')].pop()"
+    page.locator(".frames[data-kind='samples']").scroll_into_view_if_needed()
+    until(page, f"{newest}.naturalWidth > 0")
+    address = page.evaluate(f"{newest}.src")
+    # As the trainer writes them: aside, and renamed.
+    shutil.copy(run + "/images/reals.png", run + "/images/aside")
+    os.replace(run + "/images/aside", run + "/images/samples.png")
+    until(page, f"{newest}.src !== {json.dumps(address)} && {newest}.naturalWidth > 0")
     # A picture is asked for when it is shown.
     shutil.copy(run + "/images/samples.png", run + "/images/samples-00000001.png")
     page.wait_for_selector(".frames[data-kind='samples'] img[alt='step 1']", state="attached")
     page.locator(".frames[data-kind='samples'] input").fill("0")
     until(page, "[...document.querySelectorAll('img')].find(i => i.alt === 'step 1').naturalWidth > 0")
+    shutil.move(run, run + "-away")
+    until(page, "document.querySelector('#told').textContent !== ''")
+    found["gone"] = page.locator("#told").text_content()
+    shutil.move(run + "-away", run)
+    until(page, "document.querySelector('#told').textContent === ''")
     # A run that comes, and one that goes.
     page.locator("header a").click()
     page.wait_for_selector("html[data-drawn]")
@@ -140,7 +170,8 @@ def main():
         page.on("request", lambda request: requests.append(request.url))
         found = globals()[what](page, *args)
         browser.close()
-    found["complaints"] = complaints
+    # A run that was moved away is not found, and the browser says so.
+    found["complaints"] = [said for said in complaints if what != "watch" or "404" not in said]
     found["requests"] = [url for url in requests if not url.startswith("data:")]
     print(json.dumps(found))
 

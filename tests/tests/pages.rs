@@ -108,12 +108,27 @@ fn runs_are_compared_in_one_page() {
     let nowhere = trainer(&["compare", &one, &text(folder.path()), "--out", &out]);
     assert_eq!(nowhere.code, 2, "{}", nowhere.err);
     assert!(nowhere.err.contains("not the folder of a run"), "{}", nowhere.err);
+    // The second run goes further than the first.
+    let mut stats = fs::read_to_string(other.join("stats.jsonl")).unwrap();
+    let mut last: Value = serde_json::from_str(stats.lines().last().unwrap()).unwrap();
+    for step in 5..13 {
+        last["step"] = step.into();
+        last["loss_d"] = f64::from(100 + step).into();
+        stats += &format!("{last}\n");
+    }
+    fs::write(other.join("stats.jsonl"), stats).unwrap();
+    let said = trainer(&["compare", &one, &two, "--out", &out]);
+    assert_eq!(said.code, 0, "{}", said.err);
     let Some(found) = browse("compare", &[&out]) else { return };
     assert_eq!(list(&found["requests"]), [format!("file://{out}")]);
     let losses = &found["losses"];
     assert_eq!(list(&losses["curves"]).len(), 2);
     let legend = list(&losses["legend"]);
     assert!(legend[0].starts_with("first ") && legend[1].starts_with("second "), "{legend:?}");
+    let at_the_end = list(&found["end"]["legend"]);
+    assert_eq!(at_the_end, ["first –", "second 112"]);
+    assert_eq!(found["end"]["where"], "step 12", "runs differ in their pace");
+    assert!(found["said"].as_str().unwrap().contains("step 11, first –, second 111"), "{found}");
     let rows = list(&found["differ"]);
     assert!(rows.contains(&"train.seed\t0\t7"), "{rows:?}");
     assert!(rows.iter().all(|row| !row.starts_with("g.ch")), "{rows:?}");
@@ -138,7 +153,7 @@ fn a_watched_run_is_drawn_anew_when_it_writes() {
     TcpStream::connect(&address).unwrap();
     let taken =
         trainer(&["watch", "--out", &text(&root), "--port", address.rsplit(':').next().unwrap()]);
-    assert!(taken.code != 0 && taken.err.contains("--port"), "{}", taken.err);
+    assert!(taken.code == 2 && taken.err.contains("--port"), "{}", taken.err);
     if let Some(found) = browse("watch", &[&url, &text(&copy)]) {
         assert_eq!(list(&found["runs"]), ["some/first"]);
         assert_eq!(found["sparks"], 2);
@@ -147,6 +162,8 @@ fn a_watched_run_is_drawn_anew_when_it_writes() {
         });
         assert_eq!(of(after), of(before) + 1);
         assert_eq!(found["focused"], "svg", "the focus stays where it was");
+        assert_eq!(found["legend_focused"], "BUTTON");
+        assert!(found["gone"].as_str().unwrap().contains("no longer here"), "{found}");
         for request in list(&found["requests"]) {
             assert!(request.starts_with(&url), "{request}");
         }

@@ -88,6 +88,12 @@ fn presets_configurations_and_checkpoints_are_listed_for_people_and_programs() {
     let damaged = trainer(&["checkpoints", &text(&run), "--verify"]);
     assert_eq!(damaged.code, 2, "{}", damaged.err);
     assert!(damaged.out.contains("sound") && damaged.out.contains("encoder.safetensors"));
+    let said = trainer(&["checkpoints", &text(&run), "--verify", "--json"]).out;
+    let damaged: Value = serde_json::from_str(said.lines().next().unwrap()).unwrap();
+    assert_eq!(damaged["state"], "damaged");
+    assert!(damaged["bytes"].as_u64().unwrap() > 0 && damaged["problem"] != "", "{damaged}");
+    let none = trainer(&["checkpoints", &text(folder.path())]);
+    assert!(none.code == 2 && none.err.contains("not the folder of a run"), "{}", none.err);
 }
 
 #[test]

@@ -112,10 +112,20 @@ impl Monitor {
         if text("weights").is_some_and(|weights| weights != "average") {
             return Ok(());
         }
-        let results = ["top1", "top5", "value"].into_iter();
-        let results = results.filter_map(|key| Some((key, line.get(key)?.as_f64()?)));
-        let tags: Vec<_> =
-            results.map(|(key, value)| (format!("metric/{name}_{key}"), value)).collect();
+        let mut tags = vec![];
+        for key in ["top1", "top5", "value"] {
+            match line.get(key) {
+                // Of neighbours, by how many vote.
+                Some(Value::Object(each)) => {
+                    let each = each.iter().filter_map(|(of, value)| Some((of, value.as_f64()?)));
+                    tags.extend(each.map(|(of, v)| (format!("metric/{name}_{key}_{of}"), v)));
+                }
+                value => {
+                    let value = value.and_then(Value::as_f64);
+                    tags.extend(value.map(|value| (format!("metric/{name}_{key}"), value)));
+                }
+            }
+        }
         self.events.scalars(step, tags.iter().map(|(tag, value)| (tag.as_str(), *value)))
     }
 

@@ -42,5 +42,10 @@ pub fn note(text: impl Display) {
 
 /// Prints an error on standard error, if that can be.
 pub fn error(text: impl Display) {
-    let _ = writeln!(io::stderr(), "error: {text}");
+    always(format_args!("error: {text}"));
+}
+
+/// Prints a line on standard error, if that can be, however quiet.
+pub fn always(text: impl Display) {
+    let _ = writeln!(io::stderr(), "{text}");
 }

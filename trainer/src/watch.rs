@@ -10,7 +10,7 @@ use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
 use axum::extract::{Path as Segments, Request, State};
@@ -62,8 +62,13 @@ fn runs(root: &Path) -> Vec<Found> {
     found
 }
 
+/// Whether an entry is a folder; of most kinds of file systems no file is looked at for it.
+fn is_folder(entry: &fs::DirEntry) -> bool {
+    entry.file_type().is_ok_and(|of| of.is_dir() || (of.is_symlink() && entry.path().is_dir()))
+}
+
 fn search(root: &Path, folder: &Path, depth: usize, found: &mut Vec<Found>) {
-    if found.len() == MOST {
+    if found.len() > MOST {
         return;
     }
     if folder.join("config.toml").is_file() && report::configuration(folder).is_ok() {
@@ -77,11 +82,9 @@ fn search(root: &Path, folder: &Path, depth: usize, found: &mut Vec<Found>) {
         return;
     }
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let hidden = |path: &PathBuf| {
-        path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
-    };
-    let mut folders: Vec<_> = entries.map(|entry| entry.path()).collect();
-    folders.retain(|path| !hidden(path) && path.is_dir());
+    let hidden = |entry: &fs::DirEntry| entry.file_name().as_encoded_bytes().starts_with(b".");
+    let folders = entries.filter(|entry| !hidden(entry) && is_folder(entry));
+    let mut folders: Vec<_> = folders.map(|entry| entry.path()).collect();
     folders.sort();
     for folder in folders {
         search(root, &folder, depth - 1, found);
@@ -142,13 +145,32 @@ impl Summary {
 #[derive(Debug)]
 struct Watched {
     root: PathBuf,
+    /// The runs, and when they were looked for.
+    found: Mutex<Option<(Instant, Arc<Vec<Found>>)>>,
     /// Summaries by folder, and of when they are.
     summaries: Mutex<HashMap<PathBuf, (Stamp, Summary)>>,
 }
 
 impl Watched {
+    fn new(root: PathBuf) -> Self {
+        Self { root, found: Mutex::default(), summaries: Mutex::default() }
+    }
+
+    /// The runs as they were a moment ago: all who ask within it share a search.
+    fn runs(&self) -> Arc<Vec<Found>> {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*found {
+            Some((when, runs)) if when.elapsed() < EVERY => Arc::clone(runs),
+            _ => {
+                let runs = Arc::new(runs(&self.root));
+                *found = Some((Instant::now(), Arc::clone(&runs)));
+                runs
+            }
+        }
+    }
+
     fn find(&self, id: &str) -> Option<Found> {
-        runs(&self.root).into_iter().find(|run| run.id == id)
+        self.runs().iter().find(|run| run.id == id).cloned()
     }
 
     fn summary(&self, run: &Path) -> Option<Summary> {
@@ -167,22 +189,23 @@ impl Watched {
     /// The table of all runs.
     fn index(&self) -> Page {
         let mut page = Page::new(format!("Runs in {}", self.root.display()));
-        let runs = runs(&self.root);
+        let runs = self.runs();
         let rows: Vec<_> = runs
             .iter()
+            .take(MOST)
             .filter_map(|run| Some(row(&mut page, run, &self.summary(&run.folder)?)))
             .collect();
         let heads =
             ["run", "state", "step", "trained", "images/s", "probe", "loss of D", "reconstruction"];
         let content = html! {
             @if rows.is_empty() { p.muted { "no run yet" } } @else {
-                div.scroll {
+                div.scroll tabindex="0" {
                     table {
                         thead { tr { @for head in heads { th { (head) } } } }
                         tbody { @for row in &rows { (row) } }
                     }
                 }
-                @if runs.len() == MOST { p.muted { "the first " (MOST) " alone" } }
+                @if runs.len() > MOST { p.muted { "the first " (MOST) " alone" } }
             }
         };
         page.part("runs", &content);
@@ -257,7 +280,8 @@ async fn image(
     let work = move |watched: &Watched| {
         let run = watched.find(&id)?;
         let is_picture = report::is_plain(&name) && name.ends_with(".png");
-        let bytes = is_picture.then(|| fs::read(run.folder.join("images").join(name)).ok())??;
+        let path = run.folder.join("images").join(&name);
+        let bytes = is_picture.then(|| report::picture_bytes(&path))??;
         Some(([(header::CONTENT_TYPE, "image/png")], bytes).into_response())
     };
     made(watched, work).await
@@ -268,7 +292,7 @@ async fn events(
     State(watched): Shared,
 ) -> Sse<impl Stream<Item = std::result::Result<Event, Infallible>>> {
     let stamps = |watched: &Watched| -> BTreeMap<String, Stamp> {
-        runs(&watched.root).into_iter().map(|run| (run.id, stamp(&run.folder))).collect()
+        watched.runs().iter().map(|run| (run.id.clone(), stamp(&run.folder))).collect()
     };
     let before = stamps(&watched);
     let changes = unfold((watched, before), move |(watched, before)| async move {
@@ -308,7 +332,7 @@ async fn of_this_machine(request: Request, next: Next) -> Response {
 }
 
 fn router(root: PathBuf) -> Router {
-    let watched = Arc::new(Watched { root, summaries: Mutex::default() });
+    let watched = Arc::new(Watched::new(root));
     Router::new()
         .route("/", get(index))
         .route("/page.json", get(index_json))
@@ -332,7 +356,7 @@ pub fn serve(
     ready: impl FnOnce(SocketAddr) -> Result<()>,
 ) -> Result<()> {
     if !root.is_dir() {
-        let reason = "there is no such folder: give that of a run or one that has runs in it";
+        let reason = "it is no folder: give that of a run or one that has runs in it";
         return Err(Error::Output { path: root.to_owned(), reason: reason.to_owned() });
     }
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -344,10 +368,11 @@ pub fn serve(
         .map_err(at("open"))?;
     let served = runtime.block_on(async {
         let listener = tokio::net::TcpListener::bind(address).await.map_err(|e| {
-            let taken = e.kind() == ErrorKind::AddrInUse;
-            let words = format!("{address} is taken: choose another --port, or 0 for any");
-            let e = if taken { std::io::Error::new(e.kind(), words) } else { e };
-            Error::io("open", Path::new("the page's port"))(e)
+            let problem = format!("{address} is taken: choose another --port, or 0 for any");
+            match e.kind() {
+                ErrorKind::AddrInUse => Error::Usage { problem },
+                _ => at("open")(e),
+            }
         })?;
         ready(listener.local_addr().map_err(at("open"))?)?;
         let ends = async {
@@ -398,7 +423,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("run");
         run(&folder);
-        let watched = Watched { root: root.path().to_owned(), summaries: Mutex::default() };
+        let watched = Watched::new(root.path().to_owned());
         let before = stamp(&folder);
         assert_eq!(before, stamp(&folder));
         assert_eq!(watched.summary(&folder).unwrap().steps, "2 of 4");
@@ -411,6 +436,7 @@ mod tests {
         assert_eq!(summary.trained, "12 seconds");
         fs::remove_dir_all(&folder).unwrap();
         assert!(watched.summary(&folder).is_none() && watched.run("nothing").is_none());
-        assert!(watched.index().to_html(Some("")).contains("no run yet"));
+        let later = Watched::new(root.path().to_owned());
+        assert!(later.index().to_html(Some("")).contains("no run yet"));
     }
 }

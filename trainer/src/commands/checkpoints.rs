@@ -17,7 +17,7 @@ pub(crate) struct Args {
     /// Read every file and compare it with its hash
     #[arg(long)]
     verify: bool,
-    /// A JSON object a line: step, path, bytes, time, commit, state
+    /// A JSON object a line: step, path, bytes, time, commit, state ("sound", "damaged" or "not read"), problem
     #[arg(long)]
     json: bool,
 }
@@ -26,68 +26,92 @@ pub(crate) struct Args {
 struct Row {
     step: u64,
     path: PathBuf,
-    bytes: u64,
-    read: Result<Manifest>,
+    /// What the manifest says, if it can be read.
+    manifest: Option<Manifest>,
+    read: Result<()>,
 }
 
 impl Row {
-    fn state(&self, verified: bool) -> String {
+    fn state(&self, verified: bool) -> &'static str {
         match &self.read {
-            Ok(_) if verified => "sound".to_owned(),
-            Ok(_) => "not read".to_owned(),
+            Ok(()) if verified => "sound",
+            Ok(()) => "not read",
+            Err(_) => "damaged",
+        }
+    }
+
+    /// What is wrong with it.
+    fn problem(&self) -> String {
+        match &self.read {
+            Ok(()) => String::new(),
             Err(Error::Checkpoint { path, reason }) => match path.strip_prefix(&self.path) {
-                Ok(file) if file.as_os_str().len() > 0 => format!("{}: {reason}", file.display()),
+                Ok(file) if !file.as_os_str().is_empty() => format!("{}: {reason}", file.display()),
                 _ => reason.clone(),
             },
             Err(e) => e.to_string(),
         }
     }
 
+    /// Of all its files together.
+    fn bytes(&self) -> u64 {
+        let of = self.manifest.iter().flat_map(|manifest| manifest.files.values());
+        of.map(|file| file.bytes).sum()
+    }
+
     /// When it was saved, and by which commit.
     fn made(&self) -> [String; 2] {
-        let of = self.read.as_ref().ok().and_then(|manifest| manifest.provenance.as_ref());
+        let of = self.manifest.as_ref().and_then(|manifest| manifest.provenance.as_ref());
         of.map_or_else(Default::default, |of| [of.time.clone(), of.commit.clone()])
     }
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let folder = args.run.join("checkpoints");
+    if !folder.is_dir() {
+        let reason =
+            "no checkpoints in it: not the folder of a run, or of one that has saved nothing";
+        return Err(Error::Output { path: args.run.clone(), reason: reason.to_owned() });
+    }
     let mut rows = vec![];
     for (step, path) in checkpoint::list(&folder)? {
-        let read = match args.verify {
-            true => checkpoint::verify(&path),
-            false => checkpoint::read_manifest(&path),
+        let (manifest, read) = match checkpoint::read_manifest(&path) {
+            Err(e) => (None, Err(e)),
+            Ok(manifest) if args.verify => (Some(manifest), checkpoint::verify(&path).map(|_| ())),
+            Ok(manifest) => (Some(manifest), Ok(())),
         };
         // One that training removed meanwhile is none.
         if !checkpoint::is_gone(&path) {
-            let bytes = read
-                .as_ref()
-                .map_or(0, |manifest| manifest.files.values().map(|file| file.bytes).sum());
-            rows.push(Row { step, path, bytes, read });
+            rows.push(Row { step, path, manifest, read });
         }
     }
+    show(args, &rows)?;
+    rows.into_iter().filter(|_| args.verify).try_for_each(|row| row.read)
+}
+
+fn show(args: &Args, rows: &[Row]) -> Result<()> {
     if args.json {
-        for row in &rows {
+        return rows.iter().try_for_each(|row| {
             let ([time, commit], state) = (row.made(), row.state(args.verify));
-            let (step, path, bytes) = (row.step, row.path.display().to_string(), row.bytes);
+            let (step, path, problem) = (row.step, row.path.display().to_string(), row.problem());
             say::print(json!({
-                "step": step, "path": path, "bytes": bytes, "time": time, "commit": commit, "state": state
-            }))?;
-        }
-    } else if rows.is_empty() {
-        say::print("none")?;
-    } else {
-        let mut table = table(["step", "MB", "saved", "by commit", "state"]);
-        for row in &rows {
-            let [time, commit] = row.made();
-            let commit = commit.chars().take(10).collect::<String>();
-            let megabytes = format!("{:.1}", row.bytes as f64 / 1e6);
-            let name = row.path.file_name().unwrap_or_default().to_string_lossy();
-            let step = name.trim_start_matches("step-").trim_start_matches('0');
-            let step = if step.is_empty() { "0" } else { step };
-            table.add_row([step.to_owned(), megabytes, time, commit, row.state(args.verify)]);
-        }
-        say::print(table)?;
+                "step": step, "path": path, "bytes": row.bytes(), "time": time, "commit": commit,
+                "state": state, "problem": problem,
+            }))
+        });
     }
-    rows.into_iter().filter(|_| args.verify).try_for_each(|row| row.read.map(|_| ()))
+    if rows.is_empty() {
+        return say::print("none");
+    }
+    let mut table = table(["step", "MB", "saved", "by commit", "state"]);
+    for row in rows {
+        let [time, commit] = row.made();
+        let commit = commit.chars().take(10).collect::<String>();
+        let megabytes = format!("{:.1}", row.bytes() as f64 / 1e6);
+        let name = row.path.file_name().unwrap_or_default().to_string_lossy();
+        let step = name.trim_start_matches("step-").trim_start_matches('0');
+        let step = if step.is_empty() { "0" } else { step };
+        let state = [row.state(args.verify), &row.problem()].join(" ");
+        table.add_row([step.to_owned(), megabytes, time, commit, state]);
+    }
+    say::print(table)
 }

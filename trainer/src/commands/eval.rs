@@ -471,7 +471,7 @@ fn word(value: &impl Serialize) -> String {
 fn warn_unless_kept(on: &On) {
     if let Err(error) = evaluations::check(&on.networks.run) {
         let error = pipeline::report(&error);
-        say::note(format_args!("warning: {error}; the result will be printed alone"));
+        say::always(format_args!("warning: {error}; the result will be printed alone"));
     }
 }
 
@@ -484,7 +484,7 @@ fn finish(on: &On, head: &str, table: &Table, lines: &[impl Serialize]) -> Resul
     let path = on.networks.run.join(evaluations::FILE);
     let kept = lines.iter().try_for_each(|line| evaluations::append(&path, line));
     if kept.is_err() && printed.is_ok() {
-        say::note("the result above could not be kept with the run");
+        say::always("the result above could not be kept with the run");
     }
     kept.and(printed)
 }

@@ -30,7 +30,7 @@ impl TryFrom<String> for AugmentConfig {
                 "cutout" => &mut config.cutout,
                 _ => {
                     return Err(format!(
-                        "beyond.augment has no {name:?}: some of \"colour,translation,cutout\", or \"\""
+                        "no {name:?} is known: some of \"colour,translation,cutout\", or \"\""
                     ));
                 }
             };

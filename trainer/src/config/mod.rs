@@ -1,6 +1,7 @@
 //! What a run is: one complete configuration, resolved from a preset or file, overrides and checks.
 
 mod beyond;
+mod secrets;
 
 use std::path::Path;
 use std::time::Duration;
@@ -17,6 +18,8 @@ use crate::nn::MlpConfig;
 use crate::optim::{AdamConfig, AverageConfig, Decay, Schedule};
 use crate::random::Prior;
 pub use beyond::{AugmentConfig, BeyondConfig};
+pub(crate) use secrets::text_without_secrets;
+use secrets::without_secrets;
 
 /// Presets by name, compiled in. Each but `base` holds its differences only.
 pub const PRESETS: &[(&str, &str)] = &[
@@ -93,11 +96,6 @@ impl Change {
         };
         FREE.iter().any(under)
     }
-}
-
-/// A data folder's name without a URL's password.
-fn without_secrets(dir: &str) -> String {
-    pipeline::without_secrets(dir.as_ref()).to_string_lossy().into_owned()
 }
 
 impl Change {

@@ -140,6 +140,16 @@ fn changes_are_listed_and_those_that_move_the_numbers_are_told_apart() {
 }
 
 #[test]
+fn passwords_of_urls_are_in_no_text_that_is_shown_also_where_it_is_no_configuration() {
+    let text = "[data]\ndir = \"https://user:hunter2@host/x?sig=abc\" # mine\n[newer]\nkey = 'https://a:b1@c'\ncut = \"s3://u:p9@b";
+    let shown = text_without_secrets(text);
+    for secret in ["hunter2", "abc", "b1", "p9"] {
+        assert!(!shown.contains(secret), "{shown}");
+    }
+    assert!(shown.contains("host/x") && shown.contains("# mine\n[newer]\nkey = '"), "{shown}");
+}
+
+#[test]
 fn a_file_extends_a_preset() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("mine.toml");

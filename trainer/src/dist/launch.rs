@@ -117,8 +117,8 @@ fn tell_the_others(store: &Store, rank: usize, child: &Child, code: Option<u8>) 
 
 fn report(number: usize, rank: &mut Child) {
     let (pid, how) = (rank.id(), rank.how());
-    say::note(format_args!("launch: rank {number} (pid {pid}) {how}; its last lines:"));
-    rank.last_lines().iter().for_each(|line| say::note(format_args!("    {line}")));
+    say::always(format_args!("launch: rank {number} (pid {pid}) {how}; its last lines:"));
+    rank.last_lines().iter().for_each(|line| say::always(format_args!("    {line}")));
 }
 
 #[cfg(test)]

@@ -530,7 +530,11 @@ pub(super) fn leave(code: u8, text: &str) -> ! {
     static LEAVING: Mutex<()> = Mutex::new(());
     let _first = LEAVING.lock().unwrap_or_else(PoisonError::into_inner);
     let failed = code != exit::STOPPED;
-    say::note(format_args!("{}{text}", if failed { "error: " } else { "" }));
+    if failed {
+        say::error(text);
+    } else {
+        say::note(text);
+    }
     if let Some(path) = std::env::var_os("TORCHELASTIC_ERROR_FILE").filter(|_| failed) {
         let time = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
         let extra = serde_json::json!({"py_callstack": "", "timestamp": time.to_string()});

@@ -115,8 +115,9 @@ impl Chart {
     }
 }
 
-/// Six significant digits, which is more than a screen shows.
+/// Six significant digits, which is more than a screen shows, and within what drawing can reckon with.
 fn rounded(value: f64) -> f64 {
+    let value = if value.abs() < 1e-300 { 0.0 } else { value.clamp(-1e300, 1e300) };
     format!("{value:.5e}").parse().unwrap_or(value)
 }
 
@@ -237,6 +238,7 @@ mod tests {
         assert!(of(0, "low").is_null());
         assert_eq!(of(1, "high"), serde_json::json!([1.0, 9.0]));
         assert_eq!(json["x"][0]["minutes"], serde_json::json!([0.0, 2.0]));
+        assert_eq!([5e-324, 1.7e308, f64::MIN].map(rounded), [0.0, 1e300, -1e300]);
     }
 
     #[test]

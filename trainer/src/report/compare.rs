@@ -73,7 +73,7 @@ fn page(folders: &[PathBuf]) -> Result<Page> {
 
 fn table(runs: &[Run]) -> Markup {
     html! {
-        div.scroll {
+        div.scroll tabindex="0" {
             table {
                 thead { tr { th { "run" } th { "step" } th { "state" } th { "trained" } th { "folder" } } }
                 tbody {
@@ -112,7 +112,7 @@ fn differences(runs: &[Run]) -> Markup {
         .collect();
     html! {
         @if rows.is_empty() { (super::none("none")) } @else {
-            div.scroll {
+            div.scroll tabindex="0" {
                 table {
                     thead { tr { th { "key" } @for run in runs { th { (run.name) } } } }
                     tbody {

@@ -11,7 +11,7 @@ use common::files::replace_file;
 use maud::{Markup, html};
 use serde_json::{Map, Value};
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::error::{Error, Result};
 use crate::evaluations::{self, each_line};
 
@@ -25,7 +25,7 @@ mod sessions;
 pub(crate) use chart::{Chart, Drawn, Mark, of_metric};
 pub use compare::compare;
 pub(crate) use page::Page;
-pub(crate) use pictures::{Source, picture, plain as is_plain};
+pub(crate) use pictures::{Source, bytes as picture_bytes, picture, plain as is_plain};
 pub(crate) use series::{Point, Series};
 pub(crate) use sessions::{History, time};
 
@@ -180,7 +180,8 @@ pub(crate) fn of_run(run: &Path, source: &Source<'_>) -> Result<Page> {
     page.section("metrics", "Metrics", &metrics(&found));
     page.section("provenance", "Where it comes from", &history.table());
     // A URL's password is of no concern to a page's readers.
-    let shown = Config::parse(&config).map_or(config, |config| config.shown());
+    let shown = Config::parse(&config)
+        .map_or_else(|_| config::text_without_secrets(&config), |config| config.shown());
     let settings = html! { details { summary { "config.toml" } pre { (shown) } } };
     page.section("settings", "Settings", &settings);
     Ok(page)
@@ -305,7 +306,7 @@ fn metrics(lines: &[Map<String, Value>]) -> Markup {
     let text = |line: &Map<String, Value>, key| line.get(key).map_or_else(String::new, plain);
     html! {
         @if lines.is_empty() { (none("none yet")) } @else {
-            div.scroll {
+            div.scroll tabindex="0" {
                 table {
                     thead { tr { th { "metric" } th { "step" } th { "result and protocol" } } }
                     tbody {
@@ -391,6 +392,15 @@ mod tests {
             image::RgbImage::new(4, 4).save(path).unwrap();
         }
         folder
+    }
+
+    #[test]
+    fn a_url_s_password_is_not_in_the_page_of_a_run_of_another_version() {
+        let folder = folder();
+        let config = "[data]\ndir = \"https://user:hunter2@host/x\"\n[newer]\nkey = 1\n";
+        fs::write(folder.path().join("config.toml"), config).unwrap();
+        let page = html(folder.path()).unwrap();
+        assert!(page.contains("host/x") && !page.contains("hunter2"));
     }
 
     /// Every opened element is closed, in order.

@@ -8,8 +8,8 @@
   const safe = text => String(text).replace(/[&<>"']/g, c => `&#${c.charCodeAt(0)};`);
   const key = (chart, line) => `${chart.title}\n${line.name}`;
   let data = JSON.parse(one("#data").textContent);
-  // What the person has chosen: the axis, smoothing, the step pointed at, lines that are off, pictures of these steps.
-  const view = { axis: "steps", smooth: 0, step: null, off: new Set(), frame: {} };
+  // What the person has chosen: the axis, smoothing, the place on the axis pointed at, lines that are off, pictures by kind.
+  const view = { axis: "steps", smooth: 0, at: null, off: new Set(), frame: {} };
 
   // Four significant digits.
   function short(v) {
@@ -25,8 +25,8 @@
 
   // A range that is not empty.
   function wide([low, high]) {
-    if (high - low > 1e-9 * Math.max(Math.abs(high), 1e-9)) return [low, high];
-    const by = low === 0 ? 1 : 0.1 * Math.abs(low);
+    if (high - low > 1e-9 * Math.max(Math.abs(high), Math.abs(low), 1e-300)) return [low, high];
+    const by = Math.abs(low) < 1e-300 ? 1 : 0.1 * Math.abs(low);
     return [low - by, high + by];
   }
 
@@ -34,9 +34,8 @@
   function ticks([low, high]) {
     const rough = (high - low) / 4, power = 10 ** Math.floor(Math.log10(rough));
     const by = [1, 2, 2.5, 5, 10].map(m => m * power).find(m => m >= rough) || 10 * power;
-    const found = [];
-    for (let i = Math.ceil(low / by); i <= Math.floor(high / by); i++) found.push(i * by);
-    return found;
+    const first = Math.ceil(low / by), count = Math.floor(high / by) - first + 1;
+    return count > 0 && count < 20 ? Array.from({ length: count }, (_, i) => (first + i) * by) : [];
   }
 
   // An average that forgets, without the pull of its beginning.
@@ -127,26 +126,37 @@
     return v - values[low] < values[high] - v ? low : high;
   }
 
-  // The values of a chart at the step pointed at, or the newest.
+  // Whether a line has a point about there.
+  function reaches(line, at) {
+    const last = line.x.length - 1, gap = last ? (line.x[last] - line.x[0]) / last : 0;
+    return at >= line.x[0] - gap && at <= line.x[last] + gap;
+  }
+
+  const time = minutes => (minutes > 120 ? short(minutes / 60) + " hours" : short(minutes) + " minutes");
+
+  // The values of a chart at the place pointed at, or the newest.
   function point(figure) {
     const { chart, p } = figure.drawn;
     if (chart.spark) return;
     let cursor = "", where = "";
-    for (const line of p.lines) {
-      const last = line.x.length - 1;
-      const i = view.step === null ? last : nearest(line.steps, view.step);
-      const value = one(`[data-line="${p.lines.indexOf(line)}"] b`, figure);
-      value.textContent = short(line.shown[i]) + (line.best !== undefined && view.step === null && line.best !== last
+    p.lines.forEach((line, number) => {
+      const last = line.x.length - 1, newest = view.at === null;
+      const i = newest ? last : nearest(line.x, view.at);
+      const there = newest || reaches(line, view.at);
+      const value = one(`[data-line="${number}"] b`, figure);
+      value.textContent = !there ? "–" : short(line.shown[i]) + (line.best !== undefined && newest && line.best !== last
         ? `, best ${short(line.mean[line.best])} at ${compact(line.steps[line.best])}` : "");
-      if (view.step === null || line.off) continue;
+      if (newest || line.off || !there) return;
       const x = p.atX(line.x[i]).toFixed(1);
       if (!cursor) {
         cursor = `<path class="at" d="M${x} ${TOP}V${H - BOTTOM}"/>`;
-        const { steps, minutes } = chart.x[chart.lines[p.lines.indexOf(line)].x];
-        where = `step ${compact(steps[i])}, ${minutes[i] > 120 ? short(minutes[i] / 60) + " hours" : short(minutes[i]) + " minutes"}`;
+        const { steps, minutes } = chart.x[chart.lines[number].x];
+        // Runs of their own pace have a step or a time in common, not both.
+        const [step, minute] = [`step ${compact(steps[i])}`, time(minutes[i])];
+        where = chart.x.length === 1 ? `${step}, ${minute}` : view.axis === "steps" ? step : minute;
       }
       cursor += `<circle class="c${line.colour}" cx="${x}" cy="${p.atY(line.shown[i]).toFixed(1)}" r="3"/>`;
-    }
+    });
     if (p.on.length) one(".cursor", figure).innerHTML = cursor;
     one(".where", figure).textContent = where;
   }
@@ -172,9 +182,14 @@
     svg.setAttribute("aria-label", `${chart.title}: ${said}. Arrow keys move along the curve.`);
     svg.innerHTML = p.on.length ? drawing(chart, p) : "";
     one(".log", figure).textContent = p.log ? "logarithmic axis" : "";
-    const legend = one(".legend", figure);
-    legend.innerHTML = p.lines.map((line, i) =>
-      `<button type="button" class="c${line.colour}" data-line="${i}" aria-pressed="${!line.off}">${safe(line.name)} <b></b></button>`).join("");
+    const legend = one(".legend", figure), names = p.lines.map(line => line.name).join("\n");
+    // Kept too, where its lines are the same.
+    if (legend.dataset.names !== names) {
+      legend.innerHTML = p.lines.map((line, i) =>
+        `<button type="button" class="c${line.colour}" data-line="${i}">${safe(line.name)} <b></b></button>`).join("");
+      legend.dataset.names = names;
+    }
+    p.lines.forEach((line, i) => one(`[data-line="${i}"]`, legend).setAttribute("aria-pressed", !line.off));
     point(figure);
   }
 
@@ -198,7 +213,7 @@
 
   document.addEventListener("input", event => {
     const { target } = event;
-    if (target.name === "axis") { view.axis = target.value; redraw(); }
+    if (target.name === "axis") { view.axis = target.value; view.at = null; redraw(); }
     if (target.name === "smooth") {
       view.smooth = +target.value;
       one("output", target.parentNode).textContent = target.value;
@@ -220,21 +235,21 @@
     const name = key(chart, chart.lines[button.dataset.line]);
     if (!view.off.delete(name)) view.off.add(name);
     draw(figure);
-    one(`[data-line="${button.dataset.line}"]`, figure).focus();
   });
 
-  // The step of a chart's first visible line that is nearest to a place on the screen.
+  // The point of a chart that is nearest to a place on the screen.
   const follow = event => {
     const svg = event.target.closest && event.target.closest("figure[data-chart] svg");
     const figure = svg && svg.closest("figure");
     if (!figure || figure.drawn.chart.spark || !figure.drawn.p.on.length) {
-      if (view.step !== null && !(document.activeElement && document.activeElement.closest("svg"))) { view.step = null; repoint(); }
+      if (view.at !== null && !(document.activeElement && document.activeElement.closest("svg"))) { view.at = null; repoint(); }
       return;
     }
     const { p } = figure.drawn, box = svg.getBoundingClientRect();
     const share = ((event.clientX - box.left) / box.width * W - LEFT) / (W - LEFT - RIGHT);
-    const line = p.on[0];
-    view.step = line.steps[nearest(line.x, p.x[0] + share * (p.x[1] - p.x[0]))];
+    const wanted = p.x[0] + share * (p.x[1] - p.x[0]);
+    const points = p.on.map(line => line.x[nearest(line.x, wanted)]);
+    view.at = points.reduce((a, b) => (Math.abs(b - wanted) < Math.abs(a - wanted) ? b : a));
     repoint();
   };
   document.addEventListener("pointermove", follow);
@@ -244,16 +259,19 @@
     const svg = event.target.closest && event.target.closest("figure[data-chart] svg");
     const figure = svg && svg.closest("figure");
     if (!figure || !figure.drawn.p.on.length) return;
-    const { steps } = figure.drawn.p.on[0], last = steps.length - 1;
-    const at = view.step === null ? last : nearest(steps, view.step);
+    const all = [...new Set(figure.drawn.p.on.flatMap(line => line.x))].sort((a, b) => a - b), last = all.length - 1;
+    const at = view.at === null ? last : nearest(all, view.at);
     const to = { ArrowLeft: Math.max(at - 1, 0), ArrowRight: Math.min(at + 1, last), Home: 0, End: last }[event.key];
     if (to === undefined && event.key !== "Escape") return;
     event.preventDefault();
-    view.step = to === undefined ? null : steps[to];
+    view.at = to === undefined ? null : all[to];
     repoint();
+    // Said once, by the chart that is moved along.
+    const values = [...figure.querySelectorAll(".legend button")].map(button => button.innerText);
+    one("#said").textContent = [one(".where", figure).textContent, ...values].join(", ");
   });
   document.addEventListener("focusout", event => {
-    if (event.target.closest("svg") && view.step !== null) { view.step = null; repoint(); }
+    if (event.target.closest("svg") && view.at !== null) { view.at = null; repoint(); }
   });
 
   // A watched page asks for itself again when it is told of a change; parts that are as before are left alone.
@@ -267,6 +285,11 @@
       asking = true;
       try {
         const said = await fetch("page.json", { cache: "no-store" });
+        if (said.status === 404) {
+          one("#told").textContent = "this run is no longer here; what is shown is its last state";
+          asking = false;
+          return;
+        }
         if (!said.ok) throw new Error(said.status);
         const page = await said.json();
         data = page.data;
@@ -275,7 +298,10 @@
           if (!part || parts[id] === html) continue;
           parts[id] = html;
           const open = all("details", part).map(details => details.open);
+          const held = part.contains(document.activeElement) && document.activeElement.closest(".frames");
           part.innerHTML = html;
+          const slider = held && all(".frames input", part).find(input => input.closest(".frames").dataset.kind === held.dataset.kind);
+          if (slider) slider.focus();
           all("details", part).forEach((details, i) => { details.open = open[i] || false; });
         }
         redraw();
@@ -283,6 +309,7 @@
         one("#told").textContent = "";
       } catch (error) {
         one("#told").textContent = "no answer; trying again";
+        setTimeout(ask, 3000);
       }
       asking = false;
       if (again) { again = false; ask(); }

@@ -70,7 +70,7 @@ impl Page {
                 }
                 div.plot {}
                 div.legend {}
-                small.where aria-live="polite" {}
+                small.where {}
             }
         };
         self.drawn.charts.push(chart);
@@ -127,6 +127,7 @@ impl Page {
                             div data-part=(name) { (content) }
                         }
                     }
+                    p.unseen id="said" aria-live="polite" {}
                     script type="application/json" id="data" { (PreEscaped(data)) }
                     script { (PreEscaped(SCRIPT)) }
                 }

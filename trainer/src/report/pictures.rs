@@ -1,6 +1,7 @@
 use std::cmp::Reverse;
-use std::fs;
+use std::fs::{self, Metadata};
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -18,8 +19,10 @@ pub(crate) enum Source<'a> {
 
 /// Bytes of the pictures within a page, at most; but the newest of each kind are always there.
 const ROOM: u64 = 16 << 20;
-/// Pictures of a kind within a page, at most.
+/// Pictures of a kind within a page, at most, and kinds.
 const MOST: usize = 40;
+/// Bytes of a picture, at most.
+const LARGEST: u64 = 64 << 20;
 
 /// Pictures of a kind, by step.
 struct Kind {
@@ -33,7 +36,9 @@ fn kinds(folder: &Path) -> Vec<Kind> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut paths: Vec<_> = entries.map(|entry| entry.path()).collect();
     paths.sort();
-    for path in paths.into_iter().filter(|p| p.extension().is_some_and(|e| e == "png")) {
+    let is_picture =
+        |p: &PathBuf| p.extension().is_some_and(|e| e == "png") && is_file(p).is_some();
+    for path in paths.into_iter().filter(is_picture) {
         let stem = path.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
         let numbered = stem
             .rsplit_once('-')
@@ -70,8 +75,13 @@ pub(super) fn of(folder: &Path, source: &Source<'_>) -> Markup {
     }
     // What has most steps comes first, then by name.
     kinds.sort_by_key(|kind| Reverse(kind.all.len() > 1));
+    let more = kinds.len().saturating_sub(MOST);
+    kinds.truncate(MOST);
     let room = ROOM / kinds.len() as u64;
-    html! { div.pictures { @for kind in &kinds { (frames(kind, source, room)) } } }
+    html! {
+        div.pictures { @for kind in &kinds { (frames(kind, source, room)) } }
+        @if more > 0 { (none(&format!("and {more} kinds more, in images/"))) }
+    }
 }
 
 fn frames(kind: &Kind, source: &Source<'_>, room: u64) -> Markup {
@@ -86,7 +96,8 @@ fn frames(kind: &Kind, source: &Source<'_>, room: u64) -> Markup {
                 Some(step) => format!("step {step}"),
                 None => "newest".to_owned(),
             };
-            Some((name, address(path, source)?))
+            let file = path.file_name()?.to_string_lossy().into_owned();
+            Some((name, file, address(path, source)?))
         })
         .collect();
     let last = shown.len().saturating_sub(1);
@@ -96,8 +107,8 @@ fn frames(kind: &Kind, source: &Source<'_>, room: u64) -> Markup {
         @if !shown.is_empty() {
             figure.frames data-kind=(kind.name) {
                 figcaption { b { (kind.name) } " " output { (shown[last].0) } }
-                @for (i, (name, address)) in shown.iter().enumerate() {
-                    img alt=(name) data-step=(name) src=(address) loading=[lazy] hidden[i < last];
+                @for (i, (name, file, address)) in shown.iter().enumerate() {
+                    img alt=(name) data-step=(file) src=(address) loading=[lazy] hidden[i < last];
                 }
                 @if last > 0 {
                     input type="range" min="0" max=(last) value=(last) step="1"
@@ -115,7 +126,11 @@ fn address(path: &Path, source: &Source<'_>) -> Option<String> {
     match source {
         Source::Inline => data_uri(path),
         Source::Address(base) => {
-            Some(format!("{base}{}", path.file_name()?.to_str().filter(|name| plain(name))?))
+            let name = path.file_name()?.to_str().filter(|name| plain(name))?;
+            // A picture that is written anew has another address, or a browser shows the one it has.
+            let of = is_file(path)?;
+            let time = of.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+            Some(format!("{base}{name}?v={}-{}", time.as_nanos(), of.len()))
         }
     }
 }
@@ -126,8 +141,19 @@ pub(crate) fn plain(name: &str) -> bool {
     !name.starts_with('.') && name.chars().all(letters)
 }
 
+/// What is known of a file that may be shown: no link, which could lead anywhere, no pipe, which could never end.
+fn is_file(path: &Path) -> Option<Metadata> {
+    fs::symlink_metadata(path).ok().filter(|of| of.is_file() && of.len() <= LARGEST)
+}
+
+/// The bytes of a file that may be shown.
+pub(crate) fn bytes(path: &Path) -> Option<Vec<u8>> {
+    is_file(path)?;
+    fs::read(path).ok()
+}
+
 fn data_uri(path: &Path) -> Option<String> {
-    let bytes = STANDARD.encode(fs::read(path).ok()?);
+    let bytes = STANDARD.encode(bytes(path)?);
     Some(format!("data:image/png;base64,{bytes}"))
 }
 
@@ -170,6 +196,34 @@ mod tests {
             assert!(count == 1 || some[0].0 == Some(10), "the first");
             assert!(some.windows(2).all(|pair| pair[0].1 != pair[1].1));
         }
+    }
+
+    #[test]
+    fn links_and_pipes_are_no_pictures_and_a_picture_written_anew_has_another_address() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::os::unix::fs::symlink("/etc/passwd", at("samples.png")).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(at("reals.png")).status().unwrap();
+        assert!(made.success());
+        assert!(kinds(folder.path()).is_empty());
+        assert!(bytes(&at("samples.png")).is_none() && bytes(&at("reals.png")).is_none());
+        fs::write(at("live.png"), "1").unwrap();
+        let address = || address(&at("live.png"), &Source::Address("images/")).unwrap();
+        let before = address();
+        assert!(before.starts_with("images/live.png?v="), "{before}");
+        fs::write(at("live.png"), "22").unwrap();
+        assert_ne!(before, address());
+    }
+
+    #[test]
+    fn of_very_many_kinds_some_are_shown_and_the_others_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        for kind in 0..MOST + 7 {
+            fs::write(folder.path().join(format!("k{kind}.png")), "1").unwrap();
+        }
+        let html = of(folder.path(), &Source::Inline).0;
+        assert_eq!(html.matches("<img ").count(), MOST);
+        assert!(html.contains("and 7 kinds more"), "{html}");
     }
 
     #[test]

@@ -94,7 +94,7 @@ impl History {
         let state = ("state".to_owned(), self.words());
         let rows = rows.chain(started).chain([sessions, elapsed]).chain(newest).chain([state]);
         html! {
-            div.scroll {
+            div.scroll tabindex="0" {
                 table { tbody { @for (name, value) in rows { tr { th { (name) } td { (value) } } } } }
             }
         }

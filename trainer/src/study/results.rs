@@ -327,7 +327,7 @@ fn page(results: &Results<'_>, jobs: &[Job], out: &Path) -> String {
     let tables = tables(results);
     let content = html! {
         @for (heading, rows) in tables.iter().filter(|(_, rows)| !rows.is_empty()) {
-            div.scroll {
+            div.scroll tabindex="0" {
                 table {
                     thead { tr { @for cell in heading { th { (cell) } } } }
                     tbody { @for row in rows { tr { @for cell in row { td { (cell) } } } } }
