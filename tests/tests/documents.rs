@@ -58,7 +58,7 @@ fn asked(line: &str) -> Option<(&'static str, Vec<&str>)> {
     for name in ["trainer", "shard-imagenet"] {
         let is = |word: &&str| *word == name || word.strip_prefix("target/release/") == Some(name);
         let launched = ["torchrun", "srun"].contains(words.first()?);
-        let Some(place) = words.iter().position(|word| is(word)) else { continue };
+        let Some(place) = words.iter().position(is) else { continue };
         if place == 0 || launched {
             return Some((name, words[place + 1..].to_vec()));
         }
