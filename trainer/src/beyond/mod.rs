@@ -34,8 +34,8 @@ pub(crate) fn augment(config: &Config) -> Option<Box<dyn Augment>> {
 /// # Source
 /// `contrast`: Chen et al. 2020 (SimCLR), [`contrast::loss`]. `codes`: the latent regressor that Donahue et al. 2017 (BiGAN,
 /// §4) compare with, here beside the adversarial game; G is not taught by it. `reconstruct`: the feature loss of Larsen et al.
-/// 2016 (VAE/GAN, eq. 8) in D's own features, relative; E and G are taught by it, D is not. The projection, linear, ReLU, linear, is as in
-/// SimCLR; its widths are ours. Batch norms take these passes' own statistics and store none of them.
+/// 2016 (VAE/GAN, eq. 8) in D's own features, relative; E and G are taught by it, D is not. The projection, linear, ReLU,
+/// linear, is as in SimCLR; its widths are ours. Batch norms take these passes' own statistics and store none of them.
 #[derive(Debug)]
 struct Beyond {
     config: BeyondConfig,
@@ -68,9 +68,7 @@ impl Beyond {
         let mean = single(seen.e.forward(&large, Statistics::Repeat).code.mean());
         (mean - seen.prior).square().mean(None::<Kind>)
     }
-}
 
-impl Beyond {
     fn reconstruct(&self, seen: &Seen<'_>) -> Tensor {
         let again = single(&seen.d.features(&seen.g.forward(seen.code.mean(), Statistics::Repeat)));
         let f = single(seen.f);
