@@ -97,19 +97,37 @@ pub fn sha256(bytes: &[u8]) -> String {
     hexadecimal(&Sha256::digest(bytes))
 }
 
+/// Length and hexadecimal SHA-256 of what comes in pieces.
+#[derive(Debug, Default, Clone)]
+pub struct Hasher {
+    bytes: u64,
+    hash: Sha256,
+}
+
+impl Hasher {
+    /// Another piece.
+    pub fn update(&mut self, piece: &[u8]) {
+        self.bytes += piece.len() as u64;
+        self.hash.update(piece);
+    }
+
+    /// Of all pieces.
+    #[must_use]
+    pub fn finish(self) -> (u64, String) {
+        (self.bytes, hexadecimal(&self.hash.finalize()))
+    }
+}
+
 /// Length and hexadecimal SHA-256 of all that a reader gives.
 ///
 /// # Errors
 /// The reader's.
 pub fn sha256_of(mut reader: impl Read) -> io::Result<(u64, String)> {
-    let (mut hasher, mut buffer, mut bytes) = (Sha256::new(), vec![0; 1 << 20], 0);
+    let (mut hasher, mut buffer) = (Hasher::default(), vec![0; 1 << 20]);
     loop {
         match reader.read(&mut buffer) {
-            Ok(0) => return Ok((bytes, hexadecimal(&hasher.finalize()))),
-            Ok(read) => {
-                hasher.update(&buffer[..read]);
-                bytes += read as u64;
-            }
+            Ok(0) => return Ok(hasher.finish()),
+            Ok(read) => hasher.update(&buffer[..read]),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }

@@ -55,9 +55,11 @@ pub enum Error {
         /// The system's answer.
         source: io::Error,
     },
-    /// A file behind a URL cannot be read.
-    #[error("cannot read {}: {problem}; {mend}", url.display())]
+    /// A file behind a URL cannot be read, or written.
+    #[error("cannot {action} {}: {problem}; {mend}", url.display())]
     Remote {
+        /// What was tried, as a verb: "read", "write", "list".
+        action: &'static str,
         /// The file or folder.
         url: PathBuf,
         /// What the server or the network answered.

@@ -52,12 +52,14 @@ mod remote;
 #[path = "no_remote.rs"]
 mod remote;
 #[cfg(not(feature = "remote"))]
-use remote::ahead as read_ahead;
+use remote::{ahead as read_ahead, store};
 mod sampler;
 pub mod seek;
 pub mod shard;
 mod slab;
 mod stats;
+#[cfg(feature = "remote")]
+mod store;
 mod worker;
 mod writer;
 
@@ -78,6 +80,7 @@ pub use loader::Loader;
 pub use sampler::{LastBatch, Shuffle, WINDOW};
 pub use slab::{Heap, HostBlock, HostMemory};
 pub use stats::{Quarantined, Stage, Stats};
+pub use store::{Store, Stored};
 pub use writer::{FolderOptions, FolderWriter};
 
 /// Position of a sample in its split, from 0.

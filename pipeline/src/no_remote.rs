@@ -20,7 +20,7 @@ impl Remote {
         let url = without_secrets(dir);
         let problem = "this program was built without network access".into();
         let mend = "build it with the feature `remote` of the crate pipeline, or copy the folder";
-        Err(Error::Remote { url, problem, mend, input: true })
+        Err(Error::Remote { action: "read", url, problem, mend, input: true })
     }
 
     pub(crate) fn url(&self) -> &Path {
@@ -100,6 +100,95 @@ pub(crate) mod ahead {
         }
 
         pub(crate) fn stop(&self) {
+            match self.0 {}
+        }
+    }
+}
+
+/// As the module `store`.
+pub(crate) mod store {
+    use std::convert::Infallible;
+    use std::fs::File;
+    use std::path::Path;
+    use std::time::SystemTime;
+
+    use crate::address::without_secrets;
+    use crate::error::Error;
+
+    /// A file in a [`Store`], of which there is none.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Stored {
+        /// Its name, below the folder.
+        pub name: String,
+        /// Its length.
+        pub bytes: u64,
+        /// When it was written, by the store's clock.
+        pub modified: SystemTime,
+    }
+
+    /// A folder behind a URL to write to, of which there is none in this program.
+    #[derive(Debug)]
+    pub struct Store(Infallible);
+
+    impl Store {
+        /// Refuses.
+        ///
+        /// # Errors
+        /// [`Error::Remote`].
+        pub fn open(url: &str) -> Result<Self, Error> {
+            let url = without_secrets(Path::new(url));
+            let problem = "this program was built without network access".into();
+            let mend = "build it with the feature `remote`";
+            Err(Error::Remote { action: "write to", url, problem, mend, input: true })
+        }
+
+        /// There is none.
+        #[must_use]
+        pub fn url(&self) -> &Path {
+            match self.0 {}
+        }
+
+        /// There is none.
+        ///
+        /// # Errors
+        /// None.
+        pub fn list(&self) -> Result<Vec<Stored>, Error> {
+            match self.0 {}
+        }
+
+        /// There is none.
+        ///
+        /// # Errors
+        /// None.
+        pub fn read(&self, _name: &str) -> Result<Option<Vec<u8>>, Error> {
+            match self.0 {}
+        }
+
+        /// There is none.
+        ///
+        /// # Errors
+        /// None.
+        pub fn write(&self, _name: &str, _file: File) -> Result<(u64, String), Error> {
+            match self.0 {}
+        }
+
+        /// There is none.
+        ///
+        /// # Errors
+        /// None.
+        pub fn read_with(
+            &self,
+            _name: &str,
+            _take: impl FnMut(&[u8]) -> Result<(), Error>,
+        ) -> Result<(u64, String), Error> {
+            match self.0 {}
+        }
+
+        /// There is none.
+        ///
+        /// # Errors
+        /// None.
+        pub fn remove(&self, _name: &str) -> Result<(), Error> {
             match self.0 {}
         }
     }

@@ -57,7 +57,7 @@ pub(crate) struct Failure {
 
 impl From<Failure> for Error {
     fn from(Failure { url, problem, mend, input }: Failure) -> Self {
-        Error::Remote { url, problem, mend, input }
+        Error::Remote { action: "read", url, problem, mend, input }
     }
 }
 
@@ -65,7 +65,7 @@ impl From<Failure> for Error {
 pub(crate) struct Remote {
     url: PathBuf, // for people: without its secrets
     secrets: Vec<(String, &'static str)>,
-    store: Box<dyn ObjectStore>, // never shown, for it knows them
+    store: Arc<dyn ObjectStore>, // never shown, for it knows them
     prefix: ObjectPath,
     pub(crate) options: RemoteOptions,
     cache: Option<Cache>,
@@ -103,8 +103,12 @@ impl Remote {
         }
         // As given, and as it is written in requests.
         let secrets = [secrets(text), secrets(url.as_str())].concat();
-        let (store, prefix) = connect(&url).map_err(|error| {
-            failure(hidden(error.to_string(), &secrets), "see \"Data at a URL\" in README.md")
+        // Every try is ours: with credentials that are fresh, and counted. A piece may take as long as it needs while
+        // bytes come in; stalls are noticed where they are read. Large enough, for the builders know no way to say
+        // "none".
+        let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
+        let (store, prefix) = connect(&url, "1 day", &retry).map_err(|error| {
+            failure(hidden(error.to_string(), &secrets), "see \"At a URL\" in docs/data.md")
         })?;
         let cache = options.cache.as_deref();
         let cache = cache.map(|dir| Cache::open(dir, options.cache_bytes, text)).transpose()?;
@@ -544,11 +548,11 @@ enum Stop {
 }
 
 /// What to do about an answer that another try would not change; none for those worth one.
-fn refusal(error: &object_store::Error) -> Option<&'static str> {
+pub(crate) fn refusal(error: &object_store::Error) -> Option<&'static str> {
     use object_store::Error as E;
     match error {
         E::PermissionDenied { .. } | E::Unauthenticated { .. } => {
-            Some("set the credentials that \"Data at a URL\" in README.md names")
+            Some("set the credentials that \"At a URL\" in docs/data.md names")
         }
         E::NotSupported { .. } => Some("use a server that answers range requests"),
         E::Generic { source, .. } => {
@@ -586,17 +590,17 @@ fn backoff(name: &str, start: u64, failures: u32) -> Duration {
 }
 
 /// The store behind a URL, and where the folder lies in it. Credentials and endpoints come from
-/// the environment, in the names that `object_store` reads.
-fn connect(url: &Url) -> Result<(Box<dyn ObjectStore>, ObjectPath), object_store::Error> {
-    // Every try is ours: with credentials that are fresh, and counted.
-    let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
-    // A piece may take as long as it needs while bytes come in; stalls are noticed where they are
-    // read. Large enough, for the builders know no way to say "none".
-    let limits = [(ClientConfigKey::Timeout, "1 day")];
+/// the environment, in the names that `object_store` reads. A request may take as long as `limit` says.
+pub(crate) fn connect(
+    url: &Url,
+    limit: &str,
+    retry: &RetryConfig,
+) -> Result<(Arc<dyn ObjectStore>, ObjectPath), object_store::Error> {
+    let limits = [(ClientConfigKey::Timeout, limit)];
     let prefix = ObjectPath::from_url_path(url.path())?;
-    let url = url.as_str();
-    let store: Box<dyn ObjectStore> = match url.split("://").next() {
-        Some("s3") => Box::new(
+    let (url, retry) = (url.as_str(), retry.clone());
+    let store: Arc<dyn ObjectStore> = match url.split("://").next() {
+        Some("s3") => Arc::new(
             limits
                 .into_iter()
                 .fold(AmazonS3Builder::from_env(), |builder, (key, value)| {
@@ -606,7 +610,7 @@ fn connect(url: &Url) -> Result<(Box<dyn ObjectStore>, ObjectPath), object_store
                 .with_retry(retry)
                 .build()?,
         ),
-        Some("gs") => Box::new(
+        Some("gs") => Arc::new(
             limits
                 .into_iter()
                 .fold(GoogleCloudStorageBuilder::from_env(), |builder, (key, value)| {
@@ -616,7 +620,7 @@ fn connect(url: &Url) -> Result<(Box<dyn ObjectStore>, ObjectPath), object_store
                 .with_retry(retry)
                 .build()?,
         ),
-        Some("az") => Box::new(
+        Some("az") => Arc::new(
             limits
                 .into_iter()
                 .fold(MicrosoftAzureBuilder::from_env(), |builder, (key, value)| {
@@ -633,7 +637,7 @@ fn connect(url: &Url) -> Result<(Box<dyn ObjectStore>, ObjectPath), object_store
                 .with_allow_http(true);
             let builder = HttpBuilder::new().with_url(url).with_retry(retry);
             let store = builder.with_client_options(options).build()?;
-            return Ok((Box::new(store), ObjectPath::default()));
+            return Ok((Arc::new(store), ObjectPath::default()));
         }
     };
     Ok((store, prefix))

@@ -1,6 +1,6 @@
 //! The order of the parts: each imports only from those above it, so there are no cycles.
 
-const ORDER: [&str; 24] = [
+const ORDER: [&str; 25] = [
     "error",
     "container",
     "cursor",
@@ -8,6 +8,7 @@ const ORDER: [&str; 24] = [
     "address",
     "cache",
     "remote",
+    "store",
     "folder",
     "index",
     "handover",
@@ -34,7 +35,7 @@ fn each_part_imports_only_from_parts_above_it() -> std::io::Result<()> {
     for entry in std::fs::read_dir(&source)? {
         let path = entry?.path();
         let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
-        // The root, and what stands in for `remote` and `read_ahead`.
+        // The root, and what stands in for `remote`, `read_ahead` and `store`.
         if name == "lib" || name == "no_remote" {
             continue;
         }

@@ -13,6 +13,7 @@ mod disk;
 mod hands;
 mod hostile;
 mod limits;
+mod mirror;
 mod network;
 mod ranks;
 mod restarts;
@@ -20,6 +21,7 @@ mod restarts;
 mod server;
 mod signals;
 mod soak;
+mod stores;
 
 use std::fs;
 use std::io::Write;

@@ -65,11 +65,54 @@ fn says_what_made_it(run: &Path, exported: &Path) {
         assert!(about[key].as_str().is_some_and(|word| !word.is_empty()), "{key} in {about}");
     }
     let files = about["files"].as_object().unwrap();
-    assert_eq!(files.len(), 4);
+    assert_eq!(files.len(), 5);
     for (name, hash) in files {
         assert_eq!(*hash, common::files::sha256(&read(&exported.join(name))), "{name}");
     }
 }
+
+/// The card is one as the Hugging Face Hub's library reads it, and a later export leaves somebody's words alone.
+fn a_card_that_was_edited_stays(export: &[&str], exported: &Path) {
+    let card = exported.join("README.md");
+    let read = || std::fs::read_to_string(&card).unwrap();
+    let text = read();
+    for word in ["2 steps", "linear_probe_bn_crelu", "index fingerprint", "`g.ch`", "(commit "] {
+        assert!(text.contains(word), "no {word} in {text}");
+    }
+    assert!(!text.contains("/tmp/") && !text.contains("data.dir"), "{text}");
+    let python = python();
+    let judge = Command::new(&python).args(["-c", "import huggingface_hub"]).output();
+    if judge.is_ok_and(|output| output.status.success()) {
+        let said = Command::new(&python).args(["-c", CARD]).arg(&card).output().unwrap();
+        assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    } else {
+        integration::missing(&format!("{python} has no huggingface_hub"));
+    }
+    let again = |more: &[&str]| {
+        let said = trainer(&[export, more].concat());
+        assert_eq!(said.code, 0, "{}", said.err);
+        said.out
+    };
+    assert!(!again(&["--license", "cc-by-4.0"]).contains("README.md.new"));
+    assert!(read().contains("license: \"cc-by-4.0\""));
+    let mine = read() + "Trained on my own photographs.\n";
+    std::fs::write(&card, &mine).unwrap();
+    assert!(again(&[]).contains("README.md.new"));
+    assert_eq!(read(), mine);
+    let new = std::fs::read_to_string(exported.join("README.md.new")).unwrap();
+    assert!(new.starts_with("---\nlicense: \"unknown\""), "{new}");
+    std::fs::remove_file(exported.join("README.md.new")).unwrap();
+}
+
+const CARD: &str = r##"
+import sys
+from huggingface_hub import ModelCard
+card = ModelCard.load(sys.argv[1])
+assert card.data.license == "unknown" and card.data.library_name == "bigbigan", card.data
+found = {result.metric_name: result.metric_value for result in card.data.eval_results}
+assert 0 <= found["linear_probe_bn_crelu"] <= 100, found
+assert "image-feature-extraction" in card.data.tags and card.text.strip().startswith("# BigBiGAN, 16 px")
+"##;
 
 #[test]
 fn an_exported_model_says_in_other_programs_what_it_says_here() {
@@ -81,7 +124,7 @@ fn an_exported_model_says_in_other_programs_what_it_says_here() {
     let args = ["export", "--run", &text(&out), "--out", &text(&exported), "--device", "cpu"];
     let said = trainer(&args);
     assert_eq!(said.code, 0, "{}", said.err);
-    assert_eq!(said.out.lines().count(), 5, "{}", said.out);
+    assert_eq!(said.out.lines().count(), 6, "{}", said.out);
     says_what_made_it(&out, &exported);
 
     let config = run::read_config(&out).unwrap();
@@ -110,6 +153,7 @@ fn an_exported_model_says_in_other_programs_what_it_says_here() {
     }
 
     serves_as_the_run_does(&out, &exported);
+    a_card_that_was_edited_stays(&args, &exported);
 
     let python = python();
     let has_torch = Command::new(&python).args(["-c", "import torch"]).output();

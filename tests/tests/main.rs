@@ -22,3 +22,4 @@ mod scripts;
 mod seeing;
 mod study;
 mod training;
+mod weights;

@@ -95,7 +95,7 @@ pub enum Error {
         reason: String,
     },
     /// A run is saved, but something else of it could not be written.
-    #[error("{}: not all could be written: {reason}; make room and go on by --resume", path.display())]
+    #[error("{}: not all could be written: {reason}; when that is mended, go on by --resume", path.display())]
     Unwritten {
         /// The run folder.
         path: PathBuf,

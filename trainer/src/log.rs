@@ -78,6 +78,9 @@ pub struct StatsLine {
     /// Seconds that it took to write after that, beside training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_write_s: Option<f64>,
+    /// The step of the newest checkpoint in `checkpoint.mirror`, where that was brought up to date since the line before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirrored_step: Option<u64>,
     /// Times in this session that something beside checkpoints could not be written.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub write_errors: u64,

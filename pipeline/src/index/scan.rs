@@ -160,6 +160,7 @@ fn foreign(dir: &Path, problem: impl Into<String>, mend: &str) -> Error {
 /// as an epoch.
 fn no_index(url: &Path) -> Error {
     Error::Remote {
+        action: "read",
         url: url.join(INDEX_FILE),
         problem: "it is not there, and without it nothing is known of the shards".into(),
         mend: "check the URL; for shards that another program wrote, run `shard-imagenet index DIR` \

@@ -1,5 +1,5 @@
 //! A small HTTP server over a folder, or in front of another server, that can be as slow and as
-//! faulty as a real one on a bad day. Plain tokio; it answers GET with ranges and nothing else.
+//! faulty as a real one on a bad day. Plain tokio; of a folder it answers GET with ranges and nothing else.
 
 #![allow(dead_code, unreachable_pub, reason = "each user takes its own part")]
 #![allow(clippy::unwrap_used, reason = "a test's server may stop at what it did not expect")]
@@ -150,7 +150,20 @@ async fn connection(
         }
         let (head, body) = match origin {
             Origin::Folder(dir) => answer(&head, dir, faults),
-            Origin::Server(address) => forward(&head, *address).await?,
+            Origin::Server(address) => {
+                let length = header(&head, "content-length").and_then(|length| length.parse().ok());
+                let length: usize = length.unwrap_or(0);
+                while buffer.len() < length && stream.read_buf(&mut buffer).await? > 0 {}
+                let sent: Vec<u8> = buffer.drain(..length.min(buffer.len())).collect();
+                match faults.status {
+                    Some(status) => {
+                        let head =
+                            format!("HTTP/1.1 {status} as told\r\nContent-Length: 0\r\n\r\n");
+                        (head, Vec::new())
+                    }
+                    None => forward(&head, &sent, *address).await?,
+                }
+            }
         };
         let fault = if unit(number) < faults.failing {
             served.faults.fetch_add(1, Ordering::Relaxed) % 3 + 1
@@ -260,14 +273,17 @@ fn answer(head: &str, dir: &Path, faults: Faults) -> (String, Vec<u8>) {
 }
 
 /// The answer of another server to the same request.
-async fn forward(head: &str, server: SocketAddr) -> io::Result<(String, Vec<u8>)> {
+async fn forward(head: &str, body: &[u8], server: SocketAddr) -> io::Result<(String, Vec<u8>)> {
     let mut upstream = TcpStream::connect(server).await?;
+    // Its end is the answer's.
+    let kept = |line: &&str| !line.to_ascii_lowercase().starts_with("connection:");
+    let lines: Vec<&str> = head.trim_end().lines().filter(kept).collect();
+    let head = format!("{}\r\nConnection: close\r\n\r\n", lines.join("\r\n"));
     upstream.write_all(head.as_bytes()).await?;
+    upstream.write_all(body).await?;
     let mut buffer = Vec::new();
     let head = read_head(&mut upstream, &mut buffer).await?.unwrap_or_default();
-    let length = header(&head, "content-length").and_then(|length| length.parse().ok());
-    let length: usize = length.unwrap_or(0);
-    while buffer.len() < length && upstream.read_buf(&mut buffer).await? > 0 {}
+    while upstream.read_buf(&mut buffer).await? > 0 {}
     Ok((head, buffer))
 }
 

@@ -40,13 +40,17 @@ type Files = Vec<(String, Named)>;
 pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let mut found = vec![];
     for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
-        let path = entry.map_err(Error::io("read", folder))?.path();
-        if let Some(of) = path.file_name().and_then(|name| place_of(name.to_str()?)) {
-            found.push((of, path));
-        }
+        found.push(entry.map_err(Error::io("read", folder))?.path());
     }
+    Ok(in_order(found))
+}
+
+/// Those paths that have the name of a checkpoint, oldest first.
+pub(crate) fn in_order(paths: impl IntoIterator<Item = PathBuf>) -> Vec<(u64, PathBuf)> {
+    let of = |path: PathBuf| Some((place_of(path.file_name()?.to_str()?)?, path));
+    let mut found: Vec<_> = paths.into_iter().filter_map(of).collect();
     found.sort();
-    Ok(found.into_iter().map(|((step, _), path)| (step, path)).collect())
+    found.into_iter().map(|((step, _), path)| (step, path)).collect()
 }
 
 /// The step of a checkpoint's name, and the updates of D after it; of no other name, such as that of one set aside.

@@ -40,6 +40,15 @@ impl Keep {
         let milestone = self.every > 0 && step.is_multiple_of(self.every);
         step > 0 && path.ends_with(name_of(step, 0)) && (milestone || self.best == Some(step))
     }
+
+    /// Which of `all`, oldest first, do not stay.
+    pub(crate) fn dropped<'a>(&self, all: &'a [(u64, PathBuf)]) -> Vec<&'a Path> {
+        let begun = all.len() > 1 && all[0].1.ends_with(name_of(0, 0));
+        let (first, later) = all.split_at(usize::from(begun));
+        let old = later.iter().rev().skip(self.last);
+        let old = old.filter(|(step, path)| !self.for_good(*step, path));
+        first.iter().chain(old).map(|(_, path)| path.as_path()).collect()
+    }
 }
 
 /// Asked before anything in the folder of checkpoints is changed; what it refuses is not done.
@@ -52,7 +61,11 @@ impl Guard {
         Self(Arc::new(ask))
     }
 
-    fn ask(&self) -> Result<()> {
+    /// Asks.
+    ///
+    /// # Errors
+    /// What it refuses by.
+    pub(crate) fn ask(&self) -> Result<()> {
         (self.0)()
     }
 }
@@ -411,12 +424,7 @@ pub(super) fn remove(path: &Path) -> Result<()> {
 }
 
 fn remove_all_but(folder: &Path, keep: Keep) -> Result<()> {
-    let all = list(folder)?;
-    let begun = all.len() > 1 && all[0].1.ends_with(name_of(0, 0));
-    let later = if begun { &all[1..] } else { &all[..] };
-    let old = later.iter().rev().skip(keep.last);
-    let old = old.filter(|(step, path)| !keep.for_good(*step, path));
-    all[..usize::from(begun)].iter().chain(old).try_for_each(|(_, path)| remove(path))
+    keep.dropped(&list(folder)?).into_iter().try_for_each(remove)
 }
 
 /// The oldest checkpoint that may go where there is no room for another: not the newest, nor one that is

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use trainer::error::Result;
 use trainer::eval::Variant;
-use trainer::export::{export, make_folder};
+use trainer::export::{Card, export, make_folder};
 use trainer::{run, say};
 
 use super::{Networks, config_of};
@@ -15,9 +15,12 @@ pub(crate) struct Args {
     /// Data folder, if not the run's own
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Folder to write generator and encoder into, as .safetensors and .pt
+    /// Folder to write generator and encoder into, as .safetensors and .pt, with a model card
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Licence of the weights that the card names, such as cc-by-4.0
+    #[arg(long, value_name = "NAME", default_value = "unknown")]
+    license: String,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -27,7 +30,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // Found out now, not after the statistics are collected.
     make_folder(&args.out)?;
     let model = of.load_checkpoint(&config, Variant::Average, Some(&train))?;
-    for file in export(&model, &train, &args.out)? {
+    let card = Card { run: &of.run, license: &args.license };
+    for file in export(&model, &train, card, &args.out)? {
         say::print(file.display())?;
     }
     Ok(())

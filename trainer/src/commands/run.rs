@@ -146,6 +146,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.dry_run {
         return dry_run(args, &config);
     }
+    // Where a machine was lost, its run comes back first.
+    if begin == Begin::Auto && place.rank == 0 && !config.checkpoint.mirror.is_empty() {
+        run::restore(args.out()?, &config.checkpoint.mirror)?;
+    }
     let mut session = Session::open(args.out()?, begin, &place)?;
     session.any_checkpoint = args.allow_change;
     if let Some(before) = session.before() {

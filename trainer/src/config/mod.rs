@@ -102,7 +102,7 @@ impl Change {
     /// In words; a URL's password is left out.
     #[must_use]
     pub fn shown(&self) -> String {
-        match self.key == "data.dir" {
+        match ["data.dir", "checkpoint.mirror"].contains(&self.key.as_str()) {
             true => {
                 let [from, to] = [&self.from, &self.to].map(|dir| without_secrets(dir));
                 format!("{} from {from} to {to}", self.key)
@@ -264,6 +264,7 @@ pub struct CheckpointConfig {
     pub keep: usize,
     pub keep_every: u64,
     pub best: String,
+    pub mirror: String,
 }
 
 /// Statistics.
@@ -397,7 +398,9 @@ impl Config {
     #[must_use]
     pub fn without_secrets(&self) -> Self {
         let mut shown = self.clone();
-        shown.data.dir = without_secrets(&self.data.dir);
+        for url in [&mut shown.data.dir, &mut shown.checkpoint.mirror] {
+            *url = without_secrets(url);
+        }
         shown
     }
 
@@ -549,6 +552,14 @@ impl Config {
             best.is_empty() || best.contains('.'),
             format!(
                 "checkpoint.best = {best:?} is not METRIC.KEY, such as \"linear_probe_bn_crelu.top1\""
+            ),
+        );
+        let (mirror, kinds) = (&self.checkpoint.mirror, ["s3://", "gs://", "az://", "file:///"]);
+        require(
+            mirror.is_empty() || kinds.iter().any(|kind| mirror.starts_with(kind)),
+            format!(
+                "checkpoint.mirror = {:?} is not an s3://, gs://, az:// or file:/// URL",
+                without_secrets(mirror)
             ),
         );
         require(self.images.columns > 0, "images.columns = 0".into());

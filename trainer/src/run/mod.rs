@@ -2,8 +2,10 @@
 
 mod evaluate;
 mod folder;
+mod mirror;
 mod ranks;
 mod recorder;
+mod restore;
 mod session;
 mod sessions;
 mod start;
@@ -32,8 +34,10 @@ use crate::step::{Losses, faulty, prepare, train_step};
 use crate::stop::Stop;
 pub use evaluate::reconstructions;
 pub use folder::{open_data, read_config, read_config_as_it_is};
+use mirror::Mirror;
 use ranks::{meet, verify};
 use recorder::Recorder;
+pub use restore::restore;
 pub use session::Session;
 use session::newest_of;
 use sessions::{End, Ending, HasSaved, Start};
@@ -109,6 +113,7 @@ pub fn run(mut session: Session, config: Config, place: Place, stop: &Stop) -> R
     let work = || {
         prepare(&config, device)?;
         session.check_converges(&config)?;
+        world.lead("look at checkpoint.mirror", || session.look_at_mirror(&config))?;
         // As rank 0 sees it: the others may not have the folder.
         match world.shared([i64::from(session.before().is_some())]) {
             [1] => go_on(session, config, data, device, &world, stop),
@@ -143,6 +148,10 @@ struct Run {
     recorder: Option<Recorder>,
     /// Of rank 0.
     checkpoints: Option<Writer>,
+    /// Of rank 0.
+    mirror: Option<Mirror>,
+    /// What stays by the newest checkpoint.
+    keep: Keep,
     /// Whether `sessions.jsonl` says in this session that a checkpoint of a step after the first is on the disk.
     saved_later: bool,
     /// What pictures, probes and checkpoints between two steps took in this session.
@@ -151,6 +160,8 @@ struct Run {
 
 /// What a checkpoint is called where one could not be saved.
 const CHECKPOINT: &str = "a checkpoint";
+/// What the copy elsewhere is called where it is not up to date.
+const MIRROR: &str = "checkpoint.mirror";
 
 /// Since when, from which step of this session, how long the feed had then been waited for, and what chores had taken.
 #[derive(Debug, Clone, Copy)]
@@ -163,7 +174,7 @@ struct Mark {
 
 impl Run {
     fn new(
-        session: Session,
+        mut session: Session,
         config: Config,
         data: Arc<Dataset>,
         feed: Feed,
@@ -173,6 +184,8 @@ impl Run {
         let world = state.d.params.world().clone();
         let (out, device, at) = (session.out.clone(), feed.device, (state.step, world.size()));
         let provenance = Provenance::here(device);
+        // Until it is known which is the best, none is dropped for it.
+        let keep = Keep { last: usize::MAX, every: 0, best: None };
         let prepare = || {
             let images = out.join("images");
             fs::create_dir_all(&images).map_err(Error::io("create", &images))?;
@@ -180,7 +193,7 @@ impl Run {
             let lock = session.lock.clone().expect("rank 0 writes to a folder that it holds");
             let held = Arc::clone(&lock);
             let guard = Guard::new(move || held.check());
-            let mut checkpoints = Writer::new(&folder, &config, provenance.clone(), guard)?;
+            let mut checkpoints = Writer::new(&folder, &config, provenance.clone(), guard.clone())?;
             checkpoints.prepare(&state)?;
             let mut recorder = Recorder::open(&out, lock, &config, &data, device, at)?;
             forget_evaluated(&out)?;
@@ -204,9 +217,11 @@ impl Run {
                     "WARNING: config.toml stays as it is, as sessions.jsonl cannot be written",
                 );
             }
-            Ok((checkpoints, recorder))
+            let mirror = session.mirror.take().map(|copied| Mirror::start(copied, guard));
+            Ok(((checkpoints, mirror.transpose()?), recorder))
         };
-        let (checkpoints, recorder) = world.lead("prepare the folder", prepare)?.unzip();
+        let (kept, recorder) = world.lead("prepare the folder", prepare)?.unzip();
+        let (checkpoints, mirror) = kept.unzip();
         Ok(Self {
             config,
             out,
@@ -221,6 +236,8 @@ impl Run {
             world,
             recorder,
             checkpoints,
+            mirror: mirror.flatten(),
+            keep,
             saved_later: false,
             aside: Duration::ZERO,
         })
@@ -324,6 +341,7 @@ impl Run {
                 Err(e) if e.is_stop() => ended = Ended::Signal,
                 Err(e) => {
                     self.end(Ending::Failed, Some(&e));
+                    self.mirror_all();
                     return Err(e);
                 }
             }
@@ -337,6 +355,9 @@ impl Run {
             );
             if let Some(recorder) = &mut self.recorder {
                 recorder.report();
+            }
+            self.mirror_all();
+            if let Some(recorder) = &mut self.recorder {
                 recorder.finish();
                 (troubles, incomplete) = (recorder.troubles(), recorder.incomplete());
             }
@@ -380,6 +401,7 @@ impl Run {
                 self.settle().and_then(|sound| if sound { self.save_at_the_end() } else { Ok(()) });
         }
         self.end(if diverged { Ending::Diverged } else { Ending::Failed }, Some(error));
+        self.mirror_all();
         if let Some(recorder) = &mut self.recorder {
             recorder.finish();
             for trouble in recorder.troubles() {
@@ -392,6 +414,7 @@ impl Run {
         let saved = self.saved();
         line.checkpoint_held_s = saved.as_ref().map(|saved| saved.held.as_secs_f64());
         line.checkpoint_write_s = saved.map(|saved| saved.writing.as_secs_f64());
+        line.mirrored_step = self.mirrored();
         if let Some(recorder) = &mut self.recorder {
             recorder.statistics(line);
         }
@@ -422,7 +445,27 @@ impl Run {
             Err(Error::Checkpoint { path: self.out.join("checkpoints"), reason })
         });
         recorder.tried("removal of old checkpoints", removed);
+        if let Some(mirror) = &mut self.mirror {
+            mirror.wanted(self.keep);
+        }
         Some(saved)
+    }
+
+    /// The step of the newest checkpoint in the mirror, where it was brought up to date since the last call.
+    fn mirrored(&mut self) -> Option<u64> {
+        let (Some(mirror), Some(recorder)) = (&self.mirror, &mut self.recorder) else {
+            return None;
+        };
+        let passed = mirror.passed()?;
+        recorder.tried(MIRROR, passed)?.step
+    }
+
+    /// Brings all that there is to the mirror, and waits for it.
+    fn mirror_all(&mut self) {
+        if let (Some(mirror), Some(recorder)) = (self.mirror.take(), &mut self.recorder) {
+            recorder.say(&format!("bringing all to {}", mirror.url().display()));
+            recorder.tried(MIRROR, mirror.finish(self.keep));
+        }
     }
 
     /// Why the loop is to end now, if it is.
@@ -666,8 +709,8 @@ impl Run {
         recorder.sync();
         // Where nobody can tell which is the best, none is removed this time.
         let (last, best) = recorder.best(best).map_or((usize::MAX, None), |best| (*last, best));
-        let keep = Keep { last, every: *every, best };
-        writer.save(&self.state, self.data.fingerprint(), keep)
+        self.keep = Keep { last, every: *every, best };
+        writer.save(&self.state, self.data.fingerprint(), self.keep)
     }
 
     fn failed(&mut self, saved: Result<()>) {
@@ -742,6 +785,7 @@ impl Run {
             checkpoint_held_s: None,
             aside_s: (!aside.is_zero()).then_some(aside.as_secs_f64()),
             checkpoint_write_s: None,
+            mirrored_step: None,
             write_errors: 0,
             health,
         }))

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::folder::{Written, edited, write_config, written};
+use super::mirror::Copied;
+use super::restore::check_whole;
 use super::sessions::{Ending, SESSIONS, Sessions, hash_of};
 use super::{Begin, read_config};
 use crate::checkpoint;
@@ -34,7 +36,7 @@ const OURS: [&str; 11] = [
 ];
 
 /// Whether a trainer leaves something of this name in its folder.
-fn is_ours(name: &str) -> bool {
+pub(super) fn is_ours(name: &str) -> bool {
     let before = |of: &&str| name.strip_prefix(*of).is_some_and(|end| end.starts_with(".before"));
     OURS.contains(&name) || OURS.iter().any(before)
 }
@@ -58,11 +60,13 @@ pub struct Session {
     pub any_checkpoint: bool,
     before: Option<Config>,
     anew: bool,
+    /// The run's copy elsewhere, on rank 0 where it has one.
+    pub(super) mirror: Option<Copied>,
 }
 
 /// What a folder holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Found {
+pub(super) enum Found {
     /// Nothing that anybody could miss.
     Nothing,
     /// A run that has not saved anything.
@@ -74,7 +78,7 @@ enum Found {
 }
 
 impl Found {
-    fn look(out: &Path) -> Result<Self> {
+    pub(super) fn look(out: &Path) -> Result<Self> {
         let entries = match fs::read_dir(out) {
             Ok(entries) => entries,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::Nothing),
@@ -175,6 +179,7 @@ impl Session {
             from_config_sha256: None,
             before: None,
             anew: false,
+            mirror: None,
         };
         if place.rank > 0 {
             let reads = match begin {
@@ -185,6 +190,7 @@ impl Session {
             session.before = reads.then(|| read_config(out)).transpose()?;
             return Ok(session);
         }
+        check_whole(out)?;
         if [Found::Unsaved, Found::Run].contains(&Found::look(out)?) {
             match Lock::take(out) {
                 Ok(lock) => session.lock = Some(Arc::new(lock)),
@@ -264,6 +270,26 @@ impl Session {
             Some(before) if before == config && self.signed => Ok(()),
             Some(_) => write_config(&self.out, config),
         }
+    }
+
+    /// Looks at `checkpoint.mirror`, if there is to be one, before anything is written. One that cannot be reached now
+    /// does not keep a run from going on: it is said, and tried again.
+    ///
+    /// # Errors
+    /// [`Error::Output`] where it is another run's; [`Error::Data`] where it cannot be used.
+    pub(super) fn look_at_mirror(&mut self, config: &Config) -> Result<()> {
+        if config.checkpoint.mirror.is_empty() {
+            return Ok(());
+        }
+        let copied = Copied::new(&self.out, &config.checkpoint.mirror)?;
+        match copied.check() {
+            Err(Error::Data(e)) if self.before.is_some() && !e.is_input() => {
+                tracing::warn!("checkpoint.mirror: {e}; going on without it for now");
+            }
+            checked => checked?,
+        }
+        self.mirror = Some(copied);
+        Ok(())
     }
 
     /// Nothing is written to a folder that could not be locked.

@@ -4,6 +4,8 @@
 //! reads standing statistics: nothing of training is left in them. Both files of a network hold the
 //! same tensors under the same names, on the CPU, in single precision.
 
+mod card;
+
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::fs::{self, File};
@@ -30,6 +32,7 @@ use crate::model::{Code, Encoder};
 use crate::nn::{Params, Statistics};
 use crate::provenance::Provenance;
 use crate::shim::outcome;
+pub use card::Card;
 
 /// Keys of what an exported encoder returns, those of the published module.
 ///
@@ -41,10 +44,12 @@ pub const OUTPUTS: [&str; 5] = ["z_sample", "z_mean", "z_stdev", "avepool_feat",
 
 /// What says what made an export.
 const ABOUT: &str = "export.json";
+/// The model card, where hubs look for it.
+const CARD: &str = "README.md";
 
 /// Writes `generator.safetensors`, `generator.pt` and, where `model` has an encoder, the same of
-/// `encoder` into `out`, then `export.json`, which says what made them, of which checkpoint, and their
-/// SHA-256. Every file is whole before the first appears, and on the disk in the end. The step is noted in
+/// `encoder` into `out`, then the model card `README.md`, and `export.json`, which says what made them, of which
+/// checkpoint, and their SHA-256. A card that was edited stays; the new one is `README.md.new` then. Every file is whole before the first appears, and on the disk in the end. The step is noted in
 /// them, `train` is the training split. The same checkpoint and configuration give the same files, but for `export.json`. Returns
 /// what was written.
 ///
@@ -54,11 +59,16 @@ const ABOUT: &str = "export.json";
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::Data`] if images cannot be read; [`Error::Torch`] if libtorch refuses.
-pub fn export(model: &Model, train: &Arc<Dataset>, out: &Path) -> Result<Vec<PathBuf>> {
+pub fn export(
+    model: &Model,
+    train: &Arc<Dataset>,
+    card: Card<'_>,
+    out: &Path,
+) -> Result<Vec<PathBuf>> {
     make_folder(out)?;
     let aside = out.join(format!(".export.{}.tmp", std::process::id()));
     fs::create_dir_all(&aside).map_err(Error::io("create", &aside))?;
-    let written = write(model, train, &aside).and_then(|written| publish(written, out));
+    let written = write(model, train, card, &aside).and_then(|written| publish(written, out));
     // Empty by then, or of no use.
     let removed = fs::remove_dir_all(&aside).map_err(Error::io("remove", &aside));
     written.and_then(|written| removed.map(|()| written))
@@ -100,8 +110,12 @@ fn publish(written: Vec<PathBuf>, out: &Path) -> Result<Vec<PathBuf>> {
     for path in &written {
         files::sync_file(path).map_err(Error::io("sync", path))?;
     }
+    let edited = is_edited(&out.join(CARD), out)?;
     let named = |path: PathBuf| {
-        let to = out.join(path.file_name().unwrap_or_default());
+        let mut to = out.join(path.file_name().unwrap_or_default());
+        if edited && path.ends_with(CARD) {
+            to.set_extension("md.new");
+        }
         fs::rename(&path, &to).map_err(Error::io("write", &to))?;
         Ok(to)
     };
@@ -110,7 +124,19 @@ fn publish(written: Vec<PathBuf>, out: &Path) -> Result<Vec<PathBuf>> {
     Ok(named)
 }
 
-fn write(model: &Model, train: &Arc<Dataset>, out: &Path) -> Result<Vec<PathBuf>> {
+/// Whether a card is another than the export in the folder wrote: somebody's words.
+fn is_edited(card: &Path, out: &Path) -> Result<bool> {
+    let now = match File::open(card).and_then(files::sha256_of) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        now => now.map_err(Error::io("read", card))?.1,
+    };
+    let about: Option<Value> =
+        fs::read(out.join(ABOUT)).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    let before = about.and_then(|about| Some(about["files"][CARD].as_str()?.to_owned()));
+    Ok(before != Some(now))
+}
+
+fn write(model: &Model, train: &Arc<Dataset>, card: Card<'_>, out: &Path) -> Result<Vec<PathBuf>> {
     let (c, step) = (model.config(), model.subject().step);
     let (g, params) = model.generator();
     let network = Network {
@@ -138,6 +164,9 @@ fn write(model: &Model, train: &Arc<Dataset>, out: &Path) -> Result<Vec<PathBuf>
         let x = Tensor::zeros([2, 3, c.e.res, c.e.res], (Kind::Float, model.device()));
         written.extend(network.write(out, &x, &|x| encoded(e, &norm, x))?);
     }
+    let path = out.join(CARD);
+    fs::write(&path, card.text(model, train)?).map_err(Error::io("write", &path))?;
+    written.push(path);
     written.push(About::of(model, &written)?.write(out)?);
     Ok(written)
 }

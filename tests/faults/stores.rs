@@ -1,0 +1,131 @@
+//! Real stores that others wrote, each with a bucket, behind a server of ours that makes some answers fail: moto (PyPI)
+//! and s3rver (npm) for S3, azurite (npm) for Azure.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use integration::{missing, repository};
+
+use super::server::{Faults, Origin, Server};
+
+/// Starts moto, says where, and stays until its input ends.
+const MOTO: &str = r#"
+import sys
+import boto3
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+host, port = server.get_host_and_port()
+s3 = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+s3.create_bucket(Bucket="bucket")
+print(f"{host}:{port}", flush=True)
+sys.stdin.read()
+"#;
+
+const S3RVER: &str = r#"
+const S3rver = require("s3rver");
+const directory = require("fs").mkdtempSync(require("path").join(require("os").tmpdir(), "s3rver-"));
+process.on("exit", () => require("fs").rmSync(directory, { recursive: true, force: true }));
+const server = new S3rver({ address: "127.0.0.1", port: 0, silent: true, directory, configureBuckets: [{ name: "bucket" }] });
+server.run().then(({ address, port }) => console.log(`${address}:${port}`));
+process.stdin.on("end", () => process.exit()).resume();
+"#;
+
+/// What is in a bucket by boto3: names and SHA-256.
+const LIST: &str = r#"
+import hashlib, json, sys
+import boto3
+s3 = boto3.client("s3", endpoint_url=sys.argv[1], region_name="us-east-1")
+pages = s3.get_paginator("list_objects_v2").paginate(Bucket="bucket")
+names = [item["Key"] for page in pages for item in page.get("Contents", [])]
+read = lambda name: s3.get_object(Bucket="bucket", Key=name)["Body"].read()
+print(json.dumps({name: hashlib.sha256(read(name)).hexdigest() for name in names}))
+"#;
+
+/// A program that serves S3.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Moto,
+    S3rver,
+}
+
+/// A running one, until it is dropped.
+pub(crate) struct Store {
+    child: Child,
+    address: String,
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+fn python() -> String {
+    std::env::var("PYTHON").unwrap_or_else(|_| "python3".into())
+}
+
+/// Where npm's judges are.
+fn node_modules() -> PathBuf {
+    repository().join("target/judges/node/node_modules")
+}
+
+const KEYS: [(&str, &str); 4] = [
+    ("AWS_ACCESS_KEY_ID", "S3RVER"),
+    ("AWS_SECRET_ACCESS_KEY", "S3RVER"),
+    ("AWS_REGION", "us-east-1"),
+    ("AWS_ALLOW_HTTP", "true"),
+];
+
+impl Store {
+    /// None where it is not installed here.
+    pub(crate) fn start(kind: Kind) -> Option<Self> {
+        let there = match kind {
+            Kind::Moto => {
+                let look =
+                    Command::new(python()).args(["-c", "import boto3, moto.server"]).output();
+                look.is_ok_and(|output| output.status.success())
+            }
+            Kind::S3rver => node_modules().join("s3rver").is_dir(),
+        };
+        if !there {
+            missing(&format!("{kind:?} is not installed; scripts/setup tests does that"));
+            return None;
+        }
+        let mut command = match kind {
+            Kind::Moto => Command::new(python()),
+            Kind::S3rver => Command::new("node"),
+        };
+        match kind {
+            Kind::Moto => command.args(["-c", MOTO]).envs(KEYS),
+            Kind::S3rver => command.args(["-e", S3RVER]).env("NODE_PATH", node_modules()),
+        };
+        let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = piped.spawn().unwrap();
+        let mut address = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut address).unwrap();
+        Some(Self { child, address: address.trim().to_owned() })
+    }
+
+    /// A server in front of it.
+    pub(crate) fn behind(&self, faults: Faults) -> Server {
+        Server::start(Origin::Server(self.address.parse().unwrap()), faults, 0).unwrap()
+    }
+
+    /// Names and SHA-256 of all that it holds, by boto3.
+    pub(crate) fn holds(&self) -> BTreeMap<String, String> {
+        let url = format!("http://{}", self.address);
+        let listed = Command::new(python()).args(["-c", LIST, &url]).envs(KEYS).output().unwrap();
+        assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+        serde_json::from_slice(&listed.stdout).unwrap()
+    }
+}
+
+/// The environment by which a program reaches S3 at `url`.
+pub(crate) fn environment(url: &str) -> Vec<(&'static str, String)> {
+    let keys = KEYS.iter().map(|(key, value)| (*key, (*value).to_owned()));
+    keys.chain([("AWS_ENDPOINT", url.to_owned())]).collect()
+}
