@@ -452,6 +452,12 @@ def test_the_program_is_in_the_wheel(tmp_path):
     said = subprocess.run([program("shard-imagenet"), "--nonsense"], capture_output=True, text=True)
     assert said.returncode == 2 and "Usage" in said.stderr
     assert bigbigan.__version__ and Path(bigbigan.__file__).with_name("py.typed").exists()
+    share = Path(sys.prefix) / "share"
+    for name in ("shard-imagenet", "trainer"):
+        assert (share / "man/man1" / f"{name}.1").read_text().startswith(".ie"), name
+        assert name in (share / "bash-completion/completions" / name).read_text()
+        assert (share / "zsh/site-functions" / f"_{name}").read_text().startswith(f"#compdef {name}")
+        assert name in (share / "fish/vendor_completions.d" / f"{name}.fish").read_text()
 
 
 def test_ctrl_c_ends_the_program_as_it_ends_any(tmp_path):

@@ -175,6 +175,28 @@ fn an_exported_model_says_in_other_programs_what_it_says_here() {
         .output()
         .unwrap();
     assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    onnxruntime_says_the_same(&python, &exported);
+}
+
+/// `scripts/export-onnx` keeps a file only where onnxruntime says what PyTorch says.
+fn onnxruntime_says_the_same(python: &str, exported: &Path) {
+    let has = Command::new(python).args(["-c", "import onnx, onnxruntime"]).output();
+    if !has.is_ok_and(|output| output.status.success()) {
+        return integration::missing(&format!("{python} has no onnxruntime"));
+    }
+    let script = |folder: &Path| {
+        let program = repository().join("scripts/export-onnx");
+        Command::new(program).arg(folder).env("PYTHON", python).output().unwrap()
+    };
+    let said = script(exported);
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    let words = String::from_utf8_lossy(&said.stdout).into_owned();
+    for file in ["generator.onnx", "encoder.onnx"] {
+        assert!(words.contains(file) && exported.join(file).is_file(), "{words}");
+    }
+    let nothing = script(&exported.join("nowhere"));
+    let words = String::from_utf8_lossy(&nothing.stderr).into_owned();
+    assert!(!nothing.status.success() && words.contains("no generator.pt"), "{words}");
 }
 
 const SCRIPT: &str = r#"

@@ -111,7 +111,12 @@ fn shells_and_man_know_the_commands_and_quiet_says_results_alone() {
     let mut words: Vec<_> = words.split_whitespace().collect();
     words.sort_unstable();
     assert_eq!(words, ["check-device", "checkpoints"], "{}", String::from_utf8_lossy(&said.stderr));
+    let other = shard_imagenet(&["completions", "bash"]).out;
+    assert!(other.contains("seek-points") && other.contains("complete -F"), "{other}");
     let pages = folder.path().join("man1");
+    assert_eq!(shard_imagenet(&["man", "--out", &text(&pages)]).code, 0);
+    let page = std::fs::read_to_string(pages.join("shard-imagenet-build.1")).unwrap();
+    assert!(page.contains("\\-\\-holdout"), "{page}");
     assert_eq!(trainer(&["man", "--out", &text(&pages)]).code, 0);
     let page = std::fs::read_to_string(pages.join("trainer-eval-linear.1")).unwrap();
     assert!(page.contains("\\-\\-fresh\\-crops"), "{page}");

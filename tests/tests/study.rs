@@ -213,6 +213,10 @@ fn results_of_rows_that_are_not_chosen_stay() {
         assert_eq!(row["name"], name);
         assert_eq!(row["runs"].as_object().unwrap().len(), 2, "{row}");
     }
+    let all = short(&file, &out, &["--devices", "cpu", "--json"]);
+    let said = trainer(&borrowed(&all));
+    assert_eq!((said.code, serde_json::from_str::<Value>(&said.out).unwrap()), (0, found));
+    assert!(said.err.contains("runs done"), "{}", said.err);
     let page = fs::read_to_string(out.join("index.html")).unwrap();
     assert!(page.contains("no encoder") && page.matches("<img ").count() >= 4);
 }

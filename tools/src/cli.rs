@@ -20,7 +20,7 @@ use crate::synth::Synth;
 use crate::verify::{Depth, verify};
 use crate::{Error, Existing};
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use common::{exit, signals};
 use pipeline::container::{Choice, Split};
 use pipeline::index::Index;
@@ -52,6 +52,8 @@ enum Job {
     Verify(VerifyArgs),
     Inspect(InspectArgs),
     Cat(CatArgs),
+    Completions(CompletionsArgs),
+    Man(ManArgs),
 }
 
 /// Build a data folder from images; an interrupted build goes on with the same command
@@ -275,6 +277,25 @@ struct CatArgs {
     png: Option<PathBuf>,
 }
 
+/// Print completions for a shell.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  shard-imagenet completions bash > ~/.local/share/bash-completion/completions/shard-imagenet"
+)]
+struct CompletionsArgs {
+    /// bash, zsh, fish, elvish or powershell
+    shell: shell::Shell,
+}
+
+/// Write manual pages.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  shard-imagenet man --out ~/.local/share/man/man1")]
+struct ManArgs {
+    /// Folder of the pages, one a command
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
 /// Runs the program with these arguments, its name first; gives its exit code. Once a process: it listens to
 /// signals and to what the library warns of.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
@@ -301,6 +322,11 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         Job::Verify(args) => run_verify(args),
         Job::Inspect(args) => run_inspect(args),
         Job::Cat(args) => run_cat(args),
+        Job::Completions(args) => {
+            print(shell::completions(args.shell, Command::command()).as_bytes())
+        }
+        Job::Man(args) => shell::man(Command::command(), &args.out)
+            .map_err(|(path, e)| Error::io(&path, "writing")(e).into()),
     };
     let Err(error) = result else { return exit::DONE };
     // One line, whatever a cause says.

@@ -10,7 +10,7 @@ pub(crate) struct Args {
     /// Data folder to look at
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// A JSON object a line: what, found, fine
+    /// A JSON object a line: what, found, fine, cure
     #[arg(long)]
     json: bool,
 }
@@ -19,12 +19,17 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<u8> {
     let findings = doctor::examine(args.data.as_deref());
     for finding in &findings {
-        let mark = if finding.fine { "ok " } else { "BAD" };
+        let doctor::Finding { what, found, fine, cure } = finding;
         if args.json {
-            let (what, found, fine) = (finding.what, &finding.found, finding.fine);
-            say::print(serde_json::json!({"what": what, "found": found, "fine": fine}))?;
-        } else {
-            say::print(format_args!("{mark} {:<9} {}", finding.what, finding.found))?;
+            let line =
+                serde_json::json!({"what": what, "found": found, "fine": fine, "cure": cure});
+            say::print(line)?;
+            continue;
+        }
+        let mark = if *fine { "ok " } else { "BAD" };
+        say::print(format_args!("{mark} {what:<9} {found}"))?;
+        if let Some(cure) = cure {
+            say::print(format_args!("              -> {cure}"))?;
         }
     }
     Ok(if findings.iter().all(|f| f.fine) { exit::DONE } else { exit::USAGE })

@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use common::exit;
 use trainer::error::{Error, Result};
@@ -41,6 +41,9 @@ pub(crate) struct Args {
     /// Where to train, a run at a time on each: cuda:0,cuda:1 or cpu,cpu
     #[arg(long, value_delimiter = ',', default_values = ["auto"])]
     devices: Vec<String>,
+    /// Print results.json as one line, not its table
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<u8> {
@@ -59,11 +62,17 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
         devices: args.devices.clone(),
     };
     let outcome = study::run(&study, &jobs, &args.out, &tools)?;
-    say::print(&outcome.table)?;
     let (done, of, page) = (outcome.done, outcome.of, args.out.join("index.html"));
-    say::print(format_args!("{done} of {of} runs done; {}", page.display()))?;
+    let mut words = vec![format!("{done} of {of} runs done; {}", page.display())];
     if outcome.stopped {
-        say::print("stopped by a signal; the same command goes on")?;
+        words.push("stopped by a signal; the same command goes on".to_owned());
+    }
+    if args.json {
+        say::print(results(&args.out)?)?;
+        words.iter().for_each(say::note);
+    } else {
+        say::print(&outcome.table)?;
+        words.iter().try_for_each(say::print)?;
     }
     let mut problems = vec![];
     if !outcome.failed.is_empty() {
@@ -80,4 +89,15 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
     }
     let reason = format!("{}; the same command tries again", problems.join("; "));
     Err(Error::Study { path: args.out.clone(), reason })
+}
+
+/// What the study has written of all its runs.
+fn results(out: &Path) -> Result<serde_json::Value> {
+    let path = out.join("results.json");
+    let text = std::fs::read(&path).map_err(|source| Error::Io {
+        action: "read",
+        path: path.clone(),
+        source,
+    })?;
+    serde_json::from_slice(&text).map_err(|e| Error::Output { path, reason: e.to_string() })
 }
