@@ -110,7 +110,7 @@ def test_features_are_those_of_the_trainer(exported, photos, tmp_path):
     names = {"avepool_feat": "avepool", "z_mean": "mu"}
     for name, theirs in names.items():
         out = tmp_path / name
-        trainer("embed", "--run", str(exported), "--images", str(photos), "--feature", theirs, "--out", str(out))
+        trainer("embed", "--run", str(exported), "--folder", str(photos), "--feature", theirs, "--out", str(out))
         rows = np.load(f"{out}.npy")
         lines = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
         paths = [photos / line["key"] for line in lines]

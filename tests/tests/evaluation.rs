@@ -249,7 +249,7 @@ fn pictures_show_what_their_names_say_tile_by_tile() {
         assert!(tile(&ways, 0, row) == sample(row) && tile(&ways, 4, row) == sample(row + 3));
         assert!(tile(&ways, 2, row) != sample(row), "the middle is neither end");
     }
-    let between = |split| draw("interpolate", &["--images", "--rows", "2", "--split", split]);
+    let between = |split| draw("interpolate", &["--codes", "--rows", "2", "--split", split]);
     assert_eq!(between("val").dimensions(), (548, 2 * 68 + 4));
     assert!(between("train") != between("val"));
 
@@ -305,7 +305,7 @@ fn features_of_splits_and_folders_can_be_read_and_searched() {
     // One that cannot be read has no row, and does not end the others.
     fs::write(at("photos/aa.jpg"), "not a picture").unwrap();
     let embed = |more: &[&str]| {
-        let args = ["--images", &at("photos"), "--out", &at("files")];
+        let args = ["--folder", &at("photos"), "--out", &at("files")];
         evaluate(&["embed"], &[&args[..], more].concat()).0
     };
     let said = embed(&["--max-unread", "0.3"]);

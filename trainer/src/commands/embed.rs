@@ -13,7 +13,7 @@ use trainer::{checkpoint, device, say};
 use super::{Networks, On, config_of, stop, table, usage};
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: trainer embed --run demo/run --images photos --out photos\n\n\
+#[command(after_help = "Example: trainer embed --run demo/run --folder photos --out photos\n\n\
     Writes NAME.npy (a row an image), NAME.jsonl (its key or path, and label) and NAME.json (what the\n\
     rows are). Files that cannot be read have no row: NAME.unread.jsonl lists them.")]
 pub(crate) struct EmbedArgs {
@@ -21,8 +21,8 @@ pub(crate) struct EmbedArgs {
     on: On,
     /// Folder of JPEG and PNG files, searched whole
     #[arg(long, value_name = "DIR", conflicts_with = "split")]
-    images: Option<PathBuf>,
-    /// With --images: end where more than this share of the files cannot be read
+    folder: Option<PathBuf>,
+    /// With --folder: end where more than this share of the files cannot be read
     #[arg(long, value_name = "SHARE", default_value_t = 1.0, value_parser = share)]
     max_unread: f64,
     /// A split of the data folder instead [default: the run's eval.split]
@@ -44,7 +44,7 @@ pub(crate) fn embed(args: &EmbedArgs) -> Result<()> {
     let mut rows = args.out.clone().into_os_string();
     rows.push(".npy");
     super::pictures::check_place(rows.as_ref())?;
-    let files = args.images.as_deref().map(image_files).transpose()?;
+    let files = args.folder.as_deref().map(image_files).transpose()?;
     let model = args.on.model(&config, args.on.variant())?;
     let (embedding, unread) = match &files {
         Some((files, _)) => Embedding::of_files(&model, files, args.feature, args.max_unread)?,
@@ -101,7 +101,7 @@ pub(crate) struct SearchArgs {
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(i64).range(1..))]
     k: i64,
     /// l1, l2 or cosine
-    #[arg(long, default_value = "cosine", value_parser = distance)]
+    #[arg(long, default_value = "l1", value_parser = distance)]
     distance: Distance,
 }
 

@@ -74,15 +74,15 @@ pub(crate) fn neighbors(args: &NeighborsArgs) -> Result<()> {
 }
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: trainer interpolate --run demo/run --images --out ways.png")]
+#[command(after_help = "Example: trainer interpolate --run demo/run --codes --out ways.png")]
 pub(crate) struct InterpolateArgs {
     #[command(flatten)]
     picture: Picture,
     /// Between the codes of images, rather than between latents
     #[arg(long)]
-    images: bool,
-    /// Split of --images [default: the run's eval.split]
-    #[arg(long, requires = "images")]
+    codes: bool,
+    /// Split of --codes [default: the run's eval.split]
+    #[arg(long, requires = "codes")]
     split: Option<String>,
     /// Ways, a row each
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(i64).range(1..=256))]
@@ -97,7 +97,7 @@ pub(crate) struct InterpolateArgs {
 
 pub(crate) fn interpolate(args: &InterpolateArgs) -> Result<()> {
     let model = args.picture.model()?;
-    let codes = if args.images {
+    let codes = if args.codes {
         let split = args.split.as_ref().unwrap_or(&model.config().eval.split);
         let split = open_data(model.config(), split)?;
         let mut codes = vec![];
