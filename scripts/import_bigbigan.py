@@ -37,12 +37,20 @@ class Source:
         tensor = self.tensors.get(name)
         if not isinstance(tensor, torch.Tensor):
             fail(f"no tensor {name}: this is no generator of that form")
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_complex():
+            fail(f"{name} is no plain tensor of numbers")
         if tensor.shape != torch.Size(shape):
             fail(f"{name} is {list(tensor.shape)}, and {list(shape)} is expected")
         if not torch.isfinite(tensor).all():
             fail(f"{name} holds values that are not finite")
         self.asked.add(name)
         return tensor.double()
+
+    def variance(self, name, size):
+        tensor = self.get(name, size)
+        if (tensor < 0).any():
+            fail(f"{name} holds a negative variance")
+        return tensor
 
     def normed(self, name, *shape):
         """W/sigma: sigma by one step of the power iteration from the stored vector, as their evaluation does."""
@@ -51,7 +59,10 @@ class Source:
         right = torch.nn.functional.normalize(self.get(f"{name}.u0", 1, shape[0]) @ matrix, eps=OUR_EPS)
         left = torch.nn.functional.normalize(right @ matrix.T, eps=OUR_EPS)
         self.asked.add(f"{name}.sv0")
-        return weight / (right @ matrix.T @ left.T)
+        sigma = (right @ matrix.T @ left.T).squeeze()
+        if not sigma > 0:
+            fail(f"{name}.weight: its largest singular value is {sigma:.1g} by {name}.u0: nothing can be divided by it")
+        return weight / sigma
 
     def check_all_asked(self):
         left = [name for name in self.tensors if name not in self.asked and not name.endswith("accumulation_counter")]
@@ -62,7 +73,7 @@ class Source:
 def convert(source, last_eps):
     """Our names to tensors, and the sizes: width multiplier, chunk of z, width of the embedding."""
     first, shared = source.tensors.get("linear.weight"), source.tensors.get("shared.weight")
-    if first is None or shared is None or first.dim() != 2 or shared.dim() != 2:
+    if not all(isinstance(t, torch.Tensor) and t.dim() == 2 and t.numel() for t in (first, shared)):
         fail("no linear.weight and shared.weight: this is no generator of that form")
     blocks = {int(match[1]) for name in source.tensors if (match := re.match(r"blocks\.(\d+)\.0\.", name))}
     if blocks != set(range(BLOCKS)) or first.shape[0] % 256:
@@ -86,8 +97,8 @@ def convert(source, last_eps):
                 weight = source.normed(f"{theirs}.bn{number}.{part}", size, width + chunk)
                 # There the embedding comes first, here z does.
                 ours[f"{norm}.{name}.weight"] = torch.cat([weight[:, width:], weight[:, :width]], 1)
-            for name in ("mean", "var"):
-                ours[f"{norm}.bn.{name}"] = source.get(f"{theirs}.bn{number}.stored_{name}", size)
+            ours[f"{norm}.bn.mean"] = source.get(f"{theirs}.bn{number}.stored_mean", size)
+            ours[f"{norm}.bn.var"] = source.variance(f"{theirs}.bn{number}.stored_var", size)
         for part, name, cin, kernel in (("conv1", "conv1", low, 3), ("conv2", "conv2", high, 3), ("conv_sc", "shortcut", low, 1)):
             ours[f"{own}.{name}.weight"] = source.normed(f"{theirs}.{part}", high, cin, kernel, kernel)
             ours[f"{own}.{name}.bias"] = source.get(f"{theirs}.{part}.bias", high)
@@ -99,7 +110,7 @@ def convert(source, last_eps):
     ours["norm.shift"] = source.get("output_layer.0.bias", ch)
     ours["norm.mean"] = source.get("output_layer.0.stored_mean", ch)
     # Ours adds another epsilon: the sum is what counts.
-    ours["norm.var"] = source.get("output_layer.0.stored_var", ch) + (last_eps - OUR_EPS)
+    ours["norm.var"] = source.variance("output_layer.0.stored_var", ch) + (last_eps - OUR_EPS)
     ours["last.weight"] = source.normed("output_layer.2", 3, ch, 3, 3)
     ours["last.bias"] = source.get("output_layer.2.bias", 3)
     source.check_all_asked()
@@ -117,7 +128,12 @@ def write(path, tensors, note):
         data.append(raw)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(data))
+    part = path.with_suffix(".part")
+    try:
+        part.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(data))
+        part.rename(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def main():
@@ -126,6 +142,8 @@ def main():
         fail(f"--last-eps {last_eps}: 1e-4 as in the released graph, or 1e-5 as in the programs that load the file")
     if not path.is_file():
         fail(f"{path}: no such file")
+    if out.exists() and not out.is_dir():
+        fail(f"{out}: is no folder")
     if out.exists() and any(out.iterdir()):
         fail(f"{out}: is not empty; name a new folder")
     tensors, (ch, chunk, width) = convert(Source(path), float(last_eps))
@@ -152,9 +170,12 @@ sz = false
         "config": config,
         "imported": f"{source['file']}, SHA-256 {source['sha256']}, last epsilon {last_eps}",
     }
-    out.mkdir(parents=True, exist_ok=True)
     model = out / "generator.safetensors"
-    write(model, tensors, note)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write(model, tensors, note)
+    except OSError as error:
+        fail(f"{model}: {error}")
     about = {"step": 0, "checkpoint": None, "imported": source, "last_eps": float(last_eps)}
     about["files"] = {model.name: hashlib.sha256(model.read_bytes()).hexdigest()}
     (out / "export.json").write_text(json.dumps(about, indent=2) + "\n")

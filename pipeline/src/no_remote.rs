@@ -180,7 +180,21 @@ pub(crate) mod store {
             &self,
             _name: &str,
             _take: impl FnMut(&[u8]) -> Result<(), Error>,
-        ) -> Result<(u64, String), Error> {
+        ) -> Result<Option<(u64, String)>, Error> {
+            match self.0 {}
+        }
+
+        /// There is none.
+        #[must_use]
+        pub fn local(&self) -> Option<&Path> {
+            match self.0 {}
+        }
+
+        /// There is none.
+        ///
+        /// # Errors
+        /// None.
+        pub fn remove_unfinished(&self) -> Result<(), Error> {
             match self.0 {}
         }
 

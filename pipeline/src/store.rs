@@ -59,6 +59,8 @@ pub struct Store {
     secrets: Vec<(String, &'static str)>,
     store: Arc<dyn ObjectStore>, // never shown, for it knows them
     prefix: ObjectPath,
+    /// Where it is on this machine, if it is there.
+    local: Option<PathBuf>,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -86,25 +88,28 @@ impl Store {
             Ok(parsed) => parsed,
             Err(error) => return refuse(error.to_string(), MEND),
         };
+        if parsed.query().or(parsed.fragment()).is_some() {
+            let problem = "a folder's URL has no part behind ? or #".into();
+            return refuse(problem, "write these signs as %3F and %23 where they are of its name");
+        }
         let secrets = [secrets(url), secrets(parsed.as_str())].concat();
         let retry = RetryConfig {
             max_retries: 8,
             retry_timeout: Duration::from_secs(60),
             ..RetryConfig::default()
         };
+        let mut local = None;
         let connected = match parsed.scheme() {
             "file" => match parsed.to_file_path() {
-                // A disk that is not mounted is not made up for by a folder of that name.
-                Ok(path) if !path.parent().is_some_and(Path::is_dir) => {
-                    return refuse("the folder that it lies in is not there".into(), "make it");
+                Ok(path) => {
+                    let prefix = ObjectPath::from_absolute_path(&path).map_err(Into::into);
+                    local = Some(path);
+                    let files =
+                        LocalFileSystem::new().with_fsync(true).with_automatic_cleanup(true);
+                    prefix.map(|prefix| (Arc::new(files) as Arc<dyn ObjectStore>, prefix))
                 }
-                Ok(path) => ObjectPath::from_absolute_path(path).map(|prefix| {
-                    let local = LocalFileSystem::new().with_fsync(true);
-                    (Arc::new(local) as Arc<dyn ObjectStore>, prefix)
-                }),
                 Err(()) => return refuse("this is no folder of this machine".into(), MEND),
-            }
-            .map_err(Into::into),
+            },
             "s3" | "gs" | "az" => connect(&parsed, LIMIT, &retry),
             scheme => return refuse(format!("no way to write to {scheme}://"), MEND),
         };
@@ -119,7 +124,7 @@ impl Store {
             .enable_all()
             .build()
             .map_err(Error::io("start the network for", &shown))?;
-        Ok(Self { url: shown, secrets, store, prefix, runtime })
+        Ok(Self { url: shown, secrets, store, prefix, local, runtime })
     }
 
     /// The URL, its secrets left out.
@@ -128,11 +133,29 @@ impl Store {
         &self.url
     }
 
-    /// All files below the folder; none where there is no folder.
+    /// The folder, where it is one of this machine.
+    #[must_use]
+    pub fn local(&self) -> Option<&Path> {
+        self.local.as_deref()
+    }
+
+    /// All files below the folder; none where there is no folder. What only marks a folder is no file.
     ///
     /// # Errors
-    /// [`Error::Remote`].
+    /// [`Error::Remote`]; also where the folder that it lies in is not there: a disk that is not mounted is not made up
+    /// for by a folder of that name.
     pub fn list(&self) -> Result<Vec<Stored>, Error> {
+        if let Some(path) = &self.local
+            && !path.parent().is_some_and(Path::is_dir)
+        {
+            return Err(Error::Remote {
+                action: "list",
+                url: self.url.clone(),
+                problem: "the folder that it lies in is not there".into(),
+                mend: "make it, or mount its disk",
+                input: false,
+            });
+        }
         let prefix = Some(&self.prefix).filter(|prefix| !prefix.as_ref().is_empty());
         let list = || async { self.store.list(prefix).try_collect::<Vec<_>>().await };
         let listed = self.runtime.block_on(again(list));
@@ -145,7 +168,13 @@ impl Store {
             let (name, bytes) = (name(&meta.location)?, meta.size);
             Some(Stored { name, bytes, modified: meta.last_modified.into() })
         });
-        Ok(stored.collect())
+        let stored: Vec<Stored> = stored.collect();
+        // What consoles of S3 make for "Create folder".
+        let marks = |of: &Stored| {
+            let below = format!("{}/", of.name);
+            of.name.is_empty() || of.bytes == 0 && stored.iter().any(|s| s.name.starts_with(&below))
+        };
+        Ok(stored.iter().filter(|stored| !marks(stored)).cloned().collect())
     }
 
     /// A whole small file; none where there is none.
@@ -215,20 +244,24 @@ impl Store {
         Ok(sent.into_inner().finish())
     }
 
-    /// Gives the bytes of a file to `take`, piece by piece. Gives its length and hexadecimal SHA-256 too.
+    /// Gives the bytes of a file to `take`, piece by piece. Gives its length and hexadecimal SHA-256 too; none where there
+    /// is no such file.
     ///
     /// # Errors
-    /// [`Error::Remote`], also where there is no such file; those of `take`.
+    /// [`Error::Remote`]; those of `take`.
     pub fn read_with(
         &self,
         name: &str,
         mut take: impl FnMut(&[u8]) -> Result<(), Error>,
-    ) -> Result<(u64, String), Error> {
+    ) -> Result<Option<(u64, String)>, Error> {
         let path = self.path(name, "read")?;
         let fault = |error| self.fault("read", name, &error);
         let mut hasher = Hasher::default();
         self.runtime.block_on(async {
-            let length = again(|| self.store.head(&path)).await.map_err(fault)?.size;
+            let length = match again(|| self.store.head(&path)).await {
+                Err(object_store::Error::NotFound { .. }) => return Ok(None),
+                head => head.map_err(fault)?.size,
+            };
             for start in (0..length).step_by(PART as usize) {
                 let range = start..(start + PART).min(length);
                 let part = || self.store.get_range(&path, range.clone());
@@ -236,9 +269,8 @@ impl Store {
                 hasher.update(&bytes);
                 take(&bytes)?;
             }
-            Ok::<_, Error>(())
-        })?;
-        Ok(hasher.finish())
+            Ok(Some(hasher.finish()))
+        })
     }
 
     /// Removes a file; one that is not there is removed.
@@ -253,6 +285,33 @@ impl Store {
         }
     }
 
+    /// Removes what writes that were cut short have left, where that can be seen: beside the files of a folder of this
+    /// machine. In a bucket, parts without a whole go by its own rule (`AbortIncompleteMultipartUpload`).
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn remove_unfinished(&self) -> Result<(), Error> {
+        let Some(path) = self.local.as_ref().filter(|path| path.is_dir()) else { return Ok(()) };
+        let mut folders = vec![path.clone()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(&folder).map_err(Error::io("read", &folder))? {
+                let entry = entry.map_err(Error::io("read", &folder))?;
+                let (path, name) = (entry.path(), entry.file_name());
+                // As LocalFileSystem names what it stages.
+                let name = name.to_string_lossy();
+                let staged = name
+                    .rsplit_once('#')
+                    .is_some_and(|(of, number)| !of.is_empty() && number.parse::<u64>().is_ok());
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    folders.push(path);
+                } else if staged {
+                    std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn path(&self, name: &str, action: &'static str) -> Result<ObjectPath, Error> {
         // Joined as text: what is joined as a part has its é, # and % escaped twice.
         let path = match self.prefix.as_ref() {
@@ -263,6 +322,9 @@ impl Store {
     }
 
     fn fault(&self, action: &'static str, name: &str, error: &object_store::Error) -> Error {
+        if let Some(kind) = full(error) {
+            return Error::io(action, &self.url.join(name))(kind.into());
+        }
         let missing = matches!(error, object_store::Error::NotFound { .. });
         let mend = match refusal(error) {
             _ if missing => "is the bucket, or container, there?",
@@ -297,7 +359,21 @@ async fn again<T, F: Future<Output = object_store::Result<T>>>(
 }
 
 fn passes(error: &object_store::Error) -> bool {
-    !matches!(error, object_store::Error::NotFound { .. }) && refusal(error).is_none()
+    let missing = matches!(error, object_store::Error::NotFound { .. });
+    !missing && refusal(error).is_none() && full(error).is_none()
+}
+
+/// How a disk says that it is full, if that is what an error comes of.
+fn full(error: &object_store::Error) -> Option<io::ErrorKind> {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        let source = error.downcast_ref::<io::Error>();
+        if let Some(source) = source.filter(|source| common::files::is_full(source)) {
+            return Some(source.kind());
+        }
+        cause = error.source();
+    }
+    None
 }
 
 /// Ends a write whose file cannot be read.

@@ -10,10 +10,11 @@ use std::time::Duration;
 use common::files::sha256_of;
 use integration::faults::{Call, Failing, Fault, hurt};
 use integration::{Background, Said, copy_folder, data, program, text};
+use trainer::checkpoint;
 
 use super::server::Faults;
 use super::stores::{Kind, Store, environment};
-use super::{assert_same_end, begins, saved, tell, times, unattended, undisturbed};
+use super::{assert_same_end, begins, newest_sound, saved, tell, times, unattended, undisturbed};
 
 const KEYS: [&str; 3] = ["train.steps=8", "checkpoint.every=2", "checkpoint.keep=2"];
 
@@ -54,7 +55,7 @@ fn files(run: &Path) -> BTreeMap<String, String> {
             let name = text(path.strip_prefix(run).unwrap());
             if path.is_dir() {
                 folders.push(path);
-            } else if name != "lock" {
+            } else if name != "lock" && name != "mirror.json" {
                 found.insert(name, sha256_of(fs::File::open(&path).unwrap()).unwrap().1);
             }
         }
@@ -106,7 +107,9 @@ fn a_run_whose_machine_is_gone_goes_on_from_a_store_that_others_wrote() {
         let here = files(&run).into_iter();
         let here: BTreeMap<_, _> =
             here.map(|(name, hash)| (format!("some/where/{name}"), hash)).collect();
-        assert_eq!(store.holds(), here, "{kind:?}");
+        let mut there = store.holds();
+        assert!(there.remove("some/where/mirror.json").is_some());
+        assert_eq!(there, here, "{kind:?}");
         assert!(server.served.faults() > 3, "{:?}", server.served);
         tried += server.served.faults();
     }
@@ -229,8 +232,9 @@ fn a_mirror_that_fails_ends_no_run_and_is_brought_up_to_date_later() {
         eprintln!("{how}: {}", said.out);
         let named = |name: String| name.strip_prefix(&format!("{how}/")).map(str::to_owned);
         let there = store.holds().into_iter();
-        let there: BTreeMap<_, _> =
+        let mut there: BTreeMap<_, _> =
             there.filter_map(|(name, hash)| Some((named(name)?, hash))).collect();
+        there.remove("mirror.json");
         assert_eq!(there, files(&run));
     }
     let what = "a mirror that refuses or answers with 503 under a run";
@@ -282,15 +286,20 @@ fn nothing_is_begun_while_nobody_knows_what_the_mirror_holds() {
     assert_eq!(ended.code, 1, "{}", ended.err);
     assert!(ended.err.contains("cannot list s3://bucket/run"), "{}", ended.err);
     assert!(!run.exists());
-    for (url, why) in [
-        ("https://me:secret@host/run", "is not an s3://, gs://, az:// or file:/// URL"),
-        ("file:///nowhere/at/all", "the folder that it lies in is not there"),
-        ("s3://", "cannot write to s3://"),
+    let inside = format!("file://{}/copy", run.display());
+    fs::create_dir(&run).unwrap();
+    for (url, code, why) in [
+        ("https://me:secret@host/run", 2, "is not an s3://, gs://, az:// or file:/// URL"),
+        ("file:///nowhere/at/all", 1, "the folder that it lies in is not there"),
+        ("s3://", 2, "cannot write to s3://"),
+        ("s3://bucket/run#1", 2, "no part behind ? or #"),
+        ("s3://bucket/run?token=secret", 2, "no part behind ? or #"),
+        (&inside, 2, "lies in the run's folder"),
     ] {
         let ended = said(&mirrored(&run, url, &[]), &nowhere);
-        assert_eq!(ended.code, 2, "{url}: {}", ended.err);
+        assert_eq!(ended.code, code, "{url}: {}", ended.err);
         assert!(ended.err.contains(why) && !ended.err.contains("secret"), "{}", ended.err);
-        assert!(!run.exists());
+        assert!(!run.join("config.toml").exists());
     }
 }
 
@@ -318,4 +327,169 @@ fn a_damaged_checkpoint_in_the_mirror_is_passed_over_and_mended() {
         files.remove("images/link.png");
     }
     assert_eq!(here, there);
+}
+
+#[test]
+fn what_is_no_mirror_of_the_run_is_refused_and_stays_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mirror, url) = beside(folder.path());
+    let run = folder.path().join("run");
+    // Somebody's own files, of names that a run has, and a way out of there.
+    let precious = folder.path().join("precious");
+    for path in [mirror.join("images"), precious.clone()] {
+        fs::create_dir_all(&path).unwrap();
+        fs::write(path.join("a.jpg"), "mine").unwrap();
+    }
+    fs::write(mirror.join("config.toml"), "mine").unwrap();
+    std::os::unix::fs::symlink(&precious, mirror.join("images/link")).unwrap();
+    let before = (files(&mirror), files(&precious));
+    let refused = |args: &[String], why: &str| {
+        let said = said(args, &vec![]);
+        assert!(said.code == 2 && said.err.contains(why), "{}: {}", said.code, said.err);
+    };
+    refused(&mirrored(&run, &url, &[]), "no mirror of a run, and not empty");
+    assert_eq!((files(&mirror), files(&precious)), before);
+    assert!(!run.exists());
+    fs::remove_dir_all(&mirror).unwrap();
+    // Another run's, on an empty machine: found out before anything is brought.
+    let short = mirrored(&run, &url, &["train.steps=2"]);
+    done(&short, &vec![]);
+    let before = files(&mirror);
+    let other = folder.path().join("other");
+    refused(&mirrored(&other, &url, &["train.seed=9"]), "train.seed from 0 to 9");
+    assert!(!other.exists());
+    // Without what says whose it is.
+    fs::rename(mirror.join("sessions.jsonl"), folder.path().join("sessions.jsonl")).unwrap();
+    refused(&mirrored(&run, &url, &["train.steps=4"]), "it holds another run");
+    fs::rename(folder.path().join("sessions.jsonl"), mirror.join("sessions.jsonl")).unwrap();
+    assert_eq!(files(&mirror), before);
+}
+
+#[test]
+fn a_run_that_is_done_brings_its_mirror_up_to_date_and_mends_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mirror, url) = beside(folder.path());
+    let run = folder.path().join("run");
+    let keys = [&KEYS[..], &["checkpoint.keep_every=2"]].concat();
+    done(&unattended(data(), &run, &keys), &vec![]);
+    let args = mirrored(&run, &url, &["checkpoint.keep_every=2"]);
+    let said = done(&args, &vec![]);
+    assert!(said.out.contains("is finished"), "{}", said.out);
+    let whole = files(&run);
+    assert_eq!(files(&mirror), whole);
+    // A file that was lost there, one that was cut there, and what a write that was cut has left.
+    fs::remove_file(mirror.join("checkpoints/step-00000002/encoder.safetensors")).unwrap();
+    fs::write(mirror.join("checkpoints/step-00000008/encoder.safetensors"), "half").unwrap();
+    fs::write(mirror.join("checkpoints/step-00000004/encoder.safetensors#7"), "half").unwrap();
+    fs::remove_file(mirror.join("evaluated")).unwrap();
+    done(&args, &vec![]);
+    assert_eq!(files(&mirror), whole);
+    // Where it cannot be, the command says so.
+    fs::remove_dir_all(&mirror).unwrap();
+    fs::write(&mirror, "no folder").unwrap();
+    let behind = self::said(&args, &vec![]);
+    assert_eq!(behind.code, 1, "{}", behind.err);
+    assert!(behind.err.contains("checkpoint.mirror"), "{}", behind.err);
+}
+
+#[test]
+fn what_a_run_went_back_behind_leaves_its_mirror() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mirror, url) = beside(folder.path());
+    let run = folder.path().join("run");
+    done(&mirrored(&run, &url, &[]), &vec![]);
+    fs::remove_dir_all(run.join("checkpoints/step-00000008")).unwrap();
+    // The store's clock is ahead, and what changes has the same length.
+    let later = std::time::SystemTime::now() + Duration::from_secs(7200);
+    let config = fs::File::options().append(true).open(mirror.join("config.toml")).unwrap();
+    config.set_modified(later).unwrap();
+    done(&mirrored(&run, &url, &["train.steps=7", "log.every=2"]), &vec![]);
+    assert_eq!(saved(&mirror), Some(7));
+    assert_eq!(files(&mirror), files(&run));
+    assert_eq!(fs::read_dir(mirror.join("checkpoints")).unwrap().count(), 2);
+    fs::remove_dir_all(&run).unwrap();
+    let said = done(&mirrored(&run, &url, &["train.steps=7", "log.every=2"]), &vec![]);
+    assert!(said.err.contains("brought back") && said.out.contains("7 steps"), "{}", said.out);
+}
+
+#[test]
+fn a_trainer_whose_run_went_on_elsewhere_leaves_the_mirror_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mirror, url) = beside(folder.path());
+    let [old, new] = ["old", "new"].map(|name| folder.path().join(name));
+    let long = ["train.steps=100000", "checkpoint.every=5", "eval.probe_images=0"];
+    let mut lives = Background::of(command(&mirrored(&old, &url, &long), &vec![]));
+    lives.until(|_| newest_sound(&mirror).is_some_and(|step| step > 0));
+    // Its machine was thought to be gone.
+    let said = done(&mirrored(&new, &url, &["train.steps=1", "checkpoint.every=5"]), &vec![]);
+    assert!(said.err.contains("brought back"), "{}", said.err);
+    let now = files(&mirror);
+    assert_eq!(now["sessions.jsonl"], files(&new)["sessions.jsonl"]);
+    lives.until(|err| err.contains("another trainer writes to it"));
+    lives.signal("TERM");
+    let ended = lives.wait().0;
+    assert!(ended.err.contains("WARNING: checkpoint.mirror not written"), "{}", ended.err);
+    assert_eq!(files(&mirror), now);
+}
+
+#[test]
+fn bringing_back_is_stopped_by_a_signal_goes_on_where_it_was_and_ranks_wait_for_it() {
+    let Some(store) = Store::start(Kind::Moto) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let url = "s3://bucket/slow";
+    let run = folder.path().join("run");
+    let quick = store.behind(Faults::default());
+    store.mark_folder("slow/images/");
+    done(&mirrored(&run, url, &["train.steps=2"]), &environment(&quick.url));
+    fs::remove_dir_all(&run).unwrap();
+    let slow = store.behind(Faults { latency: Duration::from_millis(200), ..Faults::default() });
+    let args = mirrored(&run, url, &["train.steps=4", "dist.join=3"]);
+    let aside = run.join(".from-mirror.partial/checkpoints/step-00000002");
+    let mut child = Background::of(command(&args, &environment(&slow.url)));
+    child.until(|_| aside.join("discriminator.safetensors").exists());
+    child.signal("TERM");
+    let (ended, took) = child.wait_for(Duration::from_secs(60));
+    assert_eq!(ended.code, 75, "{}", ended.err);
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    let there =
+        aside.join("discriminator.adam.safetensors").metadata().unwrap().modified().unwrap();
+    let launch = ["launch", "--ranks", "2", "--"].map(str::to_owned).into_iter();
+    let launch: Vec<String> = launch.chain(args.iter().cloned()).collect();
+    let begun = std::time::Instant::now();
+    done(&launch, &environment(&slow.url));
+    assert!(begun.elapsed() > Duration::from_secs(3));
+    assert_eq!(saved(&run), Some(4));
+    // It came with the first try, and is in its place.
+    let brought = run.join("checkpoints/step-00000002/discriminator.adam.safetensors");
+    assert_eq!(brought.metadata().unwrap().modified().unwrap(), there);
+}
+
+#[test]
+fn a_full_mirror_makes_room_and_a_damaged_checkpoint_here_holds_up_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mirror, url) = beside(folder.path());
+    let run = folder.path().join("run");
+    done(&mirrored(&run, &url, &["train.steps=4"]), &vec![]);
+    let mut full = command(&mirrored(&run, &url, &["train.steps=6"]), &vec![]);
+    let path = format!("{}/checkpoints/step-00000006/*", mirror.display());
+    hurt(
+        &mut full,
+        &Failing { call: Call::Write, path: &path, at: 1, onwards: false, fault: Fault::Enospc },
+    );
+    let said = Background::of(full).wait_for(Duration::from_secs(600)).0;
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert!(said.err.contains("step-00000002 is removed there to make room"), "{}", said.err);
+    assert_eq!(saved(&mirror), Some(6));
+    // Kept for good, and damaged before it was brought.
+    let other = folder.path().join("other");
+    let (mirror, url) =
+        (folder.path().join("m2"), format!("file://{}/m2", folder.path().display()));
+    let keys = ["checkpoint.keep_every=2", "train.steps=4"];
+    done(&unattended(data(), &other, &[&KEYS[..], &keys].concat()), &vec![]);
+    let damaged = other.join("checkpoints/step-00000002/encoder.safetensors");
+    fs::write(&damaged, "damaged").unwrap();
+    let ended = self::said(&mirrored(&other, &url, &["checkpoint.keep_every=4"]), &vec![]);
+    assert_eq!(ended.code, 0, "{}", ended.err);
+    let kept: Vec<_> = checkpoint::list(&mirror.join("checkpoints")).unwrap();
+    assert_eq!(kept.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [4, 6, 8]);
 }

@@ -44,6 +44,13 @@ read = lambda name: s3.get_object(Bucket="bucket", Key=name)["Body"].read()
 print(json.dumps({name: hashlib.sha256(read(name)).hexdigest() for name in names}))
 "#;
 
+const MARK: &str = r#"
+import sys
+import boto3
+s3 = boto3.client("s3", endpoint_url=sys.argv[1], region_name="us-east-1")
+s3.put_object(Bucket="bucket", Key=sys.argv[2], Body=b"")
+"#;
+
 /// A program that serves S3.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -113,6 +120,14 @@ impl Store {
     /// A server in front of it.
     pub(crate) fn behind(&self, faults: Faults) -> Server {
         Server::start(Origin::Server(self.address.parse().unwrap()), faults, 0).unwrap()
+    }
+
+    /// Makes what a console makes for an empty folder.
+    pub(crate) fn mark_folder(&self, name: &str) {
+        let url = format!("http://{}", self.address);
+        let made =
+            Command::new(python()).args(["-c", MARK, &url, name]).envs(KEYS).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     }
 
     /// Names and SHA-256 of all that it holds, by boto3.

@@ -98,6 +98,8 @@ fn a_card_that_was_edited_stays(export: &[&str], exported: &Path) {
     let mine = read() + "Trained on my own photographs.\n";
     std::fs::write(&card, &mine).unwrap();
     assert!(again(&[]).contains("README.md.new"));
+    let heading = trainer(&[export, &["--license", "mit`\n\n# mine"]].concat());
+    assert!(heading.code == 2 && heading.err.contains("such as apache-2.0"), "{}", heading.err);
     assert_eq!(read(), mine);
     let new = std::fs::read_to_string(exported.join("README.md.new")).unwrap();
     assert!(new.starts_with("---\nlicense: \"unknown\""), "{new}");
@@ -118,7 +120,8 @@ assert "image-feature-extraction" in card.data.tags and card.text.strip().starts
 fn an_exported_model_says_in_other_programs_what_it_says_here() {
     let folder = tempfile::tempdir().unwrap();
     let (out, exported) = (folder.path().join("run"), folder.path().join("export"));
-    let attention = ["train.steps=2", "g.attn_res=8", "f.attn_res=8", "f.ch=8", "g.ch=8"];
+    let mirror = format!("checkpoint.mirror=file://{}/elsewhere", folder.path().display());
+    let attention = ["train.steps=2", "g.attn_res=8", "f.attn_res=8", "f.ch=8", "g.ch=8", &mirror];
     let said = trainer(&borrowed(&tiny_run(data(), &out, &attention)));
     assert_eq!(said.code, 0, "{}", said.err);
     let args = ["export", "--run", &text(&out), "--out", &text(&exported), "--device", "cpu"];
@@ -150,6 +153,7 @@ fn an_exported_model_says_in_other_programs_what_it_says_here() {
         assert_eq!((&note["step"], &note["format"]), (&"2".into(), &"bigbigan 1".into()));
         let config = note["config"].as_str().unwrap();
         assert!(config.contains("[latent]") && !config.contains(&text(data())), "{config}");
+        assert!(!config.contains("elsewhere"), "{config}");
     }
 
     serves_as_the_run_does(&out, &exported);

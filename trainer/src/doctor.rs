@@ -372,27 +372,30 @@ mod tests {
 
     #[test]
     fn why_there_is_no_cuda_is_said_with_its_cure() {
-        let visible = |value| [("CUDA_VISIBLE_DEVICES", value)];
+        let visible = |value| vec![("CUDA_VISIBLE_DEVICES", value)];
         let loads = Ok(());
         let missing = Err("libcuda.so.1: cannot open shared object file".to_owned());
         let with = |more: &[(&'static str, &'static str)]| [&CARD[..], more].concat();
-        let cases: [(Vec<_>, &[_], _, &str, Result<(), String>, &str, &str); 8] = [
-            (with(&[]), &[], NONE, "no NVIDIA driver loaded", loads.clone(), "580", "driver"),
-            (with(&[OLD, NODES]), &[], NONE, "too old", loads.clone(), "580", "535.183.01"),
+        type Pairs = Vec<(&'static str, &'static str)>;
+        type Loaded = Result<(), String>;
+        let none = || vec![];
+        let cases: [(Pairs, Pairs, &str, &str, Loaded, &str, &str); 8] = [
+            (with(&[]), none(), NONE, "no NVIDIA driver loaded", loads.clone(), "580", "driver"),
+            (with(&[OLD, NODES]), none(), NONE, "too old", loads.clone(), "580", "535.183.01"),
             (
                 with(&[NEW]),
-                &[],
+                none(),
                 NONE,
                 "files are missing",
                 loads.clone(),
                 "--gpus all",
                 "580.95.05",
             ),
-            (with(&[NEW, NODES]), &visible(""), NONE, "hidden by", loads.clone(), "unset", ""),
-            (with(&[NEW, NODES]), &visible("-1"), NONE, "hidden by", loads.clone(), "unset", ""),
+            (with(&[NEW, NODES]), visible(""), NONE, "hidden by", loads.clone(), "unset", ""),
+            (with(&[NEW, NODES]), visible("-1"), NONE, "hidden by", loads.clone(), "unset", ""),
             (
                 with(&[NEW, NODES]),
-                &visible("0"),
+                visible("0"),
                 NONE,
                 "library does not load",
                 missing,
@@ -401,17 +404,17 @@ mod tests {
             ),
             (
                 with(&[NEW, NODES]),
-                &[],
+                none(),
                 "libtorch's CUDA half does not load (no such file)",
                 "half does not load",
                 loads.clone(),
                 "make setup",
                 "",
             ),
-            (with(&[NEW, NODES]), &[], NONE, "shows no device", loads, "nvidia-smi", ""),
+            (with(&[NEW, NODES]), none(), NONE, "shows no device", loads, "nvidia-smi", ""),
         ];
         for (files, variables, reason, found, library, cure, also) in cases {
-            let (_folder, host) = host(&files, variables);
+            let (_folder, host) = host(&files, &variables);
             let finding = host.cuda(Err(reason.to_owned()), || library);
             assert!(!finding.fine, "{finding:?}");
             assert!(finding.found.contains(found) && finding.found.contains(also), "{finding:?}");
@@ -437,7 +440,9 @@ mod tests {
         let waiting = |host: &Host| host.waiting();
         let memory = |host: &Host| host.memory(Some(64.0 * GIB), Some(32.0 * GIB));
         let ranks = |host: &Host| host.ranks().unwrap();
-        let cases: [(&[_], &[_], &dyn Fn(&Host) -> Finding, &str); 5] = [
+        type Pairs<'a> = &'a [(&'a str, &'a str)];
+        type Look<'a> = &'a dyn Fn(&Host) -> Finding;
+        let cases: [(Pairs<'_>, Pairs<'_>, Look<'_>, &str); 5] = [
             (&[], &[("OMP_NUM_THREADS", "0")], &cores, "leaves the others idle"),
             (&[("proc/loadavg", "900.5 1 1 2/3 4\n")], &[], &cores, "other programs"),
             (&[], &[("OMP_WAIT_POLICY", "ACTIVE")], &waiting, "unset it"),

@@ -269,7 +269,9 @@ impl Error {
     pub fn is_full(&self) -> bool {
         match self {
             Self::Full { .. } => true,
-            Self::Io { source, .. } => common::files::is_full(source),
+            Self::Io { source, .. } | Self::Data(pipeline::Error::Io { source, .. }) => {
+                common::files::is_full(source)
+            }
             _ => false,
         }
     }

@@ -19,8 +19,17 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Licence of the weights that the card names, such as cc-by-4.0
-    #[arg(long, value_name = "NAME", default_value = "unknown")]
+    #[arg(long, value_name = "NAME", default_value = "unknown", value_parser = license)]
     license: String,
+}
+
+/// A licence's name, as model hubs have them.
+fn license(name: &str) -> std::result::Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-.+".contains(c);
+    match !name.is_empty() && name.chars().all(plain) {
+        true => Ok(name.to_owned()),
+        false => Err("it is a name such as apache-2.0 or cc-by-4.0, or \"other\"".to_owned()),
+    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {

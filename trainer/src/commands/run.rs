@@ -102,6 +102,16 @@ fn changed(args: &Args, session: &Session, before: &Config, place: &Place) -> Re
              --allow-change to go on with it as it is"
         )));
     }
+    let config = allowed(args, before)?;
+    if place.rank == 0 {
+        let changes = before.changes(&config);
+        changes.iter().for_each(|change| say::note(format_args!("changed: {}", change.shown())));
+    }
+    Ok(config)
+}
+
+/// A run's configuration with what the command changes of it, where that may be.
+fn allowed(args: &Args, before: &Config) -> Result<Config> {
     let mut config = before.with(&args.source.set)?;
     args.relocate(&mut config);
     let changes = before.changes(&config);
@@ -114,9 +124,6 @@ fn changed(args: &Args, session: &Session, before: &Config, place: &Place) -> Re
         return Err(usage(&format!(
             "{moved}: this changes what the run computes; add --allow-change if that is meant"
         )));
-    }
-    if place.rank == 0 {
-        changes.iter().for_each(|change| say::note(format_args!("changed: {}", change.shown())));
     }
     Ok(config)
 }
@@ -147,10 +154,24 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return dry_run(args, &config);
     }
     // Where a machine was lost, its run comes back first.
-    if begin == Begin::Auto && place.rank == 0 && !config.checkpoint.mirror.is_empty() {
-        run::restore(args.out()?, &config.checkpoint.mirror)?;
+    let (out, mirror) = (args.out()?, config.checkpoint.mirror.clone());
+    let lost = match begin == Begin::Auto && !mirror.is_empty() {
+        true => run::mirrored(out, &mirror)?,
+        false => None,
+    };
+    let mut taken = None;
+    if let Some(theirs) = &lost {
+        same_run(&allowed(args, theirs)?, &config, "mirror")?;
+        if place.rank == 0 {
+            taken = Some(run::restore(out, &mirror, &stop)?);
+        }
     }
-    let mut session = Session::open(args.out()?, begin, &place)?;
+    let mut session = Session::open(out, begin, &place)?;
+    session = match (taken, lost) {
+        (Some(taken), _) => session.brought_back(taken),
+        (None, Some(theirs)) => session.awaiting(theirs),
+        (None, None) => session,
+    };
     session.any_checkpoint = args.allow_change;
     if let Some(before) = session.before() {
         config = same_or_changed(args, &session, before, &config, &place)?;
@@ -168,15 +189,21 @@ fn same_or_changed(
     place: &Place,
 ) -> Result<Config> {
     let config = changed(args, session, before, place)?;
+    same_run(&config, asked, "folder").map(|()| config)
+}
+
+/// Refuses a run that computes something else than the command asks for.
+fn same_run(config: &Config, asked: &Config, place: &str) -> Result<()> {
     let others: Vec<_> = config.changes(asked).into_iter().filter(|c| !c.is_free()).collect();
     if others.is_empty() {
-        return Ok(config);
+        return Ok(());
     }
     let others: Vec<_> = others.iter().map(ToString::to_string).collect();
     Err(usage(&format!(
-        "the run in this folder is another than the command's ({}); give its preset and changes, or name \
-         a new --out",
-        others.join(", ")
+        "the run in this {place} is another than the command's ({}); give its preset and changes, or name \
+         a new --out{}",
+        others.join(", "),
+        if place == "mirror" { " and checkpoint.mirror" } else { "" }
     )))
 }
 

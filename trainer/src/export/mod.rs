@@ -46,6 +46,8 @@ pub const OUTPUTS: [&str; 5] = ["z_sample", "z_mean", "z_stdev", "avepool_feat",
 const ABOUT: &str = "export.json";
 /// The model card, where hubs look for it.
 const CARD: &str = "README.md";
+/// Where it goes beside one that was edited.
+const NEW_CARD: &str = "README.md.new";
 
 /// Writes `generator.safetensors`, `generator.pt` and, where `model` has an encoder, the same of
 /// `encoder` into `out`, then the model card `README.md`, and `export.json`, which says what made them, of which
@@ -68,7 +70,9 @@ pub fn export(
     make_folder(out)?;
     let aside = out.join(format!(".export.{}.tmp", std::process::id()));
     fs::create_dir_all(&aside).map_err(Error::io("create", &aside))?;
-    let written = write(model, train, card, &aside).and_then(|written| publish(written, out));
+    let name = if is_edited(out)? { NEW_CARD } else { CARD };
+    let written = write(model, train, (card, name), &aside);
+    let written = written.and_then(|written| publish(written, out));
     // Empty by then, or of no use.
     let removed = fs::remove_dir_all(&aside).map_err(Error::io("remove", &aside));
     written.and_then(|written| removed.map(|()| written))
@@ -110,22 +114,25 @@ fn publish(written: Vec<PathBuf>, out: &Path) -> Result<Vec<PathBuf>> {
     for path in &written {
         files::sync_file(path).map_err(Error::io("sync", path))?;
     }
-    let edited = is_edited(&out.join(CARD), out)?;
     let named = |path: PathBuf| {
-        let mut to = out.join(path.file_name().unwrap_or_default());
-        if edited && path.ends_with(CARD) {
-            to.set_extension("md.new");
-        }
+        let to = out.join(path.file_name().unwrap_or_default());
         fs::rename(&path, &to).map_err(Error::io("write", &to))?;
         Ok(to)
     };
-    let named = written.into_iter().map(named).collect::<Result<_>>()?;
+    let named: Vec<PathBuf> = written.into_iter().map(named).collect::<Result<_>>()?;
+    // Of an earlier export: an encoder of another generator.
+    for old in ["encoder.safetensors", "encoder.pt"].map(|name| out.join(name)) {
+        if !named.contains(&old) && old.exists() {
+            fs::remove_file(&old).map_err(Error::io("remove", &old))?;
+        }
+    }
     files::sync_folder(out).map_err(Error::io("sync", out))?;
     Ok(named)
 }
 
-/// Whether a card is another than the export in the folder wrote: somebody's words.
-fn is_edited(card: &Path, out: &Path) -> Result<bool> {
+/// Whether the card in a folder is another than the export there wrote: somebody's words.
+fn is_edited(out: &Path) -> Result<bool> {
+    let card = &out.join(CARD);
     let now = match File::open(card).and_then(files::sha256_of) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
         now => now.map_err(Error::io("read", card))?.1,
@@ -136,7 +143,12 @@ fn is_edited(card: &Path, out: &Path) -> Result<bool> {
     Ok(before != Some(now))
 }
 
-fn write(model: &Model, train: &Arc<Dataset>, card: Card<'_>, out: &Path) -> Result<Vec<PathBuf>> {
+fn write(
+    model: &Model,
+    train: &Arc<Dataset>,
+    (card, card_name): (Card<'_>, &str),
+    out: &Path,
+) -> Result<Vec<PathBuf>> {
     let (c, step) = (model.config(), model.subject().step);
     let (g, params) = model.generator();
     let network = Network {
@@ -164,7 +176,7 @@ fn write(model: &Model, train: &Arc<Dataset>, card: Card<'_>, out: &Path) -> Res
         let x = Tensor::zeros([2, 3, c.e.res, c.e.res], (Kind::Float, model.device()));
         written.extend(network.write(out, &x, &|x| encoded(e, &norm, x))?);
     }
-    let path = out.join(CARD);
+    let path = out.join(card_name);
     fs::write(&path, card.text(model, train)?).map_err(Error::io("write", &path))?;
     written.push(path);
     written.push(About::of(model, &written)?.write(out)?);
@@ -264,10 +276,12 @@ fn tensors(params: &Params) -> Vec<Named> {
     folded.chain(buffers).map(named).collect()
 }
 
-/// What the files say of themselves. The folder of the data is this machine's own business.
+/// What the files say of themselves. Where data, cache and mirror lie is this machine's own business.
 fn note(config: &Config, step: u64, input: &str, output: &str) -> BTreeMap<String, String> {
     let mut config = config.clone();
-    config.data.dir.clear();
+    for place in [&mut config.data.dir, &mut config.data.cache, &mut config.checkpoint.mirror] {
+        place.clear();
+    }
     let entries = [
         ("format", "bigbigan 1".to_owned()),
         ("step", step.to_string()),

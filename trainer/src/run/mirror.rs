@@ -1,18 +1,22 @@
 //! A copy of a run's folder behind a URL (`checkpoint.mirror`), kept while training goes on: what a run goes on from
 //! where its machine is gone.
 //!
-//! A pass brings the logs, the settings, the pictures and the report there, then the checkpoints: their files are read
-//! back and compared with the manifest's hashes, and the manifest comes last, so that a checkpoint with one is whole.
-//! Those that are no longer kept lose their manifest first. A pass that fails ends nothing; the next checkpoint asks
-//! for another.
+//! `mirror.json` there says whose copy it is and which session writes to it: it is written first, and looked at before
+//! every write, so that a session that another one took over from leaves it alone. A pass brings the logs, the settings,
+//! the pictures and the report, then the checkpoints, the newest first: their files are read back and compared with the
+//! manifest's hashes, and the manifest comes last, so that a checkpoint with one is whole. Those that are no longer kept
+//! lose their manifest first. A pass that fails ends nothing; the next checkpoint asks for another.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant, SystemTime};
 
+use common::files::sha256;
 use pipeline::{Store, Stored};
+use serde::{Deserialize, Serialize};
 
 use super::session::is_ours;
 use super::sessions::SESSIONS;
@@ -22,14 +26,31 @@ use crate::error::{Error, Result};
 /// The folder of checkpoints, here and there.
 pub(super) const CHECKPOINTS: &str = "checkpoints";
 pub(super) const MANIFEST: &str = "manifest.json";
+/// The folders of a run.
+const FOLDERS: [&str; 3] = [CHECKPOINTS, "images", "events"];
+/// What makes a folder behind a URL a mirror.
+pub(super) const MARK: &str = "mirror.json";
 
 /// After a pass that took longer, no other is made at the end.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What `mirror.json` says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Mark {
+    format: u32,
+    /// SHA-256 of the first line of the run's `sessions.jsonl`, which no other run has.
+    run: String,
+    /// The session that writes there.
+    session: String,
+    /// For people: where and when it began to.
+    host: String,
+    since: String,
+}
+
 /// What a pass did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Passed {
-    /// The step of the newest checkpoint that is there.
+    /// The step of the run's newest checkpoint, which is there; none where the run has none yet.
     pub(super) step: Option<u64>,
 }
 
@@ -38,6 +59,10 @@ pub(super) struct Passed {
 pub(super) struct Copied {
     out: PathBuf,
     store: Store,
+    /// This session's name.
+    session: String,
+    /// Whether it has said so there.
+    claimed: bool,
     /// The manifests of checkpoints that were verified there in this session.
     verified: BTreeMap<String, Vec<u8>>,
     /// Length and time of the logs that were brought there in this session.
@@ -47,17 +72,44 @@ pub(super) struct Copied {
 /// Names of the whole checkpoints in a copy, oldest first.
 pub(super) fn whole(there: &[Stored]) -> Vec<(u64, PathBuf)> {
     let name = |stored: &Stored| {
-        let folder = stored.name.strip_prefix(CHECKPOINTS)?.strip_prefix('/')?;
-        folder.strip_suffix(MANIFEST)?.strip_suffix('/').map(PathBuf::from)
+        let (folder, file) = of_checkpoint(&stored.name)?;
+        (file == MANIFEST).then(|| PathBuf::from(folder))
     };
     checkpoint::in_order(there.iter().filter_map(name))
 }
 
+/// The folder's and the file's name, of a file of a checkpoint.
+fn of_checkpoint(name: &str) -> Option<(&str, &str)> {
+    let (folder, file) = name.strip_prefix(CHECKPOINTS)?.strip_prefix('/')?.split_once('/')?;
+    let ours = file == MANIFEST || file.ends_with(".safetensors");
+    let named = !checkpoint::in_order([PathBuf::from(folder)]).is_empty();
+    (ours && named && !file.contains('/')).then_some((folder, file))
+}
+
 impl Copied {
-    /// The copy of the run in `out`. Nothing is read.
-    pub(super) fn new(out: &Path, url: &str) -> Result<Self> {
-        let (verified, brought) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Self { out: out.to_owned(), store: Store::open(url)?, verified, brought })
+    /// The copy of the run in `out`, which this process may have taken over ([`take_over`]). Nothing is read.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for what is no such URL; [`Error::Output`] for one that leads into the run's own folder.
+    pub(super) fn new(out: &Path, url: &str, taken: Option<String>) -> Result<Self> {
+        let store = Store::open(url)?;
+        let real = |path: &Path| fs::canonicalize(path).or_else(|_| std::path::absolute(path));
+        if let (Some(local), Ok(ours)) = (store.local(), real(out))
+            && let Ok(theirs) = real(local)
+            && (theirs.starts_with(&ours) || ours.starts_with(&theirs))
+        {
+            let reason = "checkpoint.mirror lies in the run's folder, or that in it: name another"
+                .to_owned();
+            return Err(Error::Output { path: out.to_owned(), reason });
+        }
+        Ok(Self {
+            out: out.to_owned(),
+            store,
+            claimed: taken.is_some(),
+            session: taken.unwrap_or_else(session_name),
+            verified: BTreeMap::new(),
+            brought: BTreeMap::new(),
+        })
     }
 
     /// Where it is, for people.
@@ -65,8 +117,8 @@ impl Copied {
         self.store.url()
     }
 
-    /// Refuses a copy of another run, or of this one from where it went on elsewhere: one whose sessions are not the
-    /// first of this folder's.
+    /// Refuses a folder that holds something else, the copy of another run, or of this one from where it went on
+    /// elsewhere: one whose sessions are not the first of this folder's.
     ///
     /// # Errors
     /// [`Error::Output`]; [`Error::Data`] where it cannot be read.
@@ -74,25 +126,76 @@ impl Copied {
         self.check_own(&self.store.list()?)
     }
 
-    fn check_own(&self, there: &[Stored]) -> Result<()> {
-        if whole(there).is_empty() {
-            return Ok(()); // nothing to lose
-        }
-        let path = self.out.join(SESSIONS);
-        let ours = match fs::read(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => vec![],
-            read => read.map_err(Error::io("read", &path))?,
-        };
-        let theirs = self.store.read(SESSIONS)?.unwrap_or_default();
-        if begins_with(&ours, &theirs) {
-            return Ok(());
-        }
-        let reason = "it holds another run, or this one went on elsewhere; name another checkpoint.mirror, or go on from \
-            it in a new folder by --resume=auto";
+    fn refuse<T>(&self, reason: &str) -> Result<T> {
         Err(Error::Output { path: self.url().to_owned(), reason: reason.to_owned() })
     }
 
-    /// Brings the copy up to date.
+    fn check_own(&self, there: &[Stored]) -> Result<()> {
+        // What a console made for an empty folder is nothing.
+        let folder = |of: &Stored| of.bytes == 0 && FOLDERS.contains(&of.name.as_str());
+        let Some(first) = there.iter().find(|stored| !folder(stored)) else { return Ok(()) };
+        let Some(mark) = mark(&self.store)? else {
+            let first = &first.name;
+            return self.refuse(&format!(
+                "it is no mirror of a run, and not empty ({first}); name an empty folder as checkpoint.mirror"
+            ));
+        };
+        if self.claimed {
+            return self.check_claim();
+        }
+        if whole(there).is_empty() {
+            return Ok(()); // of a run that never came to a checkpoint there
+        }
+        let ours = self.sessions()?;
+        let theirs = self.store.read(SESSIONS)?.unwrap_or_default();
+        if Some(mark.run) == run_of(&ours) && begins_with(&ours, &theirs) {
+            return Ok(());
+        }
+        self.refuse(
+            "it holds another run, or this one went on elsewhere; name another checkpoint.mirror, or go on from it in a new \
+             folder by --resume=auto",
+        )
+    }
+
+    /// Refuses to write to what another session has taken over since this one began to.
+    fn check_claim(&self) -> Result<()> {
+        if !self.claimed {
+            return Ok(());
+        }
+        match mark(&self.store)? {
+            Some(mark) if mark.session == self.session => Ok(()),
+            Some(Mark { host, since, .. }) => self.refuse(&format!(
+                "another trainer writes to it (on {host}, since {since}); this one leaves it alone"
+            )),
+            None => self.refuse("somebody removed its mirror.json; this session leaves it alone"),
+        }
+    }
+
+    /// Says there that this session writes to it.
+    fn claim(&mut self) -> Result<()> {
+        if self.claimed {
+            return Ok(());
+        }
+        let path = self.out.join(SESSIONS);
+        let Some(run) = run_of(&self.sessions()?) else {
+            let reason = "it has no line yet, by which the mirror would know the run".to_owned();
+            return Err(Error::Output { path, reason });
+        };
+        write_mark(&self.store, run, &self.session)?;
+        self.claimed = true;
+        self.check_claim()?;
+        Ok(self.store.remove_unfinished()?)
+    }
+
+    fn sessions(&self) -> Result<Vec<u8>> {
+        let path = self.out.join(SESSIONS);
+        match fs::read(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(vec![]),
+            read => read.map_err(Error::io("read", &path)),
+        }
+    }
+
+    /// Brings the copy up to date. Checkpoints there of later steps than the newest here were given up, and go.
     ///
     /// # Errors
     /// [`Error::Data`] of the store, [`Error::Output`] where it is another run's, [`Error::Checkpoint`] where one here is
@@ -100,23 +203,41 @@ impl Copied {
     pub(super) fn pass(&mut self, keep: Keep) -> Result<Passed> {
         let there = self.store.list()?;
         self.check_own(&there)?;
+        self.claim()?;
         self.bring_logs(&there)?;
-        let here = checkpoint::list(&self.out.join(CHECKPOINTS))?;
-        let here = here.into_iter().filter_map(|(_, path)| Some(PathBuf::from(path.file_name()?)));
+        let name = |(_, path): (u64, PathBuf)| Some(PathBuf::from(path.file_name()?));
+        let here = checkpoint::list(&self.out.join(CHECKPOINTS))?.into_iter().filter_map(name);
         let here: BTreeSet<PathBuf> = here.collect();
         let both = whole(&there).into_iter().map(|(_, path)| path).chain(here.iter().cloned());
-        let both = checkpoint::in_order(both.collect::<BTreeSet<_>>());
+        let mut both = checkpoint::in_order(both.collect::<BTreeSet<_>>());
+        let Some(newest) = both.iter().rposition(|(_, name)| here.contains(name)) else {
+            return Ok(Passed { step: None });
+        };
+        both.truncate(newest + 1);
+        let step = both[newest].0;
         let gone: BTreeSet<_> = keep.dropped(&both).into_iter().collect();
-        let kept = both.iter().map(|(_, name)| name.as_path()).filter(|name| !gone.contains(name));
-        for name in kept.rev().filter(|name| here.contains(*name)) {
+        let kept: Vec<&Path> = both
+            .iter()
+            .map(|(_, name)| name.as_path())
+            .filter(|name| !gone.contains(name))
+            .collect();
+        self.remove_halves(&there, &kept)?;
+        let mut damaged = None;
+        for name in kept.iter().rev().filter(|name| here.contains(**name)) {
             let path = self.out.join(CHECKPOINTS).join(name);
-            match self.bring_checkpoint(&name.to_string_lossy(), &path) {
-                // Training kept others meanwhile.
+            match self.bring_making_room(&name.to_string_lossy(), &path, &there, keep) {
+                Ok(()) => {}
+                // Training kept others meanwhile, and asks for another pass.
                 Err(_) if checkpoint::is_gone(&path) => {}
-                done => done?,
+                // An older one that is damaged here keeps no other from there.
+                Err(e @ Error::Checkpoint { .. }) if *name != both[newest].1 => {
+                    damaged.get_or_insert(e);
+                }
+                Err(e) => return Err(e),
             }
         }
-        self.remove_all_but(keep)
+        self.remove_all_but(&kept)?;
+        damaged.map_or(Ok(Passed { step: Some(step) }), Err)
     }
 
     /// What is written here beside checkpoints, and is another there. Sessions come first, as here: by them settings are
@@ -134,52 +255,84 @@ impl Copied {
                 here.insert(name, path);
             }
         }
-        let sessions_first = |(name, _): &(&String, &PathBuf)| *name != SESSIONS;
-        let mut here_in_order: Vec<_> = here.iter().collect();
-        here_in_order.sort_by_key(sessions_first);
-        for (name, path) in here_in_order {
+        let mut in_order: Vec<_> = here.iter().collect();
+        in_order.sort_by_key(|(name, _)| *name != SESSIONS);
+        for (name, path) in in_order {
             let Ok(found) = fs::metadata(path) else { continue };
             let time = found.modified().map_err(Error::io("look at", path))?;
             let state = (found.len(), time);
-            // Of an earlier session, by the store's clock.
-            let same = |of: &&Stored| of.bytes == found.len() && of.modified >= time;
+            // A picture of an earlier session, by the store's clock. What is not in a folder is little, and brought anyway.
+            let same =
+                |of: &&Stored| name.contains('/') && of.bytes == found.len() && of.modified >= time;
             let known = self.brought.get(name) == Some(&state);
             if !found.is_file() || known || there.get(name.as_str()).is_some_and(same) {
                 continue;
             }
             let file = match File::open(path) {
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 file => file.map_err(Error::io("open", path))?,
             };
+            self.check_claim()?;
             self.store.write(name, file)?;
             self.brought.insert(name.clone(), state);
         }
-        let ours = |name: &str| is_ours(name.split('/').next().unwrap_or_default());
-        for name in there.keys().filter(|name| ours(name) && !here.contains_key(**name)) {
+        // What this session brought, and what would call the run finished. Nothing else is this session's to remove.
+        let again = |name: &&&str| self.brought.contains_key(**name) || **name == super::EVALUATED;
+        let gone = there.keys().filter(|name| !here.contains_key(**name)).filter(again);
+        let gone: Vec<&str> = gone.copied().collect();
+        for name in gone {
             self.store.remove(name)?;
-            self.brought.remove(*name);
+            self.brought.remove(name);
         }
         Ok(())
     }
 
+    /// Brings a checkpoint there; where the store has no room, the oldest there that are not kept for good go, one after
+    /// the other, but never the newest.
+    fn bring_making_room(
+        &mut self,
+        name: &str,
+        path: &Path,
+        there: &[Stored],
+        keep: Keep,
+    ) -> Result<()> {
+        loop {
+            let Err(error) = self.bring_checkpoint(name, path, there) else { return Ok(()) };
+            let all = whole(&self.store.list()?);
+            let spare =
+                Keep { last: 1, ..keep }.dropped(&all).last().map(|spare| (*spare).to_owned());
+            let Some(spare) = spare.filter(|_| error.is_full()) else { return Err(error) };
+            tracing::warn!("{error}; {} is removed there to make room", spare.display());
+            self.remove_checkpoints(|name| Path::new(name) == spare)?;
+        }
+    }
+
     /// Brings a checkpoint there, unless it is there as it is here.
-    fn bring_checkpoint(&mut self, name: &str, path: &Path) -> Result<()> {
+    fn bring_checkpoint(&mut self, name: &str, path: &Path, there: &[Stored]) -> Result<()> {
         let manifest = path.join(MANIFEST);
         let text = fs::read(&manifest).map_err(Error::io("read", &manifest))?;
-        if self.verified.get(name) == Some(&text) {
+        let records = checkpoint::read_manifest(path)?.files;
+        let at = |file: &str| format!("{CHECKPOINTS}/{name}/{file}");
+        let lies = |(file, record): (&String, &checkpoint::FileRecord)| {
+            let (name, bytes) = (at(file), record.bytes);
+            there.iter().any(|stored| stored.name == name && stored.bytes == bytes)
+        };
+        let complete = records.iter().all(lies);
+        if complete && self.verified.get(name) == Some(&text) {
             return Ok(());
         }
-        let at = |file: &str| format!("{CHECKPOINTS}/{name}/{file}");
         match self.store.read(&at(MANIFEST))? {
-            Some(there) if there == text => {
+            Some(there) if there == text && complete => {
                 self.verified.insert(name.to_owned(), text);
                 return Ok(());
             }
             // It loses what makes it whole before what it was.
-            Some(_) => self.store.remove(&at(MANIFEST))?,
+            Some(_) => {
+                self.check_claim()?;
+                self.store.remove(&at(MANIFEST))?;
+            }
             None => {}
         }
-        let records = checkpoint::read_manifest(path)?.files;
         // Opened all at once: training may remove it while they are on their way.
         let open = |(file, record): (String, checkpoint::FileRecord)| {
             let path = path.join(&file);
@@ -193,48 +346,110 @@ impl Copied {
         };
         for (file, record, opened) in files {
             let expected = (record.bytes, record.sha256);
+            self.check_claim()?;
             if self.store.write(&at(&file), opened)? != expected {
                 return changed(path.join(&file), "it has bytes");
             }
-            if self.store.read_with(&at(&file), |_| Ok(()))? != expected {
-                return changed(self.url().join(at(&file)), "the store gives bytes back");
+            if self.store.read_with(&at(&file), |_| Ok(()))? != Some(expected) {
+                return self.refuse(&format!("it gives back other bytes of {}", at(&file)));
             }
         }
-        let opened = File::open(&manifest).map_err(Error::io("open", &manifest))?;
-        self.store.write(&at(MANIFEST), opened)?;
+        self.check_claim()?;
+        let file = in_memory(&text).map_err(Error::io("copy", &manifest))?;
+        self.store.write(&at(MANIFEST), file)?;
         if self.store.read(&at(MANIFEST))?.as_ref() != Some(&text) {
-            self.store.remove(&at(MANIFEST))?;
-            return changed(self.url().join(at(MANIFEST)), "it is another one there");
+            return self.refuse(&format!("it gives back another {}", at(MANIFEST)));
         }
         self.verified.insert(name.to_owned(), text);
         Ok(())
     }
 
-    /// Removes there what `keep` does not name, and checkpoints without a manifest.
-    fn remove_all_but(&mut self, keep: Keep) -> Result<Passed> {
-        let there = self.store.list()?;
-        let whole = whole(&there);
-        let gone: BTreeSet<_> = keep.dropped(&whole).into_iter().collect();
-        let stays = |name: &str| {
+    /// Removes what was left without a manifest, but for those that will be brought now.
+    fn remove_halves(&mut self, there: &[Stored], kept: &[&Path]) -> Result<()> {
+        let whole: BTreeSet<PathBuf> = whole(there).into_iter().map(|(_, name)| name).collect();
+        self.remove_checkpoints(|name| {
             let path = Path::new(name);
-            whole.iter().any(|(_, of)| of == path) && !gone.contains(path)
-        };
-        let folder_of = |stored: &Stored| {
-            let below = stored.name.strip_prefix(CHECKPOINTS)?.strip_prefix('/')?;
-            Some(below.split_once('/')?.0.to_owned())
-        };
-        let named = there.iter().filter_map(|stored| Some((folder_of(stored)?, stored)));
-        // Nothing of another name is ours.
-        let ours = |name: &str| !checkpoint::in_order([PathBuf::from(name)]).is_empty();
-        let (mut manifests, mut others) = (vec![], vec![]);
-        for (folder, stored) in named.filter(|(folder, _)| ours(folder) && !stays(folder)) {
-            self.verified.remove(&folder);
-            let last = stored.name.ends_with(MANIFEST);
-            if last { manifests.push(&stored.name) } else { others.push(&stored.name) }
-        }
-        manifests.into_iter().chain(others).try_for_each(|name| self.store.remove(name))?;
-        Ok(Passed { step: whole.last().map(|(step, _)| *step) })
+            !whole.contains(path) && !kept.contains(&path)
+        })
     }
+
+    fn remove_all_but(&mut self, kept: &[&Path]) -> Result<()> {
+        self.remove_checkpoints(|name| !kept.contains(&Path::new(name)))
+    }
+
+    /// Removes checkpoints there, each its manifest first. Files of other names stay.
+    fn remove_checkpoints(&mut self, gone: impl Fn(&str) -> bool) -> Result<()> {
+        let there = self.store.list()?;
+        let of = |stored: &Stored| of_checkpoint(&stored.name).map(|(f, _)| f.to_owned());
+        let named = there.iter().filter_map(|stored| Some((of(stored)?, &stored.name)));
+        let mut gone: Vec<_> = named.filter(|(folder, _)| gone(folder)).collect();
+        if gone.is_empty() {
+            return Ok(());
+        }
+        self.check_claim()?;
+        gone.sort_by_key(|(_, name)| !name.ends_with(MANIFEST));
+        for (folder, name) in gone {
+            self.verified.remove(&folder);
+            self.store.remove(name)?;
+        }
+        Ok(())
+    }
+}
+
+/// What `mirror.json` in a store says; none where there is none.
+fn mark(store: &Store) -> Result<Option<Mark>> {
+    let Some(text) = store.read(MARK)? else { return Ok(None) };
+    serde_json::from_slice(&text).map(Some).map_err(|e| Error::Output {
+        path: store.url().join(MARK),
+        reason: format!("{e}: it is no mirror of this trainer, or of a newer one"),
+    })
+}
+
+/// Whether a store holds the mirror of a run.
+pub(super) fn is_mirror(store: &Store) -> Result<bool> {
+    Ok(mark(store)?.is_some())
+}
+
+/// Says in a mirror that a new session writes to it, before it is read: one that still lives leaves it alone from then on.
+/// Gives the session's name.
+pub(super) fn take_over(store: &Store) -> Result<String> {
+    let Some(Mark { run, .. }) = mark(store)? else {
+        let reason = "its mirror.json is gone".to_owned();
+        return Err(Error::Output { path: store.url().to_owned(), reason });
+    };
+    let session = session_name();
+    write_mark(store, run, &session).map(|()| session)
+}
+
+fn write_mark(store: &Store, run: String, session: &str) -> Result<()> {
+    let (session, host, since) = (session.to_owned(), common::host(), common::now());
+    let mark = Mark { format: 1, run, session, host, since };
+    let text = serde_json::to_vec_pretty(&mark).expect("plain values");
+    let file = in_memory(&text).map_err(Error::io("make", Path::new(MARK)))?;
+    store.write(MARK, file)?;
+    Ok(())
+}
+
+/// What no other session is called.
+fn session_name() -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let name = format!("{} {} {}", common::host(), std::process::id(), now.as_nanos());
+    sha256(name.as_bytes())
+}
+
+/// What no other run has.
+fn run_of(sessions: &[u8]) -> Option<String> {
+    let first = sessions.split_inclusive(|byte| *byte == b'\n').next()?;
+    first.ends_with(b"\n").then(|| sha256(first))
+}
+
+/// A file of this text that no folder knows.
+fn in_memory(text: &[u8]) -> io::Result<File> {
+    use std::io::Write;
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::memfd_create("mirror", flags)?);
+    file.write_all(text)?;
+    Ok(file)
 }
 
 /// The names in a folder, without those of files that are being written aside.
@@ -248,12 +463,13 @@ fn names(folder: &Path) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// Whether the whole lines of `first` are the first of `all`. A last line without its end is of a write that was cut.
+/// Whether the whole lines of `first`, of which there are some, are the first of `all`. A last line without its end is of
+/// a write that was cut.
 fn begins_with(all: &[u8], first: &[u8]) -> bool {
     let lines = |text| <[u8]>::split_inclusive(text, |byte| *byte == b'\n');
-    let first = lines(first).filter(|line| line.ends_with(b"\n"));
+    let mut first = lines(first).filter(|line| line.ends_with(b"\n")).peekable();
     let mut all = lines(all);
-    first.into_iter().all(|line| all.next() == Some(line))
+    first.peek().is_some() && first.all(|line| all.next() == Some(line))
 }
 
 /// A pass that is asked for, and what stays by it.

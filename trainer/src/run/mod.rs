@@ -37,12 +37,12 @@ pub use folder::{open_data, read_config, read_config_as_it_is};
 use mirror::Mirror;
 use ranks::{meet, verify};
 use recorder::Recorder;
-pub use restore::restore;
+pub use restore::{Taken, mirrored, restore};
 pub use session::Session;
 use session::newest_of;
 use sessions::{End, Ending, HasSaved, Start};
 pub(crate) use start::evaluated;
-use start::{EVALUATED, begin, forget_evaluated, go_on, load, set_aside_after};
+use start::{ALL, EVALUATED, begin, forget_evaluated, go_on, load, set_aside_after};
 
 /// What is wanted of a folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,7 +109,7 @@ struct Incident<'a> {
 pub fn run(mut session: Session, config: Config, place: Place, stop: &Stop) -> Result<Summary> {
     let (device, data) =
         (device::of_rank(&config.train.device, &place)?, open_data(&config, "train")?);
-    let world = meet(&config, place, device, &data, stop)?;
+    let world = meet(&config, place, device, &data, session.awaits, stop)?;
     let work = || {
         prepare(&config, device)?;
         session.check_converges(&config)?;
@@ -184,8 +184,6 @@ impl Run {
         let world = state.d.params.world().clone();
         let (out, device, at) = (session.out.clone(), feed.device, (state.step, world.size()));
         let provenance = Provenance::here(device);
-        // Until it is known which is the best, none is dropped for it.
-        let keep = Keep { last: usize::MAX, every: 0, best: None };
         let prepare = || {
             let images = out.join("images");
             fs::create_dir_all(&images).map_err(Error::io("create", &images))?;
@@ -237,7 +235,7 @@ impl Run {
             recorder,
             checkpoints,
             mirror: mirror.flatten(),
-            keep,
+            keep: ALL,
             saved_later: false,
             aside: Duration::ZERO,
         })

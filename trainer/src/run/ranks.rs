@@ -1,5 +1,7 @@
 //! A run of several ranks: how they meet, and the state that all of them hold.
 
+use std::time::Duration;
+
 use pipeline::{Cursor, Dataset};
 use tch::{Device, Tensor};
 
@@ -10,20 +12,29 @@ use crate::error::Result;
 use crate::state::{OfD, TrainState, Update};
 use crate::stop::Stop;
 
-/// Joins the other ranks, if there are any, and makes sure that they run the same.
+/// How long ranks wait for rank 0 while it brings the run back from its mirror.
+const BROUGHT_BACK: Duration = Duration::from_secs(6 * 3600);
+
+/// Joins the other ranks, if there are any, and makes sure that they run the same. `awaits`: rank 0 may be bringing the run
+/// back before it comes.
 pub(super) fn meet(
     config: &Config,
     place: Place,
     device: Device,
     data: &Dataset,
+    awaits: bool,
     stop: &Stop,
 ) -> Result<World> {
     config.rows(place.size)?;
+    let mut limits = config.limits();
+    if awaits {
+        limits.join = limits.join.max(BROUGHT_BACK);
+    }
     // The data folder may have another name on another machine.
     let mut facts = config.flat();
     facts.retain(|(key, _)| key != "data.dir");
     facts.push(("the data index's fingerprint".to_owned(), format!("{:016x}", data.fingerprint())));
-    World::join(place, device, config.limits(), facts, stop)
+    World::join(place, device, limits, facts, stop)
 }
 
 /// Gives every rank what rank 0 has, bit by bit.

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::folder::{Written, edited, write_config, written};
 use super::mirror::Copied;
-use super::restore::check_whole;
+use super::restore::{Taken, check_whole};
 use super::sessions::{Ending, SESSIONS, Sessions, hash_of};
 use super::{Begin, read_config};
 use crate::checkpoint;
@@ -62,6 +62,9 @@ pub struct Session {
     anew: bool,
     /// The run's copy elsewhere, on rank 0 where it has one.
     pub(super) mirror: Option<Copied>,
+    taken: Option<String>,
+    /// Whether rank 0 may be at work bringing the run back, for as long as that takes.
+    pub(super) awaits: bool,
 }
 
 /// What a folder holds.
@@ -158,16 +161,9 @@ fn is_aside(name: &str) -> bool {
 }
 
 impl Session {
-    /// Looks at `out`, and locks it if there is a run in it, before anything in it is changed. Ranks but 0
-    /// only read.
-    ///
-    /// # Errors
-    /// [`Error::Output`] where `begin` does not fit what is there; [`Error::InUse`] where another trainer is at work;
-    /// [`Error::Checkpoint`] where there is nothing to go on from; [`Error::Config`].
-    pub fn open(out: &Path, begin: Begin, place: &Place) -> Result<Self> {
-        let refuse =
-            |reason: &str| Err(Error::Output { path: out.to_owned(), reason: reason.to_owned() });
-        let mut session = Self {
+    /// Before the folder was looked at.
+    fn unopened(out: &Path, begin: Begin) -> Self {
+        Self {
             out: out.to_owned(),
             begin,
             lock: None,
@@ -180,7 +176,21 @@ impl Session {
             before: None,
             anew: false,
             mirror: None,
-        };
+            taken: None,
+            awaits: false,
+        }
+    }
+
+    /// Looks at `out`, and locks it if there is a run in it, before anything in it is changed. Ranks but 0
+    /// only read.
+    ///
+    /// # Errors
+    /// [`Error::Output`] where `begin` does not fit what is there; [`Error::InUse`] where another trainer is at work;
+    /// [`Error::Checkpoint`] where there is nothing to go on from; [`Error::Config`].
+    pub fn open(out: &Path, begin: Begin, place: &Place) -> Result<Self> {
+        let refuse =
+            |reason: &str| Err(Error::Output { path: out.to_owned(), reason: reason.to_owned() });
+        let mut session = Self::unopened(out, begin);
         if place.rank > 0 {
             let reads = match begin {
                 Begin::New => false,
@@ -272,6 +282,21 @@ impl Session {
         }
     }
 
+    /// Of a rank other than 0: rank 0 goes on with the run of these settings, which it brings back from its mirror.
+    #[must_use]
+    pub fn awaiting(mut self, config: Config) -> Self {
+        self.awaits = true;
+        self.before.get_or_insert(config);
+        self
+    }
+
+    /// Of rank 0: it has brought the run back from its mirror, and writes to that from now on.
+    #[must_use]
+    pub fn brought_back(mut self, Taken(session): Taken) -> Self {
+        self.taken = Some(session);
+        self
+    }
+
     /// Looks at `checkpoint.mirror`, if there is to be one, before anything is written. One that cannot be reached now
     /// does not keep a run from going on: it is said, and tried again.
     ///
@@ -281,7 +306,7 @@ impl Session {
         if config.checkpoint.mirror.is_empty() {
             return Ok(());
         }
-        let copied = Copied::new(&self.out, &config.checkpoint.mirror)?;
+        let copied = Copied::new(&self.out, &config.checkpoint.mirror, self.taken.take())?;
         match copied.check() {
             Err(Error::Data(e)) if self.before.is_some() && !e.is_input() => {
                 tracing::warn!("checkpoint.mirror: {e}; going on without it for now");

@@ -8,8 +8,8 @@ use pipeline::{Cursor, Dataset};
 use tch::{Device, Kind};
 
 use super::ranks::share;
-use super::{Ended, Run, Session, Summary};
-use crate::checkpoint;
+use super::{Ended, MIRROR, Run, Session, Summary};
+use crate::checkpoint::{self, Keep};
 use crate::config::Config;
 use crate::dist::World;
 use crate::error::{Error, Result};
@@ -19,6 +19,9 @@ use crate::stop::Stop;
 
 /// The file that says which step the last pictures and metrics are of.
 pub(super) const EVALUATED: &str = "evaluated";
+
+/// Where nobody can tell which checkpoints are to go, none is.
+pub(super) const ALL: Keep = Keep { last: usize::MAX, every: 0, best: None };
 
 /// The step after which a run was last evaluated to the end.
 pub(crate) fn evaluated(out: &Path) -> Option<u64> {
@@ -65,6 +68,8 @@ pub(super) fn go_on(
     let (found, state) = load(&config, &session.out, &data, device, world, own)?;
     let complete = state.step >= config.train.steps && evaluated(&session.out) == Some(state.step);
     if world.shared([i64::from(complete)]) == [1] {
+        // Its mirror may be behind.
+        let behind = session.mirror.take().and_then(|mut copied| copied.pass(ALL).err());
         return Ok(Summary {
             out: session.out,
             steps: state.step,
@@ -72,8 +77,8 @@ pub(super) fn go_on(
             ended: Ended::Steps,
             bottleneck: String::new(),
             probe: None,
-            troubles: vec![],
-            incomplete: false,
+            incomplete: behind.is_some(),
+            troubles: behind.iter().map(|e| format!("{MIRROR}: not up to date ({e})")).collect(),
         });
     }
     let prepare = || {
