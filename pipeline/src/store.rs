@@ -265,7 +265,10 @@ impl Store {
             for start in (0..length).step_by(PART as usize) {
                 let range = start..(start + PART).min(length);
                 let part = || self.store.get_range(&path, range.clone());
-                let bytes = again(part).await.map_err(fault)?;
+                let bytes = match again(part).await {
+                    Err(object_store::Error::NotFound { .. }) => return Ok(None),
+                    bytes => bytes.map_err(fault)?,
+                };
                 hasher.update(&bytes);
                 take(&bytes)?;
             }

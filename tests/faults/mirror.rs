@@ -134,7 +134,7 @@ fn a_machine_killed_at_any_moment_loses_no_more_than_was_on_its_way() {
         let child = Background::of(command(&mirrored(&run, &url, &[]), &vec![]));
         std::thread::sleep(Duration::from_millis(400 + 4_000 * (kill * 37 % kills) / kills));
         child.kill();
-        let there = saved(&mirror).unwrap_or(0);
+        let there = newest_sound(&mirror).unwrap_or(0);
         assert!(there >= most, "kill {kill}: step {there}, and it was {most} before");
         most = there;
         let _ = fs::remove_dir_all(&run);
@@ -170,7 +170,12 @@ fn a_run_that_is_brought_back_may_be_killed_at_any_call() {
     let keys: Vec<&str> = stopped.into_iter().chain([mirror.as_str()]).collect();
     done(&unattended(data(), &first, &keys), &vec![]);
     let args = |run: &Path| unattended(data(), run, &keys);
-    let expected = files(&first);
+    let but_sessions = |run: &Path| {
+        let mut files = files(run);
+        assert!(files.remove("sessions.jsonl").is_some());
+        files
+    };
+    let expected = but_sessions(&first);
     // Files of a checkpoint, logs and pictures: some hundred calls that make, write, sync and name them.
     let every = times(29, 1);
     let mut kills = 0;
@@ -190,7 +195,7 @@ fn a_run_that_is_brought_back_may_be_killed_at_any_call() {
         kills += 1;
         let said = done(&args(&run), &vec![]);
         assert!(said.out.contains("is finished"), "call {at}: {} {}", said.out, said.err);
-        assert_eq!(files(&run), expected, "call {at}");
+        assert_eq!(but_sessions(&run), expected, "call {at}");
         fs::remove_dir_all(&run).unwrap();
     }
     assert!(kills > times(3, 100), "{kills} calls");
@@ -492,4 +497,72 @@ fn a_full_mirror_makes_room_and_a_damaged_checkpoint_here_holds_up_no_other() {
     assert_eq!(ended.code, 0, "{}", ended.err);
     let kept: Vec<_> = checkpoint::list(&mirror.join("checkpoints")).unwrap();
     assert_eq!(kept.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [4, 6, 8]);
+}
+
+#[test]
+fn whoever_brought_a_run_back_has_the_mirror_from_then_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mirror, url) = beside(folder.path());
+    let [old, new] = ["old", "new"].map(|name| folder.path().join(name));
+    done(&mirrored(&old, &url, &["train.steps=2"]), &vec![]);
+    let before = files(&mirror);
+    // What cannot start takes it from nobody.
+    let mut args = mirrored(&new, &url, &[]);
+    let data = args.iter().position(|arg| arg == "--data").unwrap() + 1;
+    args[data] = text(&folder.path().join("nowhere"));
+    assert_eq!(said(&args, &vec![]).code, 2);
+    let mark = fs::read(mirror.join("mirror.json")).unwrap();
+    assert!(!new.join("config.toml").exists());
+    // Killed before it saved anything of its own.
+    let rare = ["train.steps=100000", "checkpoint.every=100000", "eval.probe_images=0"];
+    let mut child = Background::of(command(&mirrored(&new, &url, &rare), &vec![]));
+    child.until(|_| super::steps(&new) > 4);
+    child.kill();
+    assert_ne!(fs::read(mirror.join("mirror.json")).unwrap(), mark);
+    let late = said(&mirrored(&old, &url, &["train.steps=4"]), &vec![]);
+    assert_eq!(late.code, 2, "{}", late.err);
+    assert!(late.err.contains("went on elsewhere"), "{}", late.err);
+    done(&mirrored(&new, &url, &["train.steps=4"]), &vec![]);
+    assert_eq!(saved(&mirror), Some(4));
+    assert_ne!(files(&mirror), before);
+    // A folder in which nothing was saved yet is as good as an empty one.
+    let unsaved = folder.path().join("unsaved");
+    fs::create_dir(&unsaved).unwrap();
+    fs::copy(new.join("config.toml"), unsaved.join("config.toml")).unwrap();
+    let said = done(&mirrored(&unsaved, &url, &["train.steps=4"]), &vec![]);
+    assert!(said.err.contains("brought back") && said.out.contains("4 steps"), "{}", said.err);
+}
+
+#[test]
+fn a_copy_is_kept_while_training_outruns_it_and_where_the_run_s_own_is_damaged() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mirror, url) = beside(folder.path());
+    let run = folder.path().join("run");
+    done(&mirrored(&run, &url, &["train.steps=4"]), &vec![]);
+    let damaged = run.join("checkpoints/step-00000004/encoder.safetensors");
+    fs::write(&damaged, "damaged").unwrap();
+    done(&mirrored(&run, &url, &["train.steps=3"]), &vec![]);
+    assert_eq!(saved(&mirror), Some(4), "the only sound copy of step 4");
+    // Another run's command meets a mirror in which none is whole yet.
+    let whole = checkpoint::list(&mirror.join("checkpoints")).unwrap();
+    for (_, path) in whole {
+        fs::remove_file(path.join("manifest.json")).unwrap();
+    }
+    let other = said(&mirrored(&folder.path().join("other"), &url, &["train.seed=9"]), &vec![]);
+    assert!(other.code == 2 && other.err.contains("another run begins there"), "{}", other.err);
+    let Some(store) = Store::start(Kind::Moto) else { return };
+    // Every step replaces the one checkpoint, and the store takes longer than a step.
+    let slow = store.behind(Faults { latency: Duration::from_millis(15), ..Faults::default() });
+    let quick = ["train.steps=100000", "checkpoint.every=1", "checkpoint.keep=1"];
+    let fast = folder.path().join("fast");
+    let args = mirrored(&fast, "s3://bucket/fast", &quick);
+    let mut child = Background::of(command(&args, &environment(&slow.url)));
+    let there = || store.holds().into_keys().filter(|name| name.ends_with("manifest.json")).count();
+    child.until(|_| there() > 0);
+    for _ in 0..5 {
+        assert!(there() > 0, "no whole checkpoint is left");
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    child.kill();
+    assert!(there() > 0, "no whole checkpoint is left");
 }

@@ -156,13 +156,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // Where a machine was lost, its run comes back first.
     let (out, mirror) = (args.out()?, config.checkpoint.mirror.clone());
     let lost = match begin == Begin::Auto && !mirror.is_empty() {
-        true => run::mirrored(out, &mirror)?,
+        true => match run::mirrored(out, &mirror) {
+            // Rank 0 alone needs it.
+            Err(Error::Data(_)) if place.rank > 0 => None,
+            found => found?,
+        },
         false => None,
     };
     let mut taken = None;
     if let Some(theirs) = &lost {
-        same_run(&allowed(args, theirs)?, &config, "mirror")?;
+        let wanted = allowed(args, theirs)?;
+        same_run(&wanted, &config, "mirror")?;
         if place.rank == 0 {
+            // What cannot start here takes the mirror from nobody.
+            trainer::device::of_rank(&wanted.train.device, &place)?;
+            run::open_data(&wanted, "train")?;
             taken = Some(run::restore(out, &mirror, &stop)?);
         }
     }

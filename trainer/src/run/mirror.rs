@@ -18,9 +18,10 @@ use common::files::sha256;
 use pipeline::{Store, Stored};
 use serde::{Deserialize, Serialize};
 
-use super::session::is_ours;
+use super::session::{has_saved, is_ours};
 use super::sessions::SESSIONS;
 use crate::checkpoint::{self, Guard, Keep};
+use crate::config::Config;
 use crate::error::{Error, Result};
 
 /// The folder of checkpoints, here and there.
@@ -33,6 +34,9 @@ pub(super) const MARK: &str = "mirror.json";
 
 /// After a pass that took longer, no other is made at the end.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Times that checkpoints are brought anew which training has replaced meanwhile.
+const TRIES: usize = 3;
 
 /// What `mirror.json` says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +63,8 @@ pub(super) struct Passed {
 pub(super) struct Copied {
     out: PathBuf,
     store: Store,
+    /// [`Config::computes_sha256`] of the run.
+    computes: String,
     /// This session's name.
     session: String,
     /// Whether it has said so there.
@@ -91,8 +97,8 @@ impl Copied {
     ///
     /// # Errors
     /// [`Error::Data`] for what is no such URL; [`Error::Output`] for one that leads into the run's own folder.
-    pub(super) fn new(out: &Path, url: &str, taken: Option<String>) -> Result<Self> {
-        let store = Store::open(url)?;
+    pub(super) fn new(out: &Path, config: &Config, taken: Option<String>) -> Result<Self> {
+        let store = Store::open(&config.checkpoint.mirror)?;
         let real = |path: &Path| fs::canonicalize(path).or_else(|_| std::path::absolute(path));
         if let (Some(local), Ok(ours)) = (store.local(), real(out))
             && let Ok(theirs) = real(local)
@@ -105,6 +111,7 @@ impl Copied {
         Ok(Self {
             out: out.to_owned(),
             store,
+            computes: config.computes_sha256(),
             claimed: taken.is_some(),
             session: taken.unwrap_or_else(session_name),
             verified: BTreeMap::new(),
@@ -144,17 +151,43 @@ impl Copied {
             return self.check_claim();
         }
         if whole(there).is_empty() {
-            return Ok(()); // of a run that never came to a checkpoint there
+            // Of a run that never came to a checkpoint there, by this command most likely.
+            return match self.store.read("config.toml")? {
+                Some(text) if self.is_other(&String::from_utf8_lossy(&text)) => {
+                    self.refuse("another run begins there; name another checkpoint.mirror")
+                }
+                _ => Ok(()),
+            };
         }
         let ours = self.sessions()?;
         let theirs = self.store.read(SESSIONS)?.unwrap_or_default();
-        if Some(mark.run) == run_of(&ours) && begins_with(&ours, &theirs) {
+        let run = run_of(&ours);
+        let known = knows(&ours, &mark.session) || run.as_ref() == Some(&mark.session);
+        if known && run == Some(mark.run) && begins_with(&ours, &theirs) {
             return Ok(());
         }
         self.refuse(
             "it holds another run, or this one went on elsewhere; name another checkpoint.mirror, or go on from it in a new \
              folder by --resume=auto",
         )
+    }
+
+    /// Whether a configuration computes something else.
+    fn is_other(&self, text: &str) -> bool {
+        Config::parse(text).is_ok_and(|theirs| theirs.computes_sha256() != self.computes)
+    }
+
+    /// Of a run that is done: no line of `sessions.jsonl` names this session.
+    pub(super) fn of_a_finished_run(mut self) -> Result<Self> {
+        if let (Some(run), false) = (run_of(&self.sessions()?), self.claimed) {
+            self.session = run;
+        }
+        Ok(self)
+    }
+
+    /// This session's name.
+    pub(super) fn session(&self) -> &str {
+        &self.session
     }
 
     /// Refuses to write to what another session has taken over since this one began to.
@@ -195,7 +228,8 @@ impl Copied {
         }
     }
 
-    /// Brings the copy up to date. Checkpoints there of later steps than the newest here were given up, and go.
+    /// Brings the copy up to date. Checkpoints there of later steps than the newest here were given up, and go, unless one
+    /// of that name is damaged here.
     ///
     /// # Errors
     /// [`Error::Data`] of the store, [`Error::Output`] where it is another run's, [`Error::Checkpoint`] where one here is
@@ -205,39 +239,62 @@ impl Copied {
         self.check_own(&there)?;
         self.claim()?;
         self.bring_logs(&there)?;
+        for _ in 0..TRIES {
+            if let Some(passed) = self.bring_checkpoints(keep)? {
+                return Ok(passed);
+            }
+        }
+        self.refuse("training replaces its checkpoints before they are there: save less often, or raise checkpoint.keep")
+    }
+
+    /// None where training has removed the newest before it was there; then nothing was removed there.
+    fn bring_checkpoints(&mut self, keep: Keep) -> Result<Option<Passed>> {
+        let there = self.store.list()?;
+        let folder = self.out.join(CHECKPOINTS);
         let name = |(_, path): (u64, PathBuf)| Some(PathBuf::from(path.file_name()?));
-        let here = checkpoint::list(&self.out.join(CHECKPOINTS))?.into_iter().filter_map(name);
+        let here = checkpoint::list(&folder)?.into_iter().filter_map(name);
         let here: BTreeSet<PathBuf> = here.collect();
         let both = whole(&there).into_iter().map(|(_, path)| path).chain(here.iter().cloned());
         let mut both = checkpoint::in_order(both.collect::<BTreeSet<_>>());
         let Some(newest) = both.iter().rposition(|(_, name)| here.contains(name)) else {
-            return Ok(Passed { step: None });
+            return Ok(Some(Passed { step: None }));
         };
-        both.truncate(newest + 1);
-        let step = both[newest].0;
+        let later: BTreeSet<PathBuf> =
+            both.split_off(newest + 1).into_iter().map(|(_, name)| name).collect();
+        let (step, newest) = both[newest].clone();
         let gone: BTreeSet<_> = keep.dropped(&both).into_iter().collect();
         let kept: Vec<&Path> = both
             .iter()
             .map(|(_, name)| name.as_path())
-            .filter(|name| !gone.contains(name))
+            .filter(|name| !gone.contains(name) && here.contains(*name))
             .collect();
         self.remove_halves(&there, &kept)?;
         let mut damaged = None;
-        for name in kept.iter().rev().filter(|name| here.contains(**name)) {
-            let path = self.out.join(CHECKPOINTS).join(name);
+        for name in kept.iter().rev() {
+            let path = folder.join(name);
             match self.bring_making_room(&name.to_string_lossy(), &path, &there, keep) {
                 Ok(()) => {}
-                // Training kept others meanwhile, and asks for another pass.
+                Err(_) if checkpoint::is_gone(&path) && *name == newest => return Ok(None),
+                // Training keeps others now.
                 Err(_) if checkpoint::is_gone(&path) => {}
                 // An older one that is damaged here keeps no other from there.
-                Err(e @ Error::Checkpoint { .. }) if *name != both[newest].1 => {
+                Err(e @ Error::Checkpoint { .. }) if *name != newest => {
                     damaged.get_or_insert(e);
                 }
                 Err(e) => return Err(e),
             }
         }
-        self.remove_all_but(&kept)?;
-        damaged.map_or(Ok(Passed { step: Some(step) }), Err)
+        // The newest is there: of what is whole now, some may go.
+        let mut now = whole(&self.store.list()?);
+        now.retain(|(_, name)| !later.contains(name));
+        let gone: BTreeSet<PathBuf> = keep.dropped(&now).into_iter().map(Path::to_owned).collect();
+        let is_damaged = |name: &str| folder.join(format!("{name}.damaged")).exists();
+        self.remove_checkpoints(|name| {
+            let path = PathBuf::from(name);
+            let stays = now.iter().any(|(_, of)| *of == path) && !gone.contains(&path);
+            !(stays || later.contains(&path) && is_damaged(name))
+        })?;
+        damaged.map_or(Ok(Some(Passed { step: Some(step) })), Err)
     }
 
     /// What is written here beside checkpoints, and is another there. Sessions come first, as here: by them settings are
@@ -281,6 +338,7 @@ impl Copied {
         let gone = there.keys().filter(|name| !here.contains_key(**name)).filter(again);
         let gone: Vec<&str> = gone.copied().collect();
         for name in gone {
+            self.check_claim()?;
             self.store.remove(name)?;
             self.brought.remove(name);
         }
@@ -373,10 +431,6 @@ impl Copied {
         })
     }
 
-    fn remove_all_but(&mut self, kept: &[&Path]) -> Result<()> {
-        self.remove_checkpoints(|name| !kept.contains(&Path::new(name)))
-    }
-
     /// Removes checkpoints there, each its manifest first. Files of other names stay.
     fn remove_checkpoints(&mut self, gone: impl Fn(&str) -> bool) -> Result<()> {
         let there = self.store.list()?;
@@ -405,9 +459,11 @@ fn mark(store: &Store) -> Result<Option<Mark>> {
     })
 }
 
-/// Whether a store holds the mirror of a run.
-pub(super) fn is_mirror(store: &Store) -> Result<bool> {
-    Ok(mark(store)?.is_some())
+/// Whether a store holds the mirror of a run: of that whose logs are in `out`, where these tell of a saved one.
+pub(super) fn is_mirror(store: &Store, out: &Path) -> Result<bool> {
+    let Some(mark) = mark(store)? else { return Ok(false) };
+    let ours = fs::read(out.join(SESSIONS)).ok().and_then(|text| run_of(&text));
+    Ok(!has_saved(out) || ours == Some(mark.run))
 }
 
 /// Says in a mirror that a new session writes to it, before it is read: one that still lives leaves it alone from then on.
@@ -441,6 +497,19 @@ fn session_name() -> String {
 fn run_of(sessions: &[u8]) -> Option<String> {
     let first = sessions.split_inclusive(|byte| *byte == b'\n').next()?;
     first.ends_with(b"\n").then(|| sha256(first))
+}
+
+/// Whether one of the lines names a session that writes to the mirror.
+fn knows(sessions: &[u8], session: &str) -> bool {
+    #[derive(Deserialize)]
+    struct Line {
+        mirror: Option<String>,
+    }
+    let mut lines = sessions.split(|byte| *byte == b'\n');
+    lines.any(|line| {
+        serde_json::from_slice::<Line>(line)
+            .is_ok_and(|line| line.mirror.as_deref() == Some(session))
+    })
 }
 
 /// A file of this text that no folder knows.

@@ -204,6 +204,7 @@ impl Run {
                 config_sha256: sessions::hash_of(&config),
                 from_config_sha256: session.from_config_sha256.clone(),
                 before_config_sha256: session.before_config_sha256.clone(),
+                mirror: session.mirror.as_ref().map(|copied| copied.session().to_owned()),
                 provenance: &provenance,
             });
             // Before the settings themselves: killed between the two, the run is still known to be its own.
@@ -219,7 +220,9 @@ impl Run {
             Ok(((checkpoints, mirror.transpose()?), recorder))
         };
         let (kept, recorder) = world.lead("prepare the folder", prepare)?.unzip();
-        let (checkpoints, mirror) = kept.unzip();
+        let (checkpoints, mut mirror) = kept.unzip();
+        // That this session is at work is to be known there soon.
+        mirror.iter_mut().flatten().for_each(|mirror| mirror.wanted(ALL));
         Ok(Self {
             config,
             out,

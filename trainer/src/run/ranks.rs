@@ -13,7 +13,7 @@ use crate::state::{OfD, TrainState, Update};
 use crate::stop::Stop;
 
 /// How long ranks wait for rank 0 while it brings the run back from its mirror.
-const BROUGHT_BACK: Duration = Duration::from_secs(6 * 3600);
+const BROUGHT_BACK: Duration = Duration::from_secs(1800);
 
 /// Joins the other ranks, if there are any, and makes sure that they run the same. `awaits`: rank 0 may be bringing the run
 /// back before it comes.

@@ -10,9 +10,11 @@ use pipeline::{Store, Stored};
 
 use super::mirror::{CHECKPOINTS, MANIFEST, is_mirror, take_over, whole};
 use super::session::{Found, is_ours};
+use super::sessions::SESSIONS;
 use crate::checkpoint;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::evaluations;
 use crate::lock::Lock;
 use crate::say;
 use crate::stop::Stop;
@@ -21,20 +23,21 @@ use crate::stop::Stop;
 #[derive(Debug)]
 pub struct Taken(pub(super) String);
 
-/// Where what comes lies until all of it is there. A folder with one holds nothing but what came from the mirror.
+/// Where what comes lies until all of it is there. A folder with one holds nothing else that anybody could miss.
 const COMING: &str = ".from-mirror.partial";
 
-/// The settings of the run that a mirror holds, where a folder is empty, or was left while that run was brought: what
-/// [`restore`] would bring. None where there is nothing to bring, or the folder holds a run.
+/// The settings of the run that a mirror holds, where a folder has no checkpoint, or was left while that run was brought:
+/// what [`restore`] would bring. None where there is nothing to bring, or the folder holds a run.
 ///
 /// # Errors
 /// [`Error::Data`] where the mirror cannot be read: nothing says that there is no run in it; [`Error::Config`].
 pub fn mirrored(out: &Path, url: &str) -> Result<Option<Config>> {
-    if !out.join(COMING).is_dir() && Found::look(out)? != Found::Nothing {
+    let bare = [Found::Nothing, Found::Unsaved];
+    if !out.join(COMING).is_dir() && !bare.contains(&Found::look(out)?) {
         return Ok(None);
     }
     let store = Store::open(url)?;
-    if whole(&store.list()?).is_empty() || !is_mirror(&store)? {
+    if whole(&store.list()?).is_empty() || !is_mirror(&store, out)? {
         return Ok(None);
     }
     let text = store.read("config.toml")?.unwrap_or_default();
@@ -49,10 +52,10 @@ pub fn mirrored(out: &Path, url: &str) -> Result<Option<Config>> {
 /// checkpoints is sound; [`Error::InUse`], [`Error::Io`].
 pub fn restore(out: &Path, url: &str, stop: &Stop) -> Result<Taken> {
     let (store, aside) = (Store::open(url)?, out.join(COMING));
-    let taken = Taken(take_over(&store)?);
-    let there = store.list()?;
     fs::create_dir_all(out).map_err(Error::io("create", out))?;
     let _lock = Lock::take(out)?;
+    let taken = Taken(take_over(&store)?);
+    let there = store.list()?;
     fs::create_dir_all(&aside).map_err(Error::io("create", &aside))?;
     let from = store.url().display().to_string();
     say::note(format_args!("{}: bringing back what {from} holds", out.display()));
@@ -78,6 +81,11 @@ pub fn restore(out: &Path, url: &str, stop: &Stop) -> Result<Taken> {
     for stored in logs {
         bring_log(&store, stored, &aside, stop)?;
     }
+    // By this line the mirror is known to be this folder's, whenever that goes on.
+    evaluations::append(
+        &aside.join(SESSIONS),
+        &serde_json::json!({"event": "brought_back", "step": step, "mirror": &taken.0}),
+    )?;
     give_places(&aside, out)?;
     say::note(format_args!("{}: brought back from {from}, step {step}", out.display()));
     Ok(taken)

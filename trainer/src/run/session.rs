@@ -126,7 +126,7 @@ impl Found {
 
 /// Whether the run in a folder has once saved a later state than its first, by what it wrote down: a session
 /// that began with one, or one that ended as only a saved one does.
-fn has_saved(out: &Path) -> bool {
+pub(super) fn has_saved(out: &Path) -> bool {
     super::evaluated(out).is_some() || Sessions::read(out).have_saved() || saved_by_statistics(out)
 }
 
@@ -306,7 +306,7 @@ impl Session {
         if config.checkpoint.mirror.is_empty() {
             return Ok(());
         }
-        let copied = Copied::new(&self.out, &config.checkpoint.mirror, self.taken.take())?;
+        let copied = Copied::new(&self.out, config, self.taken.take())?;
         match copied.check() {
             Err(Error::Data(e)) if self.before.is_some() && !e.is_input() => {
                 tracing::warn!("checkpoint.mirror: {e}; going on without it for now");

@@ -47,6 +47,9 @@ pub(super) struct Start<'a> {
     /// That of the `config.toml` that it found.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) before_config_sha256: Option<String>,
+    /// The name under which it writes to `checkpoint.mirror`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) mirror: Option<String>,
     #[serde(flatten)]
     pub(super) provenance: &'a crate::provenance::Provenance,
 }

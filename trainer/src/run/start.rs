@@ -7,6 +7,7 @@ use std::sync::Arc;
 use pipeline::{Cursor, Dataset};
 use tch::{Device, Kind};
 
+use super::mirror::Copied;
 use super::ranks::share;
 use super::{Ended, MIRROR, Run, Session, Summary};
 use crate::checkpoint::{self, Keep};
@@ -69,7 +70,8 @@ pub(super) fn go_on(
     let complete = state.step >= config.train.steps && evaluated(&session.out) == Some(state.step);
     if world.shared([i64::from(complete)]) == [1] {
         // Its mirror may be behind.
-        let behind = session.mirror.take().and_then(|mut copied| copied.pass(ALL).err());
+        let pass = |copied: Copied| copied.of_a_finished_run()?.pass(ALL).map(drop);
+        let behind = session.mirror.take().and_then(|copied| pass(copied).err());
         return Ok(Summary {
             out: session.out,
             steps: state.step,
