@@ -330,7 +330,8 @@ fn page(results: &Results<'_>, jobs: &[Job], out: &Path) -> String {
             div.scroll tabindex="0" {
                 table {
                     thead { tr { @for cell in heading { th { (cell) } } } }
-                    tbody { @for row in rows { tr { @for cell in row { td { (cell) } } } } }
+                    // A value and its deviation stay on one line.
+                    tbody { @for row in rows { tr { @for cell in row { td { (cell.replace(' ', "\u{a0}")) } } } } }
                 }
             }
             p {}
