@@ -2,6 +2,7 @@
 //! secrets. Nothing here needs a network.
 
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
@@ -72,6 +73,17 @@ pub struct Traffic {
     pub cache_hits: u64,
     /// Reads that it could not answer.
     pub cache_misses: u64,
+}
+
+/// A file in a [`Store`](crate::Store).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// Its name, below the folder.
+    pub name: String,
+    /// Its length.
+    pub bytes: u64,
+    /// When it was written, by the store's clock.
+    pub modified: SystemTime,
 }
 
 /// Whether a data folder's name is a URL.

@@ -68,7 +68,7 @@ mod sync {
     pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, atomic};
 }
 
-pub use address::{RemoteOptions, Traffic, is_url, without_secrets};
+pub use address::{RemoteOptions, Stored, Traffic, is_url, without_secrets};
 pub use augment::{Crop, CropLaw, Mode, OwnView, RandomResizedCrop, Scene, View};
 pub use batch::Batch;
 pub use config::{BadSamples, LoaderConfig};
@@ -80,7 +80,7 @@ pub use loader::Loader;
 pub use sampler::{LastBatch, Shuffle, WINDOW};
 pub use slab::{Heap, HostBlock, HostMemory};
 pub use stats::{Quarantined, Stage, Stats};
-pub use store::{Store, Stored};
+pub use store::Store;
 pub use writer::{FolderOptions, FolderWriter};
 
 /// Position of a sample in its split, from 0.

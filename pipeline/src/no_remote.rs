@@ -110,21 +110,9 @@ pub(crate) mod store {
     use std::convert::Infallible;
     use std::fs::File;
     use std::path::Path;
-    use std::time::SystemTime;
 
-    use crate::address::without_secrets;
+    use crate::address::{Stored, without_secrets};
     use crate::error::Error;
-
-    /// A file in a [`Store`], of which there is none.
-    #[derive(Debug, Clone, PartialEq, Eq)]
-    pub struct Stored {
-        /// Its name, below the folder.
-        pub name: String,
-        /// Its length.
-        pub bytes: u64,
-        /// When it was written, by the store's clock.
-        pub modified: SystemTime,
-    }
 
     /// A folder behind a URL to write to, of which there is none in this program.
     #[derive(Debug)]
@@ -161,6 +149,14 @@ pub(crate) mod store {
         /// # Errors
         /// None.
         pub fn read(&self, _name: &str) -> Result<Option<Vec<u8>>, Error> {
+            match self.0 {}
+        }
+
+        /// There is none.
+        ///
+        /// # Errors
+        /// None.
+        pub fn put(&self, _name: &str, _bytes: &[u8]) -> Result<(), Error> {
             match self.0 {}
         }
 

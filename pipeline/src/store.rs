@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use common::files::Hasher;
@@ -15,7 +15,7 @@ use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt, RetryConfig, WriteMultipart};
 use url::Url;
 
-use crate::address::{hidden, secrets, without_secrets};
+use crate::address::{Stored, hidden, secrets, without_secrets};
 use crate::error::{Error, report};
 use crate::remote::{connect, refusal};
 
@@ -40,17 +40,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where the URL is explained.
 const MEND: &str = "it may be s3://, gs://, az:// or file:///FOLDER";
-
-/// A file in a [`Store`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stored {
-    /// Its name, below the folder.
-    pub name: String,
-    /// Its length.
-    pub bytes: u64,
-    /// When it was written, by the store's clock.
-    pub modified: SystemTime,
-}
 
 /// A folder behind a URL. Every call waits until it is done; requests that fail are made again for a minute. Not for a
 /// thread of an async runtime.
@@ -189,6 +178,17 @@ impl Store {
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(self.fault("read", name, &error)),
         }
+    }
+
+    /// Writes a small file, at once or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Remote`].
+    pub fn put(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        let path = self.path(name, "write")?;
+        let bytes = Bytes::copy_from_slice(bytes);
+        let put = || async { self.store.put(&path, bytes.clone().into()).await.map(drop) };
+        self.runtime.block_on(again(put)).map_err(|error| self.fault("write", name, &error))
     }
 
     /// Writes a file under a name, at once or not at all. Gives the length and the hexadecimal SHA-256 of what was sent.

@@ -15,20 +15,7 @@ use pipeline::{Cursor, Dataset, LoaderConfig, Shuffle};
 use server::{Faults, Origin, Server};
 use support::{batches, config, folder, open};
 
-const MOTO: &str = r#"
-import os, sys
-import boto3
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-server.start()
-host, port = server.get_host_and_port()
-s3 = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
-s3.create_bucket(Bucket="bucket")
-for name in os.listdir(sys.argv[1]):
-    s3.upload_file(os.path.join(sys.argv[1], name), "bucket", f"some/where/{name}")
-print(f"{host}:{port}", flush=True)
-sys.stdin.read()
-"#;
+const MOTO: &str = include_str!("support/moto.py");
 
 /// Credentials come from the environment, so the reading half runs in a process of its own.
 const FOLDER: &str = "PIPELINE_TEST_S3_COPY_OF";

@@ -11,18 +11,7 @@ use integration::{missing, repository};
 use super::server::{Faults, Origin, Server};
 
 /// Starts moto, says where, and stays until its input ends.
-const MOTO: &str = r#"
-import sys
-import boto3
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-server.start()
-host, port = server.get_host_and_port()
-s3 = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
-s3.create_bucket(Bucket="bucket")
-print(f"{host}:{port}", flush=True)
-sys.stdin.read()
-"#;
+const MOTO: &str = include_str!("../../pipeline/tests/support/moto.py");
 
 const S3RVER: &str = r#"
 const S3rver = require("s3rver");
@@ -33,7 +22,7 @@ server.run().then(({ address, port }) => console.log(`${address}:${port}`));
 process.stdin.on("end", () => process.exit()).resume();
 "#;
 
-/// What is in a bucket by boto3: names and SHA-256.
+/// What is in a bucket by boto3: names, and SHA-256 of those below a prefix.
 const LIST: &str = r#"
 import hashlib, json, sys
 import boto3
@@ -41,7 +30,8 @@ s3 = boto3.client("s3", endpoint_url=sys.argv[1], region_name="us-east-1")
 pages = s3.get_paginator("list_objects_v2").paginate(Bucket="bucket")
 names = [item["Key"] for page in pages for item in page.get("Contents", [])]
 read = lambda name: s3.get_object(Bucket="bucket", Key=name)["Body"].read()
-print(json.dumps({name: hashlib.sha256(read(name)).hexdigest() for name in names}))
+prefix = sys.argv[2]
+print(json.dumps({name: name.startswith(prefix) and hashlib.sha256(read(name)).hexdigest() or "" for name in names}))
 "#;
 
 const MARK: &str = r#"
@@ -132,8 +122,18 @@ impl Store {
 
     /// Names and SHA-256 of all that it holds, by boto3.
     pub(crate) fn holds(&self) -> BTreeMap<String, String> {
+        self.listed("")
+    }
+
+    /// Names of all that it holds at one moment.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.listed("nothing is read").into_keys().collect()
+    }
+
+    fn listed(&self, prefix: &str) -> BTreeMap<String, String> {
         let url = format!("http://{}", self.address);
-        let listed = Command::new(python()).args(["-c", LIST, &url]).envs(KEYS).output().unwrap();
+        let listed =
+            Command::new(python()).args(["-c", LIST, &url, prefix]).envs(KEYS).output().unwrap();
         assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
         serde_json::from_slice(&listed.stdout).unwrap()
     }

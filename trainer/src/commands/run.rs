@@ -157,8 +157,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let (out, mirror) = (args.out()?, config.checkpoint.mirror.clone());
     let lost = match begin == Begin::Auto && !mirror.is_empty() {
         true => match run::mirrored(out, &mirror) {
-            // Rank 0 alone needs it.
-            Err(Error::Data(_)) if place.rank > 0 => None,
+            // Rank 0 alone needs it, and says why.
+            Err(_) if place.rank > 0 => None,
             found => found?,
         },
         false => None,

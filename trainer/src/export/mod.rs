@@ -51,7 +51,8 @@ const NEW_CARD: &str = "README.md.new";
 
 /// Writes `generator.safetensors`, `generator.pt` and, where `model` has an encoder, the same of
 /// `encoder` into `out`, then the model card `README.md`, and `export.json`, which says what made them, of which
-/// checkpoint, and their SHA-256. A card that was edited stays; the new one is `README.md.new` then. Every file is whole before the first appears, and on the disk in the end. The step is noted in
+/// checkpoint, and their SHA-256. A card that was edited stays; the new one is `README.md.new` then. What an
+/// earlier export left there and this one does not make goes, ONNX of other weights too. Every file is whole before the first appears, and on the disk in the end. The step is noted in
 /// them, `train` is the training split. The same checkpoint and configuration give the same files, but for `export.json`. Returns
 /// what was written.
 ///
@@ -120,8 +121,9 @@ fn publish(written: Vec<PathBuf>, out: &Path) -> Result<Vec<PathBuf>> {
         Ok(to)
     };
     let named: Vec<PathBuf> = written.into_iter().map(named).collect::<Result<_>>()?;
-    // Of an earlier export: an encoder of another generator.
-    for old in ["encoder.safetensors", "encoder.pt"].map(|name| out.join(name)) {
+    // Of an earlier export: an encoder of another generator, and what scripts/export-onnx made of other weights.
+    let old = ["encoder.safetensors", "encoder.pt", "generator.onnx", "encoder.onnx"];
+    for old in old.map(|name| out.join(name)) {
         if !named.contains(&old) && old.exists() {
             fs::remove_file(&old).map_err(Error::io("remove", &old))?;
         }

@@ -413,8 +413,7 @@ impl Copied {
             }
         }
         self.check_claim()?;
-        let file = in_memory(&text).map_err(Error::io("copy", &manifest))?;
-        self.store.write(&at(MANIFEST), file)?;
+        self.store.put(&at(MANIFEST), &text)?;
         if self.store.read(&at(MANIFEST))?.as_ref() != Some(&text) {
             return self.refuse(&format!("it gives back another {}", at(MANIFEST)));
         }
@@ -481,9 +480,7 @@ fn write_mark(store: &Store, run: String, session: &str) -> Result<()> {
     let (session, host, since) = (session.to_owned(), common::host(), common::now());
     let mark = Mark { format: 1, run, session, host, since };
     let text = serde_json::to_vec_pretty(&mark).expect("plain values");
-    let file = in_memory(&text).map_err(Error::io("make", Path::new(MARK)))?;
-    store.write(MARK, file)?;
-    Ok(())
+    Ok(store.put(MARK, &text)?)
 }
 
 /// What no other session is called.
@@ -510,15 +507,6 @@ fn knows(sessions: &[u8], session: &str) -> bool {
         serde_json::from_slice::<Line>(line)
             .is_ok_and(|line| line.mirror.as_deref() == Some(session))
     })
-}
-
-/// A file of this text that no folder knows.
-fn in_memory(text: &[u8]) -> io::Result<File> {
-    use std::io::Write;
-    let flags = rustix::fs::MemfdFlags::CLOEXEC;
-    let mut file = File::from(rustix::fs::memfd_create("mirror", flags)?);
-    file.write_all(text)?;
-    Ok(file)
 }
 
 /// The names in a folder, without those of files that are being written aside.

@@ -8,6 +8,7 @@ use std::path::{Component, Path};
 use common::files::{sha256_of, sync_folder, sync_folder_of};
 use pipeline::{Store, Stored};
 
+use super::folder::{Written, written};
 use super::mirror::{CHECKPOINTS, MANIFEST, is_mirror, take_over, whole};
 use super::session::{Found, is_ours};
 use super::sessions::SESSIONS;
@@ -196,6 +197,13 @@ fn give_places(aside: &Path, out: &Path) -> Result<()> {
     for entry in fs::read_dir(aside).map_err(Error::io("read", aside))? {
         let name = entry.map_err(Error::io("read", aside))?.file_name();
         names.insert((name == "config.toml", name));
+    }
+    // Settings that somebody laid there may be all there is of them.
+    let settings = out.join("config.toml");
+    if settings.is_file() && !matches!(written(out)?, Written::This(_)) {
+        let kept = checkpoint::free(&out.join("config.toml.before"))?;
+        fs::copy(&settings, &kept).map_err(Error::io("copy", &settings))?;
+        say::note(format_args!("the config.toml that lay there is kept as {}", kept.display()));
     }
     for (_, name) in names {
         let (from, to) = (aside.join(&name), out.join(&name));
