@@ -49,12 +49,16 @@ fn fake_cuda(library: &Path, out: &Path) -> Option<PathBuf> {
         // Twenty seconds; with more it takes longer than the tests win.
         .opt_level(1)
         .debug(false)
-        // As libtorch was built, like the trainer's shim, whose stand-ins for Gloo's headers serve here.
+        // As libtorch was built, like the shim of torch-ext, whose stand-ins for Gloo's headers serve here.
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .define("NDEBUG", None)
         .define("USE_DISTRIBUTED", None)
         .define("USE_C10D_GLOO", None)
-        .includes([include.join("torch/csrc/api/include"), include, "../trainer/shim".into()])
+        .includes([
+            include.join("torch/csrc/api/include"),
+            include,
+            "../trainer/torch-ext/shim".into(),
+        ])
         .includes(headers)
         .include(&folder)
         .pic(true)

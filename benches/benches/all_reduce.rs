@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use benches::median;
 use clap::Parser;
+use common::stop::Stop;
+use dist::{self, Pending, Place, World};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
+use torch_ext::c10d::{Group, Reduce, Store};
 use trainer::config::{Config, Origin};
-use trainer::dist::c10d::{Group, Reduce, Store};
-use trainer::dist::{self, Pending, Place, World};
 use trainer::scale::{Exchange, Sums};
-use trainer::stop::Stop;
 
 const RANKS: usize = 2;
 
@@ -48,7 +48,7 @@ fn main() -> anyhow::Result<()> {
     let report = folder.path().join("report");
     let mut again: Vec<OsString> = std::env::args_os().skip(1).collect();
     again.extend(["--report".into(), report.clone().into()]);
-    let code = dist::launch(&again, RANKS)?;
+    let code = trainer::launch(&again, RANKS)?;
     anyhow::ensure!(code == 0, "a rank failed");
     print!("{}", std::fs::read_to_string(report)?);
     Ok(())
@@ -104,7 +104,7 @@ fn rank(args: &Args, config: &Config, report: &Path) -> anyhow::Result<()> {
         );
         std::fs::write(report, text)?;
     }
-    Ok(world.conclude(Ok(()))?)
+    Ok(world.conclude(Ok::<_, dist::Error>(()))?)
 }
 
 /// A group beside the trainer's, through the same store.

@@ -15,16 +15,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use benches::{Subject, from_callers_folder};
 use clap::Parser;
+use common::stop::Stop;
+use dist::World;
 use pipeline::{Cursor, Dataset};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tch::Device;
 use trainer::config::Config;
 use trainer::device;
-use trainer::dist::World;
 use trainer::feed::Feed;
 use trainer::run::open_data;
-use trainer::stop::Stop;
 use trainer::timing::{OnFeed, on_feed};
 
 /// Loading is the limit where a trainer loses more than this share of its time to it.

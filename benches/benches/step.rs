@@ -6,16 +6,18 @@
 use std::mem;
 
 use benches::{Subject, median, peak_rss};
+use bigbigan_model::images::Images;
+use bigbigan_model::state::TrainState;
+use bigbigan_model::step::{discriminator_step, encoder_generator_step, prepare};
 use clap::Parser;
 use serde_json::json;
 use tch::Tensor;
+use torch_ext::measure::Audit;
+use torch_ext::stream::Moment;
 use trainer::config::Config;
-use trainer::device::{self, Images, Moment};
+use trainer::device;
 use trainer::inspect::{Cost, Counts};
-use trainer::measure::Audit;
 use trainer::peak;
-use trainer::state::TrainState;
-use trainer::step::{discriminator_step, encoder_generator_step, prepare};
 use trainer::timing::random_images;
 
 #[derive(Debug, Parser)]
@@ -38,8 +40,8 @@ fn main() -> anyhow::Result<()> {
     anyhow::ensure!(args.steps > 0, "--steps 0 times nothing");
     let config = args.subject.config(vec!["train.micro_batch=0".to_owned()])?;
     let device = device::parse(&args.subject.device)?;
-    prepare(&config, device)?;
-    let mut state = TrainState::new(&config, device, true);
+    prepare(&config.recipe(), device)?;
+    let mut state = TrainState::new(&config.recipe(), device, true);
     let images = random_images(&config, device);
     let (mut losses, mut moments) = (vec![], vec![]);
     // In the third, spectral norms are recorded.
@@ -136,10 +138,10 @@ fn whole_step(
     let device = images.large.device();
     moments.push(Moment::of(device)?);
     for update in 0..config.train.d_steps {
-        losses.push(discriminator_step(config, state, again(images), update).0);
+        losses.push(discriminator_step(&config.recipe(), state, again(images), update).0);
         moments.push(Moment::of(device)?);
     }
-    losses.push(encoder_generator_step(config, state, again(images)).swap_remove(0).0);
+    losses.push(encoder_generator_step(&config.recipe(), state, again(images)).swap_remove(0).0);
     moments.push(Moment::of(device)?);
     state.step += 1;
     Ok(())

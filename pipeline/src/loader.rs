@@ -359,7 +359,7 @@ mod tests {
         let data = data(dir.path());
         for threads in [1, 4] {
             let config = LoaderConfig { batch: 4, threads, ..LoaderConfig::default() };
-            let memory = Arc::new(crate::slab::Trap::new());
+            let memory = Arc::new(crate::slab::ThreadBound::new());
             let mut loader =
                 Loader::start(Arc::clone(&data), config, Cursor::default(), memory).unwrap();
             let error = loader.next().unwrap().unwrap_err();

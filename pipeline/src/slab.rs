@@ -332,34 +332,34 @@ impl Drop for Filled {
 /// Memory whose use panics on any thread but the one that made it.
 #[cfg(test)]
 #[derive(Debug)]
-pub(crate) struct Trap(std::thread::ThreadId);
+pub(crate) struct ThreadBound(std::thread::ThreadId);
 
 #[cfg(test)]
-impl Trap {
+impl ThreadBound {
     pub(crate) fn new() -> Self {
         Self(std::thread::current().id())
     }
 }
 
 #[cfg(test)]
-impl HostMemory for Trap {
+impl HostMemory for ThreadBound {
     fn allocate(&self, bytes: usize) -> Result<Box<dyn HostBlock>, Error> {
-        Ok(Box::new(TrapBlock { block: Heap.allocate(bytes)?, home: self.0 }))
+        Ok(Box::new(BoundBlock { block: Heap.allocate(bytes)?, home: self.0 }))
     }
 }
 
 #[cfg(test)]
 #[derive(Debug)]
-struct TrapBlock {
+struct BoundBlock {
     block: Box<dyn HostBlock>,
     home: std::thread::ThreadId,
 }
 
 // SAFETY: where it returns, it returns what a sound block does.
 #[cfg(test)]
-unsafe impl HostBlock for TrapBlock {
+unsafe impl HostBlock for BoundBlock {
     fn pointer(&self) -> NonNull<u8> {
-        assert_eq!(std::thread::current().id(), self.home, "the trap shut");
+        assert_eq!(std::thread::current().id(), self.home, "used on another thread");
         self.block.pointer()
     }
 

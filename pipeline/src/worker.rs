@@ -73,9 +73,7 @@ pub(crate) fn spawn(shared: &Arc<Shared>, number: usize) -> Result<JoinHandle<()
             Ok(())
         };
         let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<&str>().map(|text| (*text).to_string());
-            let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-            let message = text.unwrap_or_else(|| "no message".into());
+            let message = common::panic_text(&*panic).to_owned();
             Err(Error::Panic { stage: STAGE, message })
         });
         if let Err(error) = result {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use pipeline::{
     Cursor, Dataset, Error, Filter, Heap, LastBatch, Loader, LoaderConfig, Mode, Shuffle,
 };
-use support::{batches, config, copy, folder, jpeg, open, start, words};
+use support::{batches, config, copy, folder, jpeg, open, start, with_causes};
 
 #[test]
 fn a_cursor_of_another_order_is_refused_with_what_differs() {
@@ -252,5 +252,5 @@ fn what_cannot_be_decoded_says_why_and_what_to_do() {
     let text = error.to_string();
     assert!(text.contains("sample 5") && text.contains("this is text, not JPEG"), "{text}");
     assert!(text.contains("data.max_bad_share") && text.contains("s0005"), "{text}");
-    assert!(words(&error).contains(&text));
+    assert!(with_causes(&error).contains(&text));
 }

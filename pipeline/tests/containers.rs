@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use pipeline::container::Members;
 use pipeline::index::{INDEX_FILE, Index};
 use pipeline::{Dataset, Error, LoaderConfig};
-use support::{batches, config, folder, jpeg, open, words};
+use support::{batches, config, folder, jpeg, open, with_causes};
 
 /// Members of a tar file to make, by the tar crate and not by our writer.
 type Files<'a> = &'a [(&'a str, &'a [u8])];
@@ -160,7 +160,7 @@ fn containers_that_break_the_convention_are_refused_with_their_place() {
         let (dir, _) = put("train-0.tar", &tar_of(files));
         let error = error_of(dir.path());
         assert!(matches!(error, Error::Format { .. }), "{error:?}");
-        assert!(words(&error).contains(said), "{}", words(&error));
+        assert!(with_causes(&error).contains(said), "{}", with_causes(&error));
         assert!(error.is_input() && !dir.path().join(INDEX_FILE).exists());
     }
     let mut up = tar_of(&[("xx/a.jpg", image)]);
@@ -172,7 +172,7 @@ fn containers_that_break_the_convention_are_refused_with_their_place() {
         .sum();
     up[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
     let (dir, _) = put("train-0.tar", &up);
-    assert!(words(&error_of(dir.path())).contains("points out of the archive"));
+    assert!(with_causes(&error_of(dir.path())).contains("points out of the archive"));
 }
 
 #[test]
@@ -212,7 +212,7 @@ fn shards_that_changed_under_their_index_are_refused() {
     std::fs::write(&shard, &bytes[..bytes.len() - 1000]).unwrap();
     let error = error_of(dir.path());
     assert!(matches!(error, Error::ShardLength { .. }) && error.is_input(), "{error:?}");
-    assert!(words(&error).contains("train-000001.tar"), "{error}");
+    assert!(with_causes(&error).contains("train-000001.tar"), "{error}");
     // The same length, but other samples: two shards of equal size that changed places.
     let other = dir.path().join("train-000002.tar");
     let mut swapped = std::fs::read(&other).unwrap();
@@ -220,11 +220,11 @@ fn shards_that_changed_under_their_index_are_refused() {
     std::fs::write(&shard, &swapped).unwrap();
     let error = error_of(dir.path());
     assert!(matches!(error, Error::Format { .. }), "{error:?}");
-    assert!(words(&error).contains("the index has sample \"s0010\" here"), "{error}");
+    assert!(with_causes(&error).contains("the index has sample \"s0010\" here"), "{error}");
     std::fs::remove_file(&shard).unwrap();
     let error = error_of(dir.path());
     assert!(matches!(error, Error::Io { .. }) && error.is_input(), "{error:?}");
     let error = Dataset::open(dir.path(), "val").unwrap_err();
-    assert!(words(&error).contains("only: train"), "{error}");
+    assert!(with_causes(&error).contains("only: train"), "{error}");
     assert!(Index::open(dir.path()).is_ok());
 }

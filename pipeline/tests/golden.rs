@@ -102,7 +102,7 @@ fn golden(name: &str, found: &BTreeMap<String, Vec<String>>) {
     assert_eq!(*found, expected, "{} has other hashes", path.display());
 }
 
-fn words(hashes: impl Iterator<Item = u64>) -> Vec<String> {
+fn hex(hashes: impl Iterator<Item = u64>) -> Vec<String> {
     hashes.map(|hash| format!("{hash:016x}")).collect()
 }
 
@@ -119,7 +119,7 @@ fn the_order_is_what_it_was() {
         for last in [LastBatch::Drop, LastBatch::Pad, LastBatch::Keep] {
             let hashes = hashes(&data, &LoaderConfig { shuffle, last, ..base() });
             let name = format!("{shuffle:?}/{last:?}").to_lowercase();
-            found.insert(name, words(hashes.iter().map(|hashes| hashes.order)));
+            found.insert(name, hex(hashes.iter().map(|hashes| hashes.order)));
         }
     }
     golden("order.json", &found);
@@ -133,7 +133,7 @@ fn the_pixels_are_what_they_were() {
     for mode in [Mode::Resnet, Mode::Distorted, Mode::Biggan, Mode::Eval, Mode::Full, Mode::Small] {
         let hashes = hashes(&data, &LoaderConfig { mode, ..base() });
         let name = format!("{mode:?}").to_lowercase();
-        found.insert(name, words(hashes.iter().map(|hashes| hashes.pixels)));
+        found.insert(name, hex(hashes.iter().map(|hashes| hashes.pixels)));
     }
     golden("pixels.json", &found);
 }

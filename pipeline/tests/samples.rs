@@ -9,7 +9,7 @@ use std::sync::Arc;
 use pipeline::{
     BadSamples, Cursor, Error, Fault, Heap, HostBlock, HostMemory, Loader, LoaderConfig,
 };
-use support::{Sample, batches, config, copy, first_error, open, samples, start, words};
+use support::{Sample, batches, config, copy, first_error, open, samples, start, with_causes};
 
 /// A folder of 40 samples, those at `bad` replaced by `bytes`.
 fn with_bad(bad: &[usize], bytes: &[u8]) -> tempfile::TempDir {
@@ -44,7 +44,7 @@ fn a_bad_sample_ends_the_run_in_its_place_with_its_name() {
                 panic!("{error:?}")
             };
             assert!(key == "s0021" && offset > 0 && error.is_input());
-            let words = words(&error);
+            let words = with_causes(&error);
             assert!(words.contains("train-000002.tar") && words.contains(said), "{words}");
         }
     }
@@ -87,7 +87,7 @@ fn too_many_bad_samples_end_the_run() {
     // 2 of 40 are allowed; the third is in the second batch.
     assert_eq!(good, 1);
     assert!(matches!(error, Error::TooManyBad { drawn: 40, .. }), "{error:?}");
-    assert!(words(&error).contains("s0012"), "{}", words(&error));
+    assert!(with_causes(&error).contains("s0012"), "{}", with_causes(&error));
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn options_that_make_no_sense_are_refused_all_at_once() {
     let data = open(dir.path());
     let wrong = LoaderConfig { batch: 0, small: Some(10), threads: 0, rank: 3, ..config() };
     let error = Loader::start(Arc::clone(&data), wrong, Cursor::default(), Arc::new(Heap));
-    let text = words(&error.unwrap_err());
+    let text = with_causes(&error.unwrap_err());
     for option in ["batch = 0", "small = 10", "threads = 0", "rank = 3"] {
         assert!(text.contains(option), "{text}");
     }

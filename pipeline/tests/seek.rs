@@ -12,7 +12,7 @@ use pipeline::decode::{DecodeOptions, Decoder, SeekPoints};
 use pipeline::index::Index;
 use pipeline::seek::{SEEK_FILE, SeekFile, SeekReport};
 use pipeline::{BadSamples, Crop, Cursor, Error, LoaderConfig, Mode, View};
-use support::{Sample, batches, config, open, picture, words};
+use support::{Sample, batches, config, open, picture, with_causes};
 use turbojpeg_sys as tj;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
 
@@ -185,7 +185,7 @@ fn seen(data: &std::sync::Arc<pipeline::Dataset>) -> Result<Vec<(Vec<u64>, u64)>
     let bad = BadSamples::Skip { max_share: 1.0 };
     let config = LoaderConfig { bad, mode: Mode::Resnet, epochs: Some(2), ..config() };
     let batch = |batch: Result<pipeline::Batch, Error>| {
-        let batch = batch.map_err(|error| words(&error))?;
+        let batch = batch.map_err(|error| with_causes(&error))?;
         Ok((batch.ids().to_vec(), xxh3_64_with_seed(batch.large(), 0)))
     };
     support::start(data, config, Cursor::default()).map(batch).collect()

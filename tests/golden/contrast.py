@@ -1,4 +1,4 @@
-"""Makes contrast.json: the contrastive loss of `trainer/src/beyond`, written plainly over pairs, by PyTorch."""
+"""Makes contrast.json: the contrastive loss of `trainer/model/src/beyond`, written plainly over pairs, by PyTorch."""
 
 import torch
 from make import hashed, write

@@ -3,7 +3,7 @@
 Every case builds a piece of the model the textbook way in double precision (spectral norm inside the
 forward pass, its vectors constant; autograd through everything), fills it by a hash of its parameters'
 names, and writes output, loss and gradients as sketches: a tensor's values summed, with hashed signs, into
-SKETCH buckets, so that the norm of a difference survives (a count sketch). `trainer/src/golden.rs` fills
+SKETCH buckets, so that the norm of a difference survives (a count sketch). `trainer/model/src/parity.rs` fills
 the Rust model by the same hash and compares.
 """
 

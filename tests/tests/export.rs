@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::process::Command;
 
+use common::stop::Stop;
 use integration::{borrowed, data, repository, text, tiny_run, trainer};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use tch::{CModule, Device, Kind, Tensor};
 use trainer::eval::{Model, Variant};
-use trainer::stop::Stop;
 use trainer::{checkpoint, run};
 
 /// Python beside the libtorch that the repository links, unless PYTHON names another.
@@ -166,7 +166,7 @@ fn an_exported_model_says_in_other_programs_what_it_says_here() {
     }
     // The ten lines of README.md, then what they may not say.
     let ramp = Tensor::linspace(-1.0, 1.0, 4 * 3 * 32 * 32, (Kind::Float, Device::Cpu));
-    let view = trainer::device::Images {
+    let view = bigbigan_model::images::Images {
         large: ramp.view([4, 3, 32, 32]),
         small: Tensor::zeros([4, 3, 16, 16], (Kind::Float, Device::Cpu)),
     };

@@ -1,6 +1,5 @@
 //! Rules about the code itself.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -51,35 +50,34 @@ fn no_file_names_a_machine_s_paths_or_a_registry_s_host() {
 }
 
 /// In each crate a file imports only from files above it in this list.
-#[test]
-fn imports_go_one_way() {
-    let layers: BTreeMap<&str, &[&str]> = BTreeMap::from([(
+const LAYERS: [(&str, &[&str]); 4] = [
+    (
+        "trainer/torch-ext",
+        &[
+            "openmp", "shim", "error", "context", "kernels", "memory", "autograd", "cuda", "graph",
+            "stream", "nccl", "c10d", "measure", "profile", "script",
+        ],
+    ),
+    ("trainer/dist", &["error", "place", "watch", "rendezvous", "world"]),
+    (
+        "trainer/model",
+        &[
+            "presets", "random", "nn", "networks", "images", "loss", "optim", "config", "beyond",
+            "state", "step",
+        ],
+    ),
+    (
         "trainer",
         &[
-            "openmp",
-            "shim",
             "error",
             "say",
-            "stop",
             "lock",
             "supervisor",
-            "cuda",
-            "graph",
-            "measure",
-            "profile",
-            "dist",
-            "random",
-            "nn",
-            "model",
+            "launch",
             "device",
             "provenance",
-            "loss",
-            "optim",
             "config",
-            "beyond",
             "peak",
-            "state",
-            "step",
             "fit",
             "checkpoint",
             "eval",
@@ -99,22 +97,28 @@ fn imports_go_one_way() {
             "study",
             "doctor",
             "check",
-        ][..],
-    )]);
-    for (member, order) in layers {
+        ],
+    ),
+];
+
+/// What a crate calls what only its tests use.
+const OF_TESTS: [&str; 2] = ["parity", "toy"];
+
+#[test]
+fn imports_go_one_way() {
+    for (member, order) in LAYERS {
+        let source = repository().join(member).join("src");
         let mut all = vec![];
-        files(&repository().join(member).join("src"), &mut all);
+        files(&source, &mut all);
         // Tests may look up at what comes later.
         let code = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "rs");
         all.retain(|path| code(path) && !path.ends_with("tests.rs"));
         for path in all {
-            let relative = path.strip_prefix(repository().join(member).join("src")).unwrap();
+            let relative = path.strip_prefix(&source).unwrap();
             let layer = relative.iter().next().unwrap().to_string_lossy().replace(".rs", "");
             let Some(own) = order.iter().position(|l| *l == layer) else {
-                assert!(
-                    ["lib", "main", "commands", "golden", "toy"].contains(&layer.as_str()),
-                    "{layer} has no place in the order"
-                );
+                let known = ["lib", "main", "commands"].contains(&layer.as_str());
+                assert!(known || OF_TESTS.contains(&layer.as_str()), "{layer} has no place");
                 continue;
             };
             let text = fs::read_to_string(&path).unwrap();
@@ -123,11 +127,36 @@ fn imports_go_one_way() {
                 let used = line.split([':', ';', '{', ' ']).next().unwrap();
                 let position = order.iter().position(|l| *l == used).unwrap_or(usize::MAX);
                 assert!(position <= own, "{} imports {used}", path.display());
-                // What is past the paper is made where a state is, and counted; nothing else knows it.
-                let may = ["beyond", "state", "inspect"].contains(&layer.as_str());
-                assert!(used != "beyond" || may, "{} imports {used}", path.display());
             }
+            // What is past the paper is made where a state is, and counted; nothing else knows it.
+            let may = ["beyond", "state", "inspect"].contains(&layer.as_str());
+            let knows =
+                ["crate::beyond", "bigbigan_model::beyond"].iter().any(|w| code.contains(w));
+            assert!(may || !knows, "{} knows what is past the paper", path.display());
         }
+    }
+}
+
+/// What a crate's manifest says that it needs, of the repository's own crates; not for tests.
+fn needs(member: &str) -> Vec<String> {
+    let manifest = fs::read_to_string(repository().join(member).join("Cargo.toml")).unwrap();
+    let needed = manifest.split("[dependencies]").nth(1).unwrap().split("\n[").next().unwrap();
+    let own = ["common", "pipeline", "torch-ext", "dist", "bigbigan-model", "trainer", "tools"];
+    let names = needed.lines().filter_map(|line| line.split(['.', ' ']).next());
+    names.filter(|name| own.contains(name)).map(str::to_owned).collect()
+}
+
+#[test]
+fn below_the_program_each_crate_knows_those_below_it_alone() {
+    assert_eq!(needs("common"), [""; 0]);
+    assert_eq!(needs("trainer/torch-ext"), ["common"]);
+    assert_eq!(needs("trainer/dist"), ["common", "torch-ext"]);
+    assert_eq!(needs("trainer/model"), ["dist", "torch-ext"]);
+    let mut all = vec![];
+    files(&repository().join("trainer/torch-ext"), &mut all);
+    for path in all {
+        let text = fs::read_to_string(&path).unwrap().to_lowercase();
+        assert!(!text.contains("bigbigan"), "{} knows what it is for", path.display());
     }
 }
 

@@ -4,10 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use common::stop::Stop;
 use integration::{data, repository, text, trainer};
 use tch::{CModule, Device, Tensor};
 use trainer::eval::Model;
-use trainer::stop::Stop;
 
 use super::export::python;
 

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use pipeline::Dataset;
 use pipeline::index::SplitRecord;
+use torch_ext::cuda::load_library;
+use torch_ext::measure;
 
 use crate::device;
-use crate::measure;
 use crate::provenance;
-use crate::shim::load_library;
 
 /// One finding.
 #[derive(Debug, Clone, PartialEq, Eq)]

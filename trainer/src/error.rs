@@ -1,13 +1,11 @@
 //! What can go wrong, and whose fault it is.
 
-use std::panic::{self, AssertUnwindSafe};
 use std::path::PathBuf;
-use std::sync::Once;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bigbigan_model::presets::Problems;
 use common::exit;
-
-use crate::shim::{is_out_of_memory, message, words_of};
+use common::stop::Stopped;
+use dist::Failure;
 
 /// An error of the trainer: where, what, and how to mend it.
 #[derive(Debug, thiserror::Error)]
@@ -131,36 +129,9 @@ pub enum Error {
         /// The step it happened in.
         step: u64,
     },
-    /// The ranks of a run do not come together.
-    #[error("cannot join the other ranks: {reason}")]
-    Join {
-        /// Why, and what to do.
-        reason: String,
-    },
-    /// A rank was started with something else than rank 0.
-    #[error(
-        "rank {rank} has {name} = {ours}, rank 0 has {theirs}: start all ranks with the same program, \
-             configuration and data"
-    )]
-    Disagree {
-        /// What differs.
-        name: String,
-        /// The rank that noticed.
-        rank: usize,
-        /// Its value.
-        ours: String,
-        /// Rank 0's.
-        theirs: String,
-    },
-    /// Ranks no longer hold the same values.
-    #[error(
-        "{tensor} is no longer the same on all ranks: a machine computes wrongly, or the machines \
-             differ; resume from the last checkpoint on machines of one kind"
-    )]
-    Drift {
-        /// The first such tensor.
-        tensor: String,
-    },
+    /// Ranks do not come together, disagree, or lose each other.
+    #[error(transparent)]
+    Ranks(#[from] dist::Error),
     /// Ranks would not read together what one process reads.
     #[error(
         "batch {batch} dealt out to {ranks} ranks is not what one process reads: a fault of this program; \
@@ -171,12 +142,6 @@ pub enum Error {
         ranks: usize,
         /// Number of the batch, from 0.
         batch: u64,
-    },
-    /// The other ranks cannot be reached any more.
-    #[error("lost the other ranks: {reason}")]
-    Lost {
-        /// What failed.
-        reason: String,
     },
     /// libtorch refused.
     #[error("libtorch: {reason}")]
@@ -203,58 +168,44 @@ pub enum Error {
     },
 }
 
-impl From<tch::TchError> for Error {
-    fn from(error: tch::TchError) -> Self {
-        let text = match error {
-            tch::TchError::Torch(text) => text,
-            other => other.to_string(),
-        };
-        Self::torch(&text)
+impl From<torch_ext::Error> for Error {
+    fn from(error: torch_ext::Error) -> Self {
+        match error {
+            torch_ext::Error::Torch(reason) => Self::Torch { reason },
+            torch_ext::Error::Memory(reason) => Self::Memory { reason },
+        }
     }
 }
 
-/// How many [`Error::caught`] are under way.
-static CATCHING: AtomicUsize = AtomicUsize::new(0);
+impl From<Problems> for Error {
+    fn from(Problems(problems): Problems) -> Self {
+        Self::Config { problems }
+    }
+}
+
+impl From<Stopped> for Error {
+    fn from(Stopped: Stopped) -> Self {
+        Self::Data(pipeline::Error::Stopped)
+    }
+}
+
+impl Failure for Error {
+    fn exit_code(&self) -> u8 {
+        Self::exit_code(self)
+    }
+
+    fn is_stop(&self) -> bool {
+        Self::is_stop(self)
+    }
+}
+
+impl From<tch::TchError> for Error {
+    fn from(error: tch::TchError) -> Self {
+        torch_ext::Error::from(error).into()
+    }
+}
 
 impl Error {
-    /// What libtorch says.
-    pub(crate) fn torch(text: &str) -> Self {
-        let reason = message(text);
-        match is_out_of_memory(&reason) {
-            true => Self::Memory { reason },
-            false => Self::Torch { reason },
-        }
-    }
-
-    /// Runs `body`. Operators of tch panic where libtorch refuses them: here that is an error like others, and nothing
-    /// of it is printed.
-    ///
-    /// # Errors
-    /// [`Error::Memory`] and [`Error::Torch`], besides those of `body`.
-    ///
-    /// # Panics
-    /// As `body`, of other causes.
-    pub fn caught<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
-        static HOOK: Once = Once::new();
-        HOOK.call_once(|| {
-            let before = panic::take_hook();
-            panic::set_hook(Box::new(move |info| {
-                // On any thread: the backward pass of a CUDA device has one of its own.
-                let catching = CATCHING.load(Ordering::Relaxed) > 0;
-                if !(catching && is_refusal(words_of(info.payload()))) {
-                    before(info);
-                }
-            }));
-        });
-        CATCHING.fetch_add(1, Ordering::Relaxed);
-        let ended = panic::catch_unwind(AssertUnwindSafe(body));
-        CATCHING.fetch_sub(1, Ordering::Relaxed);
-        ended.unwrap_or_else(|payload| match words_of(&*payload) {
-            text if is_refusal(text) => Err(Self::torch(text)),
-            _ => panic::resume_unwind(payload),
-        })
-    }
-
     /// For `map_err`: an I/O error with its file.
     pub(crate) fn io(
         action: &'static str,
@@ -286,7 +237,7 @@ impl Error {
     /// Whether it is no failure: work ended early because it was asked to.
     #[must_use]
     pub fn is_stop(&self) -> bool {
-        matches!(self, Self::Data(pipeline::Error::Stopped))
+        matches!(self, Self::Data(pipeline::Error::Stopped) | Self::Ranks(dist::Error::Stopped(_)))
     }
 
     /// What the program exits with, of [`common::exit`].
@@ -306,7 +257,7 @@ impl Error {
         match self {
             Self::Config { .. } | Self::Usage { .. } => true,
             Self::Output { .. } | Self::Device { .. } => true,
-            Self::Disagree { .. } => true,
+            Self::Ranks(e) => e.is_input(),
             Self::Data(e) => e.is_input(),
             Self::Checkpoint { .. } | Self::Extractor { .. } | Self::Image { .. } => true,
             _ => false,
@@ -314,42 +265,5 @@ impl Error {
     }
 }
 
-/// Whether a panic is an operator's that libtorch refused.
-fn is_refusal(words: &str) -> bool {
-    words.contains("Err` value: Torch(") || words.contains("Err` value: Convert(")
-}
-
 /// Shorthand.
 pub type Result<T> = std::result::Result<T, Error>;
-
-#[cfg(test)]
-mod tests {
-    use tch::Tensor;
-    use tch::kind::FLOAT_CPU;
-
-    use super::{Error, Result};
-
-    #[test]
-    fn what_libtorch_refuses_is_an_error_and_another_panic_goes_on() {
-        let x = Tensor::zeros([2, 3], FLOAT_CPU);
-        let refused: Result<Tensor> = Error::caught(|| Ok(x.matmul(&x)));
-        let Err(Error::Torch { reason }) = refused else { panic!("{refused:?}") };
-        assert!(reason.contains("cannot be multiplied") && !reason.contains('\n'), "{reason}");
-        let large: Result<Tensor> = Error::caught(|| Ok(Tensor::empty([1i64 << 58], FLOAT_CPU)));
-        let Err(error @ Error::Memory { .. }) = large else { panic!("{large:?}") };
-        assert!(error.to_string().contains("train.micro_batch"), "{error}");
-        // In the shim, and within a backward pass, too.
-        let map = Tensor::zeros([1], FLOAT_CPU).expand([1, 1 << 20, 1 << 15, 1 << 15], false);
-        let ours: Result<Tensor> = Error::caught(|| Ok(crate::shim::upsample(&map)));
-        assert!(matches!(ours, Err(Error::Memory { .. })), "{ours:?}");
-        let weight = Tensor::zeros([3], FLOAT_CPU).set_requires_grad(true);
-        let late: Result<()> = Error::caught(|| {
-            let y = weight.sum(tch::Kind::Float) * Tensor::zeros([2], FLOAT_CPU);
-            y.backward();
-            Ok(())
-        });
-        assert!(matches!(late, Err(Error::Torch { .. })), "{late:?}");
-        let ours = std::panic::catch_unwind(|| Error::caught::<()>(|| panic!("ours")));
-        assert!(ours.is_err());
-    }
-}

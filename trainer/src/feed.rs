@@ -3,15 +3,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bigbigan_model::images::Images;
+use common::stop::Stop;
+use dist::World;
 use pipeline::{Cursor, Dataset, Loader, LoaderConfig};
 use tch::Device;
+use torch_ext::stream::{Event, Stream};
 
 use crate::config::Config;
-use crate::device::{self, Images, Lane, Reached};
-use crate::dist::World;
+use crate::device;
 use crate::error::Result;
 use crate::eval::{loader_config, sides};
-use crate::stop::Stop;
 
 /// What rank `rank` of `ranks` reads of every batch.
 pub(crate) fn part(config: &Config, rank: usize, ranks: usize) -> Result<LoaderConfig> {
@@ -35,11 +37,11 @@ pub struct Feed {
     pub loading: Duration,
     /// Behind the batch in use.
     pub cursor: Cursor,
-    lane: Option<Lane>,
+    lane: Option<Stream>,
     /// With a lane: the batch after the one in use where it was there in time, and the copy that may still be
     /// read from.
     ahead: Option<Result<Sent>>,
-    copying: Option<(Reached, pipeline::Batch)>,
+    copying: Option<(Event, pipeline::Batch)>,
 }
 
 impl Feed {
@@ -61,7 +63,7 @@ impl Feed {
         }
         let sides = sides(&loader_config);
         // Before memory is page-locked: that is done in the name of a device that is in use, else the first.
-        let lane = Lane::new(device)?;
+        let lane = Stream::new(device)?;
         let loader = Loader::start(data.clone(), loader_config, at, device::memory(device))?;
         let (first, ahead, copying) = (None, None, None);
         let (waited, loading, cursor) = (Duration::ZERO, Duration::ZERO, at);
@@ -103,7 +105,7 @@ impl Feed {
 
     /// Starts the way of a batch to the device, beside the step's work where the device has a lane for it.
     fn send(&self, batch: pipeline::Batch) -> Result<Sent> {
-        let upload = || Images::pixels_later(&batch, self.sides.0, self.sides.1, self.device);
+        let upload = || device::pixels_later(&batch, self.sides.0, self.sides.1, self.device);
         let (images, mark) = match &self.lane {
             None => (upload(), None),
             Some(lane) => lane.run(upload).map(|(images, mark)| (images, Some(mark)))?,
@@ -124,7 +126,7 @@ impl Feed {
         };
         self.cursor = batch.cursor();
         if let Some(mark) = mark {
-            mark.before(&[&images.large, &images.small])?;
+            mark.wait(&[&images.large, &images.small])?;
             // Its copy is done when the next one's is asked for, and only then its rows are reused.
             self.copying = Some((mark, batch));
             // The step need not wait for a batch that only the next one needs.
@@ -139,6 +141,6 @@ impl Feed {
 #[derive(Debug)]
 struct Sent {
     images: Images,
-    mark: Option<Reached>,
+    mark: Option<Event>,
     batch: pipeline::Batch,
 }

@@ -2,20 +2,21 @@
 
 use std::time::Instant;
 
+use bigbigan_model::config::Precision;
+use bigbigan_model::images::Images;
+use bigbigan_model::nn::Params;
+use bigbigan_model::state::TrainState;
+use bigbigan_model::step::train_step;
 use tch::{Device, Kind, Tensor, no_grad};
+use torch_ext::context::allow_tf32;
+use torch_ext::measure::Meter;
 
-use crate::config::{Config, Precision};
-use crate::device::Images;
+use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::measure::Meter;
-use crate::nn::Params;
-use crate::shim::allow_tf32;
-use crate::state::TrainState;
-use crate::step::train_step;
 
 /// One size that was tried.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Tried {
+pub struct Trial {
     /// Images of one pass.
     pub micro_batch: i64,
     /// Whether a whole step of it fits.
@@ -40,25 +41,25 @@ pub fn largest(
     device: Device,
     limit: f64,
     most: i64,
-    mut told: impl FnMut(&Tried),
+    mut told: impl FnMut(&Trial),
 ) -> Result<Option<i64>> {
     let (mut fits, mut beyond) = (None, most + 1);
     let mut known: Vec<(i64, f64)> = vec![];
     let mut next = 2.min(most);
     loop {
         let expected = expected(&known, next).filter(|bytes| *bytes > limit);
-        let tried = match expected {
+        let trial = match expected {
             Some(_) => {
                 let (seconds, ran_out) = (None, None);
-                Tried { micro_batch: next, fits: false, peak_bytes: expected, seconds, ran_out }
+                Trial { micro_batch: next, fits: false, peak_bytes: expected, seconds, ran_out }
             }
             None => attempt(config, device, limit, next)?,
         };
-        told(&tried);
-        if let (Some(peak), Some(_)) = (tried.peak_bytes, tried.seconds) {
+        told(&trial);
+        if let (Some(peak), Some(_)) = (trial.peak_bytes, trial.seconds) {
             known.push((next, peak));
         }
-        if tried.fits {
+        if trial.fits {
             fits = Some(next);
         } else {
             beyond = next;
@@ -77,7 +78,7 @@ fn expected(known: &[(i64, f64)], size: i64) -> Option<f64> {
     (a.0 != b.0).then(|| b.1 + (b.1 - a.1) / (b.0 - a.0) as f64 * (size - b.0) as f64)
 }
 
-fn attempt(config: &Config, device: Device, limit: f64, size: i64) -> Result<Tried> {
+fn attempt(config: &Config, device: Device, limit: f64, size: i64) -> Result<Trial> {
     let whole = config.train.batch;
     let mut config = config.clone();
     // As a run has it: from the second pass on there are sums of gradients, and the whole batch is on the
@@ -87,7 +88,7 @@ fn attempt(config: &Config, device: Device, limit: f64, size: i64) -> Result<Tri
     let ahead = if device.is_cuda() { whole } else { 0 };
     let step = || -> Result<f64> {
         allow_tf32(config.train.precision == Precision::Tf32);
-        let mut state = TrainState::new(&config, device, false);
+        let mut state = TrainState::new(&config.recipe(), device, false);
         let of_e = state.e.as_ref().map(|e| &e.live.params);
         let of_further = state.further.as_ref().map(|further| &further.params);
         let networks = [&state.g.live.params, &state.d.params];
@@ -99,14 +100,15 @@ fn attempt(config: &Config, device: Device, limit: f64, size: i64) -> Result<Tri
         };
         let held = images((whole - passes * size).max(0) + ahead);
         let began = Instant::now();
-        let losses = train_step(&config, &mut state, || Ok::<_, Error>(images(passes * size)))?;
+        let losses =
+            train_step(&config.recipe(), &mut state, || Ok::<_, Error>(images(passes * size)))?;
         // Reading a value back waits for the device.
         let _ = losses.g.double_value(&[]);
         drop(held);
         Ok(began.elapsed().as_secs_f64() / passes as f64)
     };
     let meter = Meter::start();
-    let outcome = Error::caught(step);
+    let outcome = torch_ext::caught(step);
     let peak = meter.stop();
     let peak_bytes = (device == Device::Cpu).then_some(peak);
     let (seconds, ran_out) = match outcome {
@@ -115,7 +117,7 @@ fn attempt(config: &Config, device: Device, limit: f64, size: i64) -> Result<Tri
         Err(error) => return Err(error),
     };
     let fits = seconds.is_some() && peak_bytes.is_none_or(|bytes| bytes <= limit);
-    Ok(Tried { micro_batch: size, fits, peak_bytes, seconds, ran_out })
+    Ok(Trial { micro_batch: size, fits, peak_bytes, seconds, ran_out })
 }
 
 fn clear(params: &Params) {
@@ -134,7 +136,7 @@ mod tests {
         let config = Config::resolve(&Origin::Preset("demo"), &keys).unwrap();
         let try_all = |limit: f64, most: i64| {
             let mut all = vec![];
-            let found = largest(&config, Device::Cpu, limit, most, |tried| all.push(tried.clone()))
+            let found = largest(&config, Device::Cpu, limit, most, |trial| all.push(trial.clone()))
                 .unwrap();
             (found, all)
         };
@@ -146,11 +148,11 @@ mod tests {
 
         let (found, all) = try_all(peak(2) + 12.5 * by, 64);
         assert!((18..=21).contains(&found.unwrap()), "{found:?} {all:?}");
-        for tried in &all {
-            assert_eq!(tried.fits, tried.micro_batch <= found.unwrap(), "{all:?}");
+        for trial in &all {
+            assert_eq!(trial.fits, trial.micro_batch <= found.unwrap(), "{all:?}");
         }
         // What is known not to fit is not run.
-        assert!(all.iter().any(|tried| tried.micro_batch == 32 && tried.seconds.is_none()));
+        assert!(all.iter().any(|trial| trial.micro_batch == 32 && trial.seconds.is_none()));
         assert_eq!(try_all(1e3, 64).0, None);
     }
 }

@@ -5,20 +5,21 @@
 
 use std::sync::Arc;
 
+use bigbigan_model::images::Images;
+use bigbigan_model::loss;
+use bigbigan_model::networks::Scores;
+use bigbigan_model::nn::{Params, Statistics};
+use bigbigan_model::optim::norm;
+use bigbigan_model::random::{Key, Prior, Purpose};
+use bigbigan_model::state::TrainState;
 use pipeline::{Cursor, Dataset, LastBatch, Loader};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::config::Config;
-use crate::device::{self, Images};
+use crate::device;
 use crate::error::{Error, Result};
 use crate::eval::loader_config;
-use crate::loss;
-use crate::model::Scores;
-use crate::nn::{Params, Statistics};
-use crate::optim::norm;
-use crate::random::{Key, Prior, Purpose};
-use crate::state::TrainState;
 
 /// Most rows that the signals are measured on.
 const ROWS: i64 = 64;
@@ -83,7 +84,7 @@ impl Probe {
     /// # Errors
     /// [`Error::Data`] if an image cannot be read.
     pub fn new(config: &Config, data: &Arc<Dataset>, device: Device) -> Result<Self> {
-        let rows = ROWS.min(config.micro_batch()).min(data.len() as i64);
+        let rows = ROWS.min(config.recipe().micro_batch()).min(data.len() as i64);
         let loader = pipeline::LoaderConfig {
             batch: rows as usize,
             depth: 1,
@@ -98,12 +99,12 @@ impl Probe {
             let problem = "the training split is empty: build it from at least two images";
             Error::Config { problems: vec![problem.into()] }
         })??;
-        Ok(Self::over(config, Images::upload(&batch, large, small, device), device))
+        Ok(Self::of_images(config, device::upload(&batch, large, small, device), device))
     }
 
     /// Over images that are there, and as many latents.
     #[must_use]
-    pub fn over(config: &Config, images: Images, device: Device) -> Self {
+    pub fn of_images(config: &Config, images: Images, device: Device) -> Self {
         let (rows, latent) = (images.len(), config.latent);
         let key = |purpose| Key { seed: config.train.seed, purpose, step: 0, update: 0 };
         let z = key(Purpose::Sample).latents(latent.prior, 0..rows, latent.dim, device);
@@ -368,9 +369,10 @@ impl Judge {
 
 #[cfg(test)]
 mod tests {
+    use bigbigan_model::step::train_step;
+
     use super::*;
     use crate::config::Origin;
-    use crate::step::train_step;
 
     const KINDS: (Kind, Device) = (Kind::Float, Device::Cpu);
 
@@ -480,12 +482,12 @@ mod tests {
         let (seeds, steps) = if long { (20, 400) } else { (1, 120) };
         for seed in 0..seeds {
             let config = config(seed);
-            let mut state = TrainState::new(&config, Device::Cpu, true);
+            let mut state = TrainState::new(&config.recipe(), Device::Cpu, true);
             let images = pictures(1000 + seed, 16);
-            let probe = Probe::over(&config, images, Device::Cpu);
+            let probe = Probe::of_images(&config, images, Device::Cpu);
             let (mut judge, mut batch) = (Judge::default(), 0);
             for step in 1..=steps {
-                let _ = train_step(&config, &mut state, || {
+                let _ = train_step(&config.recipe(), &mut state, || {
                     batch += 1;
                     Ok::<_, ()>(pictures(2000 + batch, 16))
                 });
@@ -505,12 +507,12 @@ mod tests {
         {
             let more: Vec<_> = more.iter().map(|s| (*s).to_owned()).collect();
             let config = config(5).with(&more).unwrap();
-            let state = TrainState::new(&config, Device::Cpu, true);
-            let probe = Probe::over(&config, pictures(2, 16), Device::Cpu);
+            let state = TrainState::new(&config.recipe(), Device::Cpu, true);
+            let probe = Probe::of_images(&config, pictures(2, 16), Device::Cpu);
             let signals = probe.measure(&state).unwrap();
             let (common, gap) = (signals.score_common.unwrap(), signals.score_gap.unwrap());
             let of = |image: &Tensor, latent: Option<Tensor>| -> f64 {
-                let pair = crate::model::Pair { image: image.shallow_clone(), latent };
+                let pair = bigbigan_model::networks::Pair { image: image.shallow_clone(), latent };
                 -loss::generator(&state.d.net.scores(&pair)).double_value(&[])
             };
             let (real, fake) = no_grad(|| {
@@ -532,15 +534,15 @@ mod tests {
     #[test]
     fn measuring_changes_nothing() {
         let config = config(3);
-        let mut state = TrainState::new(&config, Device::Cpu, true);
-        let _ = train_step(&config, &mut state, || Ok::<_, ()>(pictures(1, 16)));
+        let mut state = TrainState::new(&config.recipe(), Device::Cpu, true);
+        let _ = train_step(&config.recipe(), &mut state, || Ok::<_, ()>(pictures(1, 16)));
         let all = |state: &TrainState| -> Vec<Tensor> {
             let e = state.e.as_ref().unwrap();
             let nets = [&state.g.live.params, &e.live.params, &state.d.params];
             nets.iter().flat_map(|p| p.state()).map(|(_, t)| t.copy()).collect()
         };
         let before = all(&state);
-        let probe = Probe::over(&config, pictures(2, 16), Device::Cpu);
+        let probe = Probe::of_images(&config, pictures(2, 16), Device::Cpu);
         let signals = probe.measure(&state).unwrap();
         assert_eq!(signals, probe.measure(&state).unwrap());
         assert_eq!(before, all(&state));

@@ -1,15 +1,15 @@
 //! How large a configured model is and what a step of it costs.
 
+use bigbigan_model::beyond;
+use bigbigan_model::networks::{Discriminator, Encoder, Further, Generator};
+use bigbigan_model::nn::{Fill, Params, Statistics};
 use comfy_table::{Table, presets::UTF8_HORIZONTAL_ONLY};
+use dist::World;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor, no_grad};
+use torch_ext::measure::Work;
 
-use crate::beyond;
 use crate::config::Config;
-use crate::dist::World;
-use crate::measure::Work;
-use crate::model::{Discriminator, Encoder, Further, Generator};
-use crate::nn::{Fill, Params, Statistics};
 
 /// One part of the model.
 #[derive(Debug, Clone, PartialEq)]
@@ -210,10 +210,11 @@ impl Nets {
                 Params::build_in(world, kinds, fill, |s| Encoder::new(s, config.e, latent))
             }),
             d: Params::build_in(world, kinds, fill, |s| {
-                Discriminator::new(&s.deterministic(same), config.discriminator(), latent)
+                Discriminator::new(&s.deterministic(same), config.recipe().discriminator(), latent)
             }),
-            further: (config.beyond.any())
-                .then(|| Params::build_in(world, kinds, fill, |s| beyond::network(s, config))),
+            further: (config.beyond.any()).then(|| {
+                Params::build_in(world, kinds, fill, |s| beyond::network(s, &config.recipe()))
+            }),
         }
     }
 }
@@ -265,8 +266,8 @@ fn activations(config: &Config, modules: &[Module]) -> f64 {
     let sides = [if config.loss.encode() { config.e.res } else { config.g.res }, config.g.res];
     // The step's batch and the next one are pixels of a byte; those of a micro-batch are made floats.
     let pixels: i64 = sides.iter().map(|side| 3 * side * side).sum();
-    let images = ((2 * config.train.batch + 4 * config.micro_batch()) * pixels) as f64;
-    images + config.micro_batch() as f64 * of_d.max(of_players)
+    let images = ((2 * config.train.batch + 4 * config.recipe().micro_batch()) * pixels) as f64;
+    images + config.recipe().micro_batch() as f64 * of_d.max(of_players)
 }
 
 /// Sums by the first word of the parameters' names, in order of appearance, or all under `name`.
@@ -305,8 +306,10 @@ pub fn grouped(number: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use bigbigan_model::presets::PRESETS;
+
     use super::*;
-    use crate::config::{Origin, PRESETS};
+    use crate::config::Origin;
 
     fn counts(preset: &str, overrides: &[&str]) -> Counts {
         let overrides: Vec<_> = overrides.iter().map(|s| (*s).to_owned()).collect();

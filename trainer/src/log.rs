@@ -377,7 +377,7 @@ impl Progress {
         let before = self.pace.front().filter(|(_, step)| *step < s.step);
         let each = before.map(|(time, step)| (now - *time).as_secs_f64() / (s.step - step) as f64);
         let saved = self.saved.map(|at| at.elapsed());
-        let [speed, model] = words(s, self.steps, each.unwrap_or(s.step_seconds), saved);
+        let [speed, model] = progress(s, self.steps, each.unwrap_or(s.step_seconds), saved);
         match &self.bar {
             Some(bar) => bar.set_message(format!("{speed}\n{model}")),
             None if self.said.is_none_or(|t| t.elapsed() >= Duration::from_secs(10)) => {
@@ -405,7 +405,7 @@ impl Progress {
 }
 
 /// How fast it goes and how long it will, and how the model does.
-fn words(s: &StatsLine, steps: u64, each: f64, saved: Option<Duration>) -> [String; 2] {
+fn progress(s: &StatsLine, steps: u64, each: f64, saved: Option<Duration>) -> [String; 2] {
     let left = each * steps.saturating_sub(s.step) as f64;
     let left = HumanDuration(Duration::from_secs_f64(left.clamp(0.0, 1e9)));
     let mfu = s.mfu_percent.map_or_else(String::new, |percent| format!(" ({percent:.1} % MFU)"));
@@ -526,16 +526,16 @@ mod tests {
             "nearest": 0.8, "roughness": 1, "latent_spread": 1, "reconstruction": 0.375,
             "sigma_g": 1, "sigma_d": 1, "grad_g": 1, "grad_e": 1, "grad_d": 1}"#;
         let mut line: StatsLine = serde_json::from_str(line).unwrap();
-        let [speed, model] = words(&line, 340, 0.5, None);
+        let [speed, model] = progress(&line, 340, 0.5, None);
         assert_eq!(speed, "128 images/s  41 GFLOP/s  wait 0.2 %  1.3 GB  2 minutes left");
         assert_eq!(
             model,
             "D 4.22 G -0.50 E 1.00  variety 0.80  reconstruction 0.38  saturated 50/75 %  gradients 1/1/1"
         );
-        let later = words(&line, 340, 1.0, Some(Duration::from_secs(180)));
+        let later = progress(&line, 340, 1.0, Some(Duration::from_secs(180)));
         assert!(later[0].ends_with("4 minutes left  saved 3 minutes ago"), "{}", later[0]);
         line.mfu_percent = Some(25.04);
-        assert!(words(&line, 340, 0.5, None)[0].contains("41 GFLOP/s (25.0 % MFU)  wait"));
+        assert!(progress(&line, 340, 0.5, None)[0].contains("41 GFLOP/s (25.0 % MFU)  wait"));
     }
 
     #[test]

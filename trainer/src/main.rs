@@ -5,13 +5,14 @@ mod commands;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use common::exit;
+use trainer::error::Result;
+use trainer::{provenance, say};
+
 use commands::{
     bench_batch, check_device, checkpoints, compare, config, doctor, embed, eval, export, inspect,
     launch, pictures, presets, report, run, shell, study, walk, watch,
 };
-use common::exit;
-use trainer::error::{Error, Result};
-use trainer::{provenance, say};
 
 /// Trains BigBiGAN: a generator, an encoder and a discriminator, with no labels.
 #[derive(Debug, Parser)]
@@ -100,7 +101,7 @@ fn main() -> ExitCode {
         .log_internal_errors(false) // a reader that went away ends nothing
         .init();
     let is_run = matches!(command, Command::Run(_)); // which says how it ended
-    match Error::caught(|| dispatch(command)) {
+    match torch_ext::caught(|| dispatch(command)) {
         Ok(code) => ExitCode::from(code),
         Err(e) => {
             match e.is_stop() {

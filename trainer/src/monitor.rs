@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bigbigan_model::nn::Params;
+use bigbigan_model::state::TrainState;
 use image::RgbImage;
 use pipeline::Dataset;
 use serde::{Deserialize, Serialize};
@@ -15,8 +17,6 @@ use crate::eval::pictures;
 use crate::evaluations;
 use crate::health::{Alarm, Judge, Probe, Signals};
 use crate::log::StatsLine;
-use crate::nn::Params;
-use crate::state::TrainState;
 use crate::tensorboard::Events;
 
 /// Watches one run.

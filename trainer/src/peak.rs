@@ -1,9 +1,7 @@
 //! What GPUs can do at most, for model FLOP utilisation (MFU).
 
+use bigbigan_model::config::Precision;
 use tch::Device;
-
-use crate::config::Precision;
-use crate::device;
 
 /// A kind of GPU: words that its name holds, then 10¹² floating-point operations a second in single
 /// precision (outside of tensor cores), in TF32 and in bfloat16.
@@ -52,7 +50,7 @@ pub fn flops(name: &str, precision: Precision) -> Option<f64> {
 /// As [`flops`], of a device; `None` for the CPU too, and for a device that does not give its name.
 #[must_use]
 pub fn of(device: Device, precision: Precision) -> Option<f64> {
-    let name = device::name(device);
+    let name = torch_ext::cuda::device_name(device);
     let name = name.inspect_err(|e| tracing::warn!("no MFU will be known: {e}"));
     flops(&name.ok()??, precision)
 }

@@ -7,8 +7,6 @@ use std::sync::OnceLock;
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
-use crate::device;
-
 static COMMIT: OnceLock<&'static str> = OnceLock::new();
 
 /// Says which commit the program was built from; of several calls the first holds. Only the program knows:
@@ -44,7 +42,7 @@ impl Provenance {
             commit: commit().to_owned(),
             libtorch: libtorch().0,
             host: common::host(),
-            device: words(device),
+            device: describe(device),
             time: common::now(),
         }
     }
@@ -60,13 +58,13 @@ fn commit() -> &'static str {
     COMMIT.get().copied().unwrap_or("unknown")
 }
 
-fn words(device: Device) -> String {
+fn describe(device: Device) -> String {
     let kind = match device {
         Device::Cpu => "cpu".to_owned(),
         Device::Cuda(number) => format!("cuda:{number}"),
         other => format!("{other:?}").to_lowercase(),
     };
-    match device::name(device) {
+    match torch_ext::cuda::device_name(device) {
         Ok(Some(name)) => format!("{kind} ({name})"),
         _ => kind,
     }

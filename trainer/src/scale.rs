@@ -3,17 +3,17 @@
 use std::iter::once;
 use std::ops::RangeInclusive;
 
+use bigbigan_model::networks::{Seen, Sight};
+use bigbigan_model::nn::{Fill, Params, Statistics, Weights};
 use comfy_table::{Table, presets::UTF8_HORIZONTAL_ONLY};
+use dist::{Traffic, World};
 use pipeline::{Cursor, Dataset};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::config::Config;
-use crate::dist::{Traffic, World};
 use crate::error::{Error, Result};
 use crate::feed::part;
 use crate::inspect::{Cost, Nets, grouped};
-use crate::model::{Seen, Sight};
-use crate::nn::{Fill, Params, Statistics, Weights};
 
 /// The gradients of a network on their way to all ranks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,7 +55,7 @@ impl Exchange {
     #[must_use]
     pub fn of(config: &Config) -> Self {
         let updates = config.train.d_steps;
-        let passes = (config.train.batch / config.micro_batch()) as u64;
+        let passes = (config.train.batch / config.recipe().micro_batch()) as u64;
         let world = World::rehearsal(2);
         let nets = Nets::build_in(&world, config, Fill::Unset);
         let (of_d, of_players) = statistics(config, &world, &nets);
@@ -236,7 +236,7 @@ impl Prediction {
 /// [`Error::Config`] if they do not divide a pass.
 pub fn describe(config: &Config, ranks: usize) -> Result<String> {
     let rows = config.rows(ranks)?;
-    let (pass, last) = (config.micro_batch() as usize / ranks, ranks - 1);
+    let (pass, last) = (config.recipe().micro_batch() as usize / ranks, ranks - 1);
     let reads = |rank: usize| {
         let all: Vec<_> = (0..rows).map(|row| (rank + row * ranks).to_string()).collect();
         match all.as_slice() {
@@ -274,7 +274,7 @@ pub fn table(
     let header = header.chain(predicted.into_iter().filter(|_| speeds.is_some()));
     table.load_style(UTF8_HORIZONTAL_ONLY).set_header(header);
     for &n in ranks {
-        let images = config.micro_batch() as usize / n;
+        let images = config.recipe().micro_batch() as usize / n;
         let gigabytes = format!("{:.1}", cost.memory_bytes_of(n) / 1e9);
         let mut row = vec![n.to_string(), images.to_string(), gigabytes];
         if let Some(speeds) = speeds {
@@ -297,14 +297,15 @@ pub fn table(
 mod tests {
     use std::thread;
 
+    use bigbigan_model::images::Images;
+    use bigbigan_model::state::TrainState;
+    use bigbigan_model::step::train_step;
+    use common::stop::Stop;
+    use dist::Place;
+
     use super::*;
     use crate::config::Origin;
-    use crate::device::Images;
-    use crate::dist::Place;
     use crate::inspect::Counts;
-    use crate::state::TrainState;
-    use crate::step::train_step;
-    use crate::stop::Stop;
 
     fn tiny(overrides: &[&str]) -> Config {
         let small = ["g.ch=4", "f.ch=4", "h.width=16", "j.width=16", "e.depth=8", "e.mlp_width=16"];
@@ -321,14 +322,15 @@ mod tests {
                     World::join(place, Device::Cpu, config.limits(), vec![], &Stop::default())
                         .unwrap();
                 let kinds = (Kind::Float, Device::Cpu);
-                let mut state = TrainState::in_world(&config, &world, kinds, true);
+                let mut state = TrainState::in_world(&config.recipe(), &world, kinds, true);
                 let rows = config.rows(2).unwrap() as i64;
                 let image = |side| Tensor::rand([rows, 3, side, side], kinds);
                 let images = || Images { large: image(config.e.res), small: image(config.g.res) };
                 let before = world.traffic();
-                let _ = train_step(&config, &mut state, || Ok::<_, Error>(images())).unwrap();
+                let _ =
+                    train_step(&config.recipe(), &mut state, || Ok::<_, Error>(images())).unwrap();
                 let after = world.traffic();
-                world.conclude(Ok(())).unwrap();
+                world.conclude(Ok::<_, dist::Error>(())).unwrap();
                 let collectives = after.collectives - before.collectives;
                 Traffic { collectives, bytes: after.bytes - before.bytes }
             })

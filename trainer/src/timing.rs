@@ -3,20 +3,21 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use bigbigan_model::images::Images;
+use bigbigan_model::nn::Params;
+use bigbigan_model::state::TrainState;
+use bigbigan_model::step::{faulty, prepare, train_step};
+use common::stop::Stop;
+use dist::World;
 use pipeline::{Cursor, Dataset};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
+use torch_ext::measure::Meter;
+use torch_ext::stream::Deferred;
 
 use crate::config::Config;
-use crate::device::{self, Coming, Images};
-use crate::dist::World;
 use crate::error::{Error, Result};
 use crate::feed::Feed;
-use crate::measure::Meter;
-use crate::nn::Params;
-use crate::state::TrainState;
-use crate::step::{faulty, prepare, train_step};
-use crate::stop::Stop;
 
 /// Steps on the same random images.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,7 +49,7 @@ pub fn on_images(
     stop: &Stop,
 ) -> Result<(OnImages, TrainState)> {
     const WARM_UP: usize = 3;
-    prepare(config, device)?;
+    prepare(&config.recipe(), device)?;
     let meter = (device == Device::Cpu).then(Meter::start);
     let mut state = drawn(config, device);
     let images = random_images(config, device);
@@ -59,8 +60,9 @@ pub fn on_images(
         }
         stop.check()?;
         let begun = Instant::now();
-        let losses =
-            train_step(config, &mut state, || Ok::<_, Error>(images.rows(0, images.len())))?;
+        let losses = train_step(&config.recipe(), &mut state, || {
+            Ok::<_, Error>(images.rows(0, images.len()))
+        })?;
         let all_given = begun.elapsed().as_secs_f64();
         check_faults(&losses.faults, state.step)?; // waits for the device
         let seconds = begun.elapsed().as_secs_f64();
@@ -74,7 +76,8 @@ pub fn on_images(
         }
     }
     let counted = meter.map_or(0.0, Meter::stop);
-    let peak_bytes = device::peak_memory(device)?.map_or(counted, |bytes| bytes as f64);
+    let peak_bytes =
+        torch_ext::cuda::max_memory_allocated(device)?.map_or(counted, |bytes| bytes as f64);
     let steps = whole.len();
     let [step_s, given_s] = [whole, given].map(|seconds| median(seconds).unwrap_or(f64::NAN));
     Ok((OnImages { steps, first_s, step_s, given_s, peak_bytes }, state))
@@ -89,7 +92,8 @@ pub fn on_images(
 /// As [`train_step`].
 pub fn one_step(config: &Config, state: &mut TrainState) -> Result<()> {
     let images = random_images(config, state.d.params.kinds().1);
-    let losses = train_step(config, state, || Ok::<_, Error>(images.rows(0, images.len())))?;
+    let losses =
+        train_step(&config.recipe(), state, || Ok::<_, Error>(images.rows(0, images.len())))?;
     check_faults(&losses.faults, state.step)
 }
 
@@ -112,7 +116,7 @@ pub fn random_images(config: &Config, device: Device) -> Images {
 /// A state whose weights are drawn on the device: what the right start takes for a large model, orthogonal
 /// matrices made on the CPU, is minutes.
 fn drawn(config: &Config, device: Device) -> TrainState {
-    let mut state = TrainState::new(config, device, false);
+    let mut state = TrainState::new(&config.recipe(), device, false);
     let fill = |params: &mut Params| {
         no_grad(|| {
             for (name, mut tensor) in params.state() {
@@ -180,15 +184,15 @@ pub fn on_feed(
     (steps, begun): (u64, Instant),
     stop: &Stop,
 ) -> Result<OnFeed> {
-    prepare(config, device)?;
+    prepare(&config.recipe(), device)?;
     let mut feed = Feed::start(config, data, Cursor::default(), device, &World::alone())?;
     feed.prime(stop)?;
     let mut state = drawn(config, device);
-    let mut unread: Option<Coming> = None;
+    let mut unread: Option<Deferred> = None;
     let mut step = |feed: &mut Feed| -> Result<()> {
-        let losses = train_step(config, &mut state, || feed.next(stop))?;
+        let losses = train_step(&config.recipe(), &mut state, || feed.next(stop))?;
         // Read one step late, as the run does.
-        let before = unread.replace(Coming::of(&losses.faults)?).map(Coming::read);
+        let before = unread.replace(Deferred::of(&losses.faults)?).map(Deferred::read);
         before.map_or(Ok(()), |faults| check_faults(&faults, state.step - 1))
     };
     step(&mut feed)?;

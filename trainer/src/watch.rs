@@ -19,13 +19,13 @@ use axum::middleware::{self, Next};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
+use common::stop::Stop;
 use futures_util::stream::{Stream, unfold};
 use maud::{Markup, html};
 
 use crate::error::{Error, Result};
 use crate::evaluations;
 use crate::report::{self, Chart, History, Page, Series, Source};
-use crate::stop::Stop;
 
 /// Folders between the one that is watched and a run, at most.
 const DEPTH: usize = 4;
@@ -130,7 +130,7 @@ impl Summary {
         let probe = report::of_metric(&found, "linear_probe_bn_crelu", &["top1"], |_| 0.0);
         let best = probe.iter().map(|point| point.mean).reduce(f64::max);
         Ok(Self {
-            state: history.words(),
+            state: history.status(),
             steps: format!("{}{of}", report::compact(history.done)),
             trained: report::time(history.minutes),
             speed: speed.map_or_else(String::new, report::short),

@@ -126,7 +126,7 @@ pub(super) fn open(folder: &Folder) -> Result<Index, Error> {
         tracing::warn!(
             "{}: {}: reading its shards' headers again",
             dir.display(),
-            changed.words(index)
+            changed.describe(index)
         );
     }
     keep_or_hold(folder, dir, scan(dir, &shards, &choice)?)
@@ -215,7 +215,7 @@ enum Changed {
 }
 
 impl Changed {
-    fn words(&self, index: &Index) -> String {
+    fn describe(&self, index: &Index) -> String {
         match self {
             Self::Names => {
                 "shards came, went or are of another split than when it was indexed".into()

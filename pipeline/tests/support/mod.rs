@@ -164,7 +164,7 @@ pub fn first_error(data: &Arc<Dataset>, config: LoaderConfig) -> (usize, Error) 
 }
 
 /// An error with all its causes.
-pub fn words(error: &dyn std::error::Error) -> String {
+pub fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

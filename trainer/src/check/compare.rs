@@ -4,18 +4,18 @@
 use std::ops::Range;
 use std::time::Instant;
 
+use bigbigan_model::images::Images;
+use bigbigan_model::nn::{Kinds, Params};
+use bigbigan_model::optim::Adam;
+use bigbigan_model::random::{Key, Purpose};
+use bigbigan_model::state::TrainState;
+use bigbigan_model::step::{prepare, train_step};
+use common::stop::Stop;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::Row;
 use crate::config::{Config, Origin};
-use crate::device::Images;
 use crate::error::{Error, Result};
-use crate::nn::{Kinds, Params};
-use crate::optim::Adam;
-use crate::random::{Key, Purpose};
-use crate::state::TrainState;
-use crate::step::{prepare, train_step};
-use crate::stop::Stop;
 
 /// Steps of each case. With `train.graphs` the third update of D, and of G and E, is recorded: in the fourth
 /// step all updates are replayed.
@@ -193,7 +193,7 @@ pub(super) fn threads(device: Device) -> [i32; 2] {
 pub(super) fn compare_deterministic(device: Device, stop: &Stop) -> Result<Row> {
     let mut row = DETERMINISTIC.compare(&[], device, threads(device), stop)?;
     let config = DETERMINISTIC.config(&[])?;
-    let start = TrainState::new(&config, Device::Cpu, true);
+    let start = TrainState::new(&config.recipe(), Device::Cpu, true);
     let run = || -> Result<Vec<Tensor>> {
         let state = copied(&config, &start, (Kind::Float, device));
         Ok(train(&config, state, stop)?.0)
@@ -225,14 +225,14 @@ impl Case {
         // The plain way to compute the same.
         let plain = ["train.precision=f32", "train.graphs=false", "train.deterministic=false"];
         let plain = config.with(&plain.map(str::to_owned))?;
-        let start = TrainState::new(&config, Device::Cpu, true);
-        let drawn = TrainState::new(&config, device, true);
+        let start = TrainState::new(&config.recipe(), Device::Cpu, true);
+        let drawn = TrainState::new(&config.recipe(), device, true);
         tch::set_num_threads(of_cpu);
-        prepare(&plain, Device::Cpu)?;
+        prepare(&plain.recipe(), Device::Cpu)?;
         let kinds = (Kind::Double, Device::Cpu);
         let (expected, truth) = train(&plain, copied(&plain, &start, kinds), stop)?;
         tch::set_num_threads(of_device);
-        prepare(&ours, device)?;
+        prepare(&ours.recipe(), device)?;
         let (parts, state) = train(&ours, copied(&ours, &start, (Kind::Float, device)), stop)?;
         let mut row = Row::new(self.name);
         let t = self.tolerance;
@@ -284,7 +284,7 @@ pub(super) fn train(
             update += 1;
             Ok::<_, Error>(images(config, step, update, (kind, device)))
         };
-        let said = train_step(config, &mut state, next)?;
+        let said = train_step(&config.recipe(), &mut state, next)?;
         losses.extend([Some(said.d), Some(said.g), said.e, said.further].into_iter().flatten());
         norms.push(said.norms);
         if said.faults.sum(None::<Kind>).double_value(&[]) != 0.0 {
@@ -311,7 +311,7 @@ pub(super) fn images(config: &Config, step: u64, update: u32, (kind, device): Ki
 
 /// A state of the same values elsewhere.
 pub(super) fn copied(config: &Config, from: &TrainState, kinds: Kinds) -> TrainState {
-    let mut state = TrainState::with_kinds(config, kinds, false);
+    let mut state = TrainState::with_kinds(&config.recipe(), kinds, false);
     let copy = |to: &mut Params, from: &Params| {
         no_grad(|| {
             for ((_, mut to), (_, from)) in to.state().into_iter().zip(from.state()) {

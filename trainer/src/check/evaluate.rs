@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use bigbigan_model::state::TrainState;
+use common::stop::Stop;
 use tch::{Device, Kind, Tensor};
 
 use super::Row;
@@ -13,8 +15,6 @@ use crate::eval::features::{Feature, Features};
 use crate::eval::knn::{DISTANCES, nearest};
 use crate::eval::linear::{Protocol, Source, probe};
 use crate::health::{Probe, Signals};
-use crate::state::TrainState;
-use crate::stop::Stop;
 
 /// Batches of images that features are taken of.
 const BATCHES: u64 = 32;
@@ -39,7 +39,7 @@ pub(super) fn compare(device: Device, [of_cpu, of_device]: [i32; 2], stop: &Stop
     tch::set_num_threads(of_cpu);
     let config = tiny(&["images.standing_images=64"])?;
     let kinds = (Kind::Float, Device::Cpu);
-    let start = copied(&config, &TrainState::new(&config, Device::Cpu, true), kinds);
+    let start = copied(&config, &TrainState::new(&config.recipe(), Device::Cpu, true), kinds);
     let (_, state) = train(&config, start, stop)?;
     let expected = Side::of(&config, &state, None, stop)?;
     tch::set_num_threads(of_device);
@@ -106,7 +106,7 @@ impl Side {
         let protocol = Protocol { steps: 100, batch: 64, decay: 0.9, ..Protocol::table1(0) };
         let source = Source::Cached(&train);
         let found_by = probe(&[Feature::BnCrelu], source, None, &test, CLASSES, &protocol, stop)?;
-        let signals = Probe::over(config, fixed, kinds.1).measure(state)?;
+        let signals = Probe::of_images(config, fixed, kinds.1).measure(state)?;
         let fixed = images(config, 1000, 0, kinds);
         Ok(Self {
             samples: model.generate(&model.latents(0, 16)),

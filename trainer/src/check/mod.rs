@@ -15,13 +15,12 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use torch_ext::profile::Profile;
 
 use crate::error::{Error, Result};
-use crate::profile::Profile;
 use crate::provenance::Provenance;
 use crate::say;
 use crate::timing::{OnFeed, OnImages};
-
 pub use parts::Part;
 pub use watch::{Ended, Peer, Plan};
 

@@ -4,22 +4,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bigbigan_model::config::Precision;
+use common::stop::Stop;
+use dist::World;
 use pipeline::{Cursor, Dataset};
 use serde::{Deserialize, Serialize};
 use tch::Device;
+use torch_ext::profile::Profile;
 
 use super::{Record, Row, Sink, Timed, compare, evaluate};
-use crate::config::{Config, Origin, Precision};
+use crate::config::{Config, Origin};
 use crate::device;
-use crate::dist::World;
 use crate::error::{Error, Result};
 use crate::feed::Feed;
 use crate::inspect::{Cost, Counts};
 use crate::peak;
-use crate::profile::Profile;
 use crate::provenance::Provenance;
 use crate::run::open_data;
-use crate::stop::Stop;
 use crate::timing::{on_feed, on_images, one_step};
 
 /// Steps that are timed, with images that are there and from a loader.
@@ -126,7 +127,7 @@ fn describe(device: Device) -> Record {
 
 /// A comparison that fails is a row too.
 fn put_row(name: &str, sink: &mut Sink, row: impl FnOnce() -> Result<Row>) -> Result<()> {
-    match Error::caught(row) {
+    match torch_ext::caught(row) {
         Ok(row) => sink.put(&Record::Row(row)),
         Err(e) if e.is_stop() => Err(e),
         Err(e) => {
@@ -163,7 +164,7 @@ fn steps(of: &Timed, profile: bool, device: Device, sink: &mut Sink, stop: &Stop
     }
     let config = of.config(&[])?;
     let (took, mut state) =
-        match Error::caught(|| on_images(&config, device, steps_on(device), stop)) {
+        match torch_ext::caught(|| on_images(&config, device, steps_on(device), stop)) {
             Err(Error::Memory { .. }) => return sink.put(&Record::TooLarge { of: of.clone() }),
             done => done?,
         };

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use bigbigan_model::state::{PendingDiscriminator, Update};
 use common::files;
 use pipeline::Cursor;
 use serde::{Deserialize, Serialize};
@@ -13,7 +14,6 @@ use super::{fault, unread};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::provenance::Provenance;
-use crate::state::{OfD, Update};
 
 /// Version of the folder's format. Those before 2 have no hash of the manifest.
 pub const FORMAT: u32 = 2;
@@ -30,8 +30,8 @@ pub struct Manifest {
     /// G/E updates done.
     pub step: u64,
     /// Of the step that follows, what was done.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub of_d: Option<OfDRecord>,
+    #[serde(rename = "of_d", default, skip_serializing_if = "Option::is_none")]
+    pub pending_d: Option<PendingRecord>,
     /// Where the next image comes from.
     pub cursor: Cursor,
     /// Updates done by each Adam.
@@ -56,10 +56,10 @@ pub struct Manifest {
     pub files: BTreeMap<String, FileRecord>,
 }
 
-/// [`OfD`] as numbers; those that are not finite are left out.
+/// [`PendingDiscriminator`] as numbers; those that are not finite are left out.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct OfDRecord {
+pub struct PendingRecord {
     /// Updates of D done.
     pub updates: u32,
     /// Loss of the last.
@@ -89,20 +89,20 @@ impl Manifest {
     }
 }
 
-impl OfDRecord {
-    pub(super) fn of(d: &OfD) -> Self {
+impl PendingRecord {
+    pub(super) fn of(d: &PendingDiscriminator) -> Self {
         let number =
             |t: &Tensor| Some(t.double_value(&[]) as f32).filter(|value| value.is_finite());
         let fault = d.update.fault.double_value(&[]) != 0.0;
         Self { updates: d.updates, loss: number(&d.loss), norm: number(&d.update.norm), fault }
     }
 
-    pub(super) fn restored(&self, device: Device) -> OfD {
+    pub(super) fn restored(&self, device: Device) -> PendingDiscriminator {
         let tensor = |value: f32| Tensor::from(value).to_device(device);
         let number = |value: Option<f32>| tensor(value.unwrap_or(f32::NAN));
         let fault = tensor(if self.fault { 1.0 } else { 0.0 });
         let update = Update { norm: number(self.norm), fault };
-        OfD { updates: self.updates, loss: number(self.loss), update }
+        PendingDiscriminator { updates: self.updates, loss: number(self.loss), update }
     }
 }
 

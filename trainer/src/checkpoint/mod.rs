@@ -16,16 +16,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bigbigan_model::nn::Params;
+use bigbigan_model::state::{Averaged, TrainState, Trainable};
 use common::files::{self, sha256_of};
+use dist::World;
+use pipeline::Cursor;
 use safetensors::{Dtype, SafeTensorError, SafeTensors, View};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::config::Config;
-use crate::dist::World;
 use crate::error::{Error, Result};
-use crate::nn::Params;
-use crate::state::{Averaged, Player, TrainState};
-pub use manifest::{FORMAT, FileRecord, Manifest, OfDRecord, read_manifest, write_manifest};
+pub use manifest::{FORMAT, FileRecord, Manifest, PendingRecord, read_manifest, write_manifest};
 pub use writer::{Guard, Keep, Saved, Writer, room_for};
 
 pub(crate) type Named = Vec<(String, Tensor)>;
@@ -130,6 +131,24 @@ pub fn of_step(folder: &Path, step: u64) -> Result<PathBuf> {
     Err(fault(folder, reason))
 }
 
+/// Where a run is in its data.
+#[derive(Debug, Clone, Copy)]
+pub struct Position {
+    /// Of the data's index.
+    pub fingerprint: u64,
+    /// Where the next image comes from.
+    pub cursor: Cursor,
+}
+
+/// What a checkpoint holds.
+#[derive(Debug)]
+pub struct Loaded {
+    /// All that a step changes.
+    pub state: TrainState,
+    /// Where the next image comes from.
+    pub cursor: Cursor,
+}
+
 /// The newest state under `folder` that can be loaded, with the checkpoint's folder; those passed over
 /// are reported as warnings. `own` is asked of each before it is read: what it refuses is not passed over.
 ///
@@ -143,13 +162,13 @@ pub fn load_newest(
     data: u64,
     world: &World,
     own: impl Fn(&Path) -> Result<()>,
-) -> Result<(PathBuf, TrainState)> {
+) -> Result<(PathBuf, Loaded)> {
     let mut first = None;
     let found = if folder.is_dir() { list(folder)? } else { vec![] };
     let mut found = found.into_iter().rev().peekable();
     while let Some((_, path)) = found.next() {
         match patiently(|| own(&path).and_then(|()| load(&path, config, device, data, world))) {
-            Ok(state) => return Ok((path, state)),
+            Ok(loaded) => return Ok((path, loaded)),
             Err(e @ Error::Checkpoint { .. }) => {
                 let next =
                     if found.peek().is_some() { "; going back to the one before" } else { "" };
@@ -203,7 +222,7 @@ pub(crate) fn free(path: &Path) -> Result<PathBuf> {
 pub fn verify(path: &Path) -> Result<Manifest> {
     let manifest = read_manifest(path)?;
     let name = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-    let own_name = name_of(manifest.step, manifest.of_d.map_or(0, |d| d.updates));
+    let own_name = name_of(manifest.step, manifest.pending_d.map_or(0, |d| d.updates));
     if place_of(&name).is_some() && name != own_name {
         return Err(fault(path, format!("holds what belongs into {own_name}")));
     }
@@ -257,7 +276,7 @@ pub fn load(
     device: Device,
     data: u64,
     world: &World,
-) -> Result<TrainState> {
+) -> Result<Loaded> {
     let manifest = verify(path)?;
     if manifest.data_fingerprint != data {
         let reason =
@@ -271,7 +290,7 @@ pub fn load(
             manifest.threads
         );
     }
-    let mut state = TrainState::in_world(config, world, (Kind::Float, device), false);
+    let mut state = TrainState::in_world(&config.recipe(), world, (Kind::Float, device), false);
     let joins = state.further.is_some() && !manifest.files.contains_key("further.safetensors");
     for (name, mut tensors) in contents(&state) {
         if !(joins && name.starts_with("further.")) {
@@ -283,11 +302,10 @@ pub fn load(
             "{} is of before [beyond] came to this run: its network begins",
             path.display()
         );
-        state.renew_further(config, world);
+        state.renew_further(&config.recipe(), world);
     }
     state.step = manifest.step;
-    state.of_d = manifest.of_d.map(|d| d.restored(device));
-    state.cursor = manifest.cursor;
+    state.pending_d = manifest.pending_d.map(|d| d.restored(device));
     state.rollbacks = manifest.rollbacks;
     let steps = |name: &str| {
         let missing = || fault(path, format!("the manifest has no Adam steps of the {name}"));
@@ -305,7 +323,7 @@ pub fn load(
     }
     state.g.live.params.rescale();
     state.d.params.rescale();
-    Ok(state)
+    Ok(Loaded { state, cursor: manifest.cursor })
 }
 
 /// Reads one averaged network ("generator" or "encoder") into `params`, with freshly converged
@@ -342,7 +360,7 @@ pub(crate) fn contents(state: &TrainState) -> Vec<(String, Named)> {
     all
 }
 
-fn player<N>(name: &str, player: &Player<N>) -> Vec<(String, Named)> {
+fn player<N>(name: &str, player: &Trainable<N>) -> Vec<(String, Named)> {
     let moments = |prefix: &str, flat: &Tensor| {
         let pieces = player.params.unflatten(flat).into_iter();
         pieces.map(|(name, t)| (format!("{prefix}.{name}"), t)).collect::<Named>()

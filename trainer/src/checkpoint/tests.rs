@@ -2,18 +2,34 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use bigbigan_model::images::Images;
+use bigbigan_model::random::{Key, Purpose};
+use bigbigan_model::state::{PendingDiscriminator, Update};
+use bigbigan_model::step::train_step;
+
 use super::*;
 use crate::config::Origin;
-use crate::device::Images;
 use crate::provenance::Provenance;
-use crate::random::{Key, Purpose};
-use crate::state::{OfD, Update};
-use crate::step::train_step;
 
 fn config() -> Config {
     let keys = ["g.ch=4", "f.ch=4", "h.width=16", "j.width=16", "e.depth=8", "e.mlp_width=16"];
     let keys: Vec<_> = keys.map(str::to_owned).into();
     Config::resolve(&Origin::Preset("demo"), &keys).unwrap()
+}
+
+const AT: Position = Position { fingerprint: 7, cursor: Cursor::new(0, 0) };
+
+/// As [`super::load_newest`], the state alone.
+fn load_newest(
+    folder: &Path,
+    config: &Config,
+    device: Device,
+    data: u64,
+    world: &World,
+    own: impl Fn(&Path) -> Result<()>,
+) -> Result<(PathBuf, TrainState)> {
+    let found = super::load_newest(folder, config, device, data, world, own);
+    found.map(|(path, loaded)| (path, loaded.state))
 }
 
 fn writer(folder: &Path) -> Writer {
@@ -24,7 +40,7 @@ fn writer(folder: &Path) -> Writer {
 fn save(folder: &Path, state: &mut TrainState, step: u64, keep: Keep) {
     let mut writer = writer(folder);
     state.step = step;
-    writer.save(state, 7, keep).unwrap();
+    writer.save(state, AT, keep).unwrap();
     writer.finish().unwrap();
 }
 
@@ -48,17 +64,17 @@ fn a_run_that_ends_between_any_updates_goes_on_as_if_it_had_not() {
         let mut batches = batches;
         let mut next = || batches.next().map(images).ok_or(());
         let mut last = None;
-        while let Ok(losses) = train_step(&config, state, &mut next) {
+        while let Ok(losses) = train_step(&config.recipe(), state, &mut next) {
             last = Some([losses.d, losses.g, losses.norms, losses.faults]);
         }
         last.map(|all| all.map(|t| Vec::<f32>::try_from(t.reshape([-1])).unwrap()))
     };
     // Two steps of four batches.
-    let mut straight = TrainState::new(&config, Device::Cpu, true);
+    let mut straight = TrainState::new(&config.recipe(), Device::Cpu, true);
     let said = steps(&mut straight, 0..8);
     for end in 4..8 {
         let folder = tempfile::tempdir().unwrap();
-        let mut state = TrainState::new(&config, Device::Cpu, true);
+        let mut state = TrainState::new(&config.recipe(), Device::Cpu, true);
         let _ = steps(&mut state, 0..end);
         save(folder.path(), &mut state, 1, ALL);
         let (path, mut state) =
@@ -83,11 +99,11 @@ fn losses_past_the_paper_can_join_a_run_and_leave_it() {
     let loaded = |config: &Config| {
         load_newest(folder.path(), config, Device::Cpu, 7, &World::alone(), |_| Ok(())).unwrap().1
     };
-    let mut state = TrainState::new(&plain, Device::Cpu, true);
+    let mut state = TrainState::new(&plain.recipe(), Device::Cpu, true);
     state.step = 3;
     save(folder.path(), &mut state, 1, ALL);
     let joined = loaded(&further);
-    let fresh = TrainState::new(&further, Device::Cpu, true);
+    let fresh = TrainState::new(&further.recipe(), Device::Cpu, true);
     let [a, b] = [&joined, &fresh].map(|state| state.further.as_ref().unwrap());
     assert_eq!((a.params.flat(), a.adam.steps()), (b.params.flat(), 0));
     assert_eq!(joined.g.live.params.flat(), state.g.live.params.flat());
@@ -103,27 +119,27 @@ fn losses_past_the_paper_can_join_a_run_and_leave_it() {
 #[test]
 fn a_checkpoint_between_updates_is_newer_than_that_of_its_step_and_is_not_kept_for_good() {
     let folder = tempfile::tempdir().unwrap();
-    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    let mut state = TrainState::new(&config().recipe(), Device::Cpu, true);
     let part = || {
         let number = |value: f32| Tensor::from(value);
         let update = Update { norm: number(f32::NAN), fault: number(1.0) };
-        Some(OfD { updates: 1, loss: number(0.5), update })
+        Some(PendingDiscriminator { updates: 1, loss: number(0.5), update })
     };
     let mut writer = writer(folder.path());
     state.step = 1;
-    writer.save(&state, 7, ALL).unwrap();
+    writer.save(&state, AT, ALL).unwrap();
     writer.finish().unwrap();
     assert_eq!(writer.saved().unwrap().unwrap().name, "step-00000001");
     assert_eq!(writer.saved().unwrap(), None);
-    state.of_d = part();
+    state.pending_d = part();
     save(folder.path(), &mut state, 1, ALL);
     let newest = newest(folder.path()).unwrap();
     assert!(newest.ends_with("step-00000001+1"), "{}", newest.display());
-    let found = load(&newest, &config(), Device::Cpu, 7, &World::alone()).unwrap();
-    let d = found.of_d.unwrap();
+    let found = load(&newest, &config(), Device::Cpu, 7, &World::alone()).unwrap().state;
+    let d = found.pending_d.unwrap();
     let numbers = [&d.loss, &d.update.norm, &d.update.fault].map(|t| t.double_value(&[]));
     assert!(numbers[0] == 0.5 && numbers[1].is_nan() && numbers[2] == 1.0, "{numbers:?}");
-    state.of_d = None;
+    state.pending_d = None;
     save(folder.path(), &mut state, 2, Keep { last: 1, every: 1, best: Some(1) });
     let names: Vec<_> = list(folder.path()).unwrap().into_iter().map(|(_, p)| p).collect();
     assert_eq!(names, [1, 2].map(|step| folder.path().join(name_of(step, 0))));
@@ -132,13 +148,13 @@ fn a_checkpoint_between_updates_is_newer_than_that_of_its_step_and_is_not_kept_f
 #[test]
 fn the_second_checkpoint_of_a_writer_holds_the_state_of_its_own_time() {
     let folder = tempfile::tempdir().unwrap();
-    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    let mut state = TrainState::new(&config().recipe(), Device::Cpu, true);
     let mut writer = writer(folder.path());
     writer.prepare(&state).unwrap();
     for step in 1..=3 {
         state.step = step;
         let _ = no_grad(|| state.d.params.flat().shallow_clone().g_add_scalar_(1.0));
-        writer.save(&state, 7, ALL).unwrap();
+        writer.save(&state, AT, ALL).unwrap();
     }
     writer.finish().unwrap();
     let (_, found) =
@@ -149,7 +165,7 @@ fn the_second_checkpoint_of_a_writer_holds_the_state_of_its_own_time() {
 #[test]
 fn the_newest_the_milestones_and_the_best_stay() {
     let folder = tempfile::tempdir().unwrap();
-    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    let mut state = TrainState::new(&config().recipe(), Device::Cpu, true);
     let keep = Keep { last: 2, every: 4, best: Some(1) };
     fs::create_dir(folder.path().join(".step-00000009.partial")).unwrap();
     for step in 1..=7 {
@@ -163,7 +179,7 @@ fn the_newest_the_milestones_and_the_best_stay() {
 #[test]
 fn that_of_step_0_stays_until_another_is_there_and_is_no_milestone() {
     let folder = tempfile::tempdir().unwrap();
-    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    let mut state = TrainState::new(&config().recipe(), Device::Cpu, true);
     let keep = Keep { last: 2, every: 5, best: Some(0) };
     let steps =
         || list(folder.path()).unwrap().into_iter().map(|(step, _)| step).collect::<Vec<_>>();
@@ -191,7 +207,7 @@ fn what_makes_room_is_the_oldest_but_never_the_newest_nor_what_stays_for_good() 
 #[test]
 fn a_checkpoint_written_again_is_never_missing_and_leaves_nothing_beside_it() {
     let folder = tempfile::tempdir().unwrap();
-    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    let mut state = TrainState::new(&config().recipe(), Device::Cpu, true);
     for rollbacks in 0..2 {
         state.rollbacks = rollbacks;
         save(folder.path(), &mut state, 3, ALL);
@@ -204,7 +220,7 @@ fn a_checkpoint_written_again_is_never_missing_and_leaves_nothing_beside_it() {
 #[test]
 fn a_manifest_that_lists_other_files_than_a_checkpoint_s_verifies_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    let mut state = TrainState::new(&config().recipe(), Device::Cpu, true);
     save(folder.path(), &mut state, 1, ALL);
     let path = folder.path().join(name_of(1, 0));
     let good = verify(&path).unwrap();
@@ -245,7 +261,7 @@ fn what_the_system_does_not_read_is_tried_again_and_is_no_damage() {
     assert!(matches!(patiently(failing(99)).unwrap_err(), Error::Io { .. }));
     // The newest cannot be read for a reason of the system: none before it is taken, none set aside.
     let folder = tempfile::tempdir().unwrap();
-    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    let mut state = TrainState::new(&config().recipe(), Device::Cpu, true);
     save(folder.path(), &mut state, 1, ALL);
     save(folder.path(), &mut state, 2, ALL);
     let manifest = folder.path().join(name_of(2, 0)).join("manifest.json");
@@ -262,7 +278,7 @@ fn what_the_system_does_not_read_is_tried_again_and_is_no_damage() {
 fn the_newest_is_found_while_others_come_and_go() {
     use std::sync::atomic::{AtomicBool, Ordering};
     let folder = tempfile::tempdir().unwrap();
-    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    let mut state = TrainState::new(&config().recipe(), Device::Cpu, true);
     save(folder.path(), &mut state, 1, ALL);
     let path = |step| folder.path().join(name_of(step, 0));
     let begun = std::time::Instant::now();
@@ -300,7 +316,7 @@ fn the_newest_is_found_while_others_come_and_go() {
 #[test]
 fn one_that_cannot_be_looked_at_is_passed_over_and_not_waited_for() {
     let folder = tempfile::tempdir().unwrap();
-    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    let mut state = TrainState::new(&config().recipe(), Device::Cpu, true);
     save(folder.path(), &mut state, 1, ALL);
     std::os::unix::fs::symlink("/nowhere", folder.path().join(name_of(2, 0))).unwrap();
     assert!(newest(folder.path()).unwrap().ends_with(name_of(1, 0)));
@@ -320,7 +336,7 @@ fn a_name_is_of_a_step_or_of_updates_of_one_and_of_nothing_else() {
 #[test]
 fn a_manifest_says_what_was_trained_by_which_program_and_where() {
     let folder = tempfile::tempdir().unwrap();
-    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    let mut state = TrainState::new(&config().recipe(), Device::Cpu, true);
     save(folder.path(), &mut state, 1, ALL);
     let manifest = verify(&newest(folder.path()).unwrap()).unwrap();
     assert_eq!(Config::parse(&manifest.config).unwrap(), config());
@@ -333,7 +349,7 @@ fn a_manifest_says_what_was_trained_by_which_program_and_where() {
 #[test]
 fn no_byte_of_a_manifest_can_change_unnoticed() {
     let folder = tempfile::tempdir().unwrap();
-    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    let mut state = TrainState::new(&config().recipe(), Device::Cpu, true);
     save(folder.path(), &mut state, 1, ALL);
     let path = newest(folder.path()).unwrap();
     let file = path.join("manifest.json");
@@ -371,7 +387,7 @@ fn no_byte_of_a_manifest_can_change_unnoticed() {
 #[test]
 fn a_checkpoint_of_a_newer_trainer_is_no_damage() {
     let folder = tempfile::tempdir().unwrap();
-    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    let mut state = TrainState::new(&config().recipe(), Device::Cpu, true);
     save(folder.path(), &mut state, 1, ALL);
     save(folder.path(), &mut state, 2, ALL);
     let path = newest(folder.path()).unwrap();
@@ -422,11 +438,11 @@ fn what_is_refused_changes_nothing_in_the_folder() {
     });
     let provenance = Provenance::here(Device::Cpu);
     let mut writer = Writer::new(folder.path(), &config(), provenance, guard).unwrap();
-    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    let mut state = TrainState::new(&config().recipe(), Device::Cpu, true);
     let keep = Keep { last: 1, every: 0, best: None };
     let mut save = |step| {
         state.step = step;
-        writer.save(&state, 7, keep).and_then(|()| writer.finish())
+        writer.save(&state, AT, keep).and_then(|()| writer.finish())
     };
     save(1).unwrap();
     held.store(false, Ordering::Relaxed);
@@ -455,7 +471,7 @@ fn what_cannot_be_removed_stops_no_run() {
 #[test]
 fn a_checkpoint_that_was_passed_over_takes_no_sound_one_s_place() {
     let folder = tempfile::tempdir().unwrap();
-    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    let mut state = TrainState::new(&config().recipe(), Device::Cpu, true);
     let keep = Keep { last: 1, every: 0, best: None };
     for step in [2, 3] {
         save(folder.path(), &mut state, step, ALL);
@@ -521,7 +537,7 @@ fn altered(bytes: &[u8], change: &str) -> Vec<u8> {
 fn each_bad_checkpoint_is_a_typed_error_and_the_one_before_is_used() {
     let folder = tempfile::tempdir().unwrap();
     let config = config();
-    let mut state = TrainState::new(&config, Device::Cpu, true);
+    let mut state = TrainState::new(&config.recipe(), Device::Cpu, true);
     save(folder.path(), &mut state, 1, ALL);
     save(folder.path(), &mut state, 2, ALL);
     let path = folder.path().join(name_of(2, 0));
@@ -593,12 +609,12 @@ fn each_bad_checkpoint_is_a_typed_error_and_the_one_before_is_used() {
 #[test]
 fn an_averaged_network_holds_the_averages_and_a_live_one_the_weights() {
     let folder = tempfile::tempdir().unwrap();
-    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    let mut state = TrainState::new(&config().recipe(), Device::Cpu, true);
     let average = state.g.live.params.flat() + 1.0;
     no_grad(|| state.g.average.copy_(&average));
     save(folder.path(), &mut state, 1, ALL);
     let path = folder.path().join(name_of(1, 0));
-    let mut other = TrainState::new(&config(), Device::Cpu, false);
+    let mut other = TrainState::new(&config().recipe(), Device::Cpu, false);
     load_average(&path, "generator", &mut other.g.live.params).unwrap();
     assert!(other.g.live.params.flat().equal(&average));
     load_live(&path, "generator", &mut other.g.live.params).unwrap();
@@ -619,7 +635,7 @@ fn a_step_that_is_not_there_is_refused_with_those_that_are() {
 #[test]
 fn where_none_loads_the_newest_says_why() {
     let folder = tempfile::tempdir().unwrap();
-    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    let mut state = TrainState::new(&config().recipe(), Device::Cpu, true);
     for step in [1, 2] {
         save(folder.path(), &mut state, step, ALL);
         fs::remove_file(folder.path().join(name_of(step, 0)).join("generator.safetensors"))
@@ -646,7 +662,7 @@ fn only_halves_of_checkpoints_are_cleared_away() {
 #[test]
 fn a_checkpoint_that_failed_is_told_of_by_the_next_which_is_then_not_begun() {
     let folder = tempfile::tempdir().unwrap();
-    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    let mut state = TrainState::new(&config().recipe(), Device::Cpu, true);
     let asked = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&asked);
     // It is asked as a save begins, and again in the background.
@@ -657,11 +673,11 @@ fn a_checkpoint_that_failed_is_told_of_by_the_next_which_is_then_not_begun() {
     let mut writer =
         Writer::new(folder.path(), &config(), Provenance::here(Device::Cpu), guard).unwrap();
     state.step = 1;
-    writer.save(&state, 7, ALL).unwrap();
+    writer.save(&state, AT, ALL).unwrap();
     state.step = 2;
-    assert!(writer.save(&state, 7, ALL).unwrap_err().to_string().contains("on purpose"));
+    assert!(writer.save(&state, AT, ALL).unwrap_err().to_string().contains("on purpose"));
     assert_eq!(list(folder.path()).unwrap(), []);
-    writer.save(&state, 7, ALL).unwrap();
+    writer.save(&state, AT, ALL).unwrap();
     writer.finish().unwrap();
     assert!(newest(folder.path()).unwrap().ends_with(name_of(2, 0)));
 }
@@ -669,10 +685,10 @@ fn a_checkpoint_that_failed_is_told_of_by_the_next_which_is_then_not_begun() {
 #[test]
 fn a_checkpoint_is_told_of_once_it_is_on_the_disk_and_is_not_written_twice() {
     let folder = tempfile::tempdir().unwrap();
-    let mut state = TrainState::new(&config(), Device::Cpu, true);
+    let mut state = TrainState::new(&config().recipe(), Device::Cpu, true);
     let mut writer = writer(folder.path());
     state.step = 1;
-    writer.save(&state, 7, ALL).unwrap();
+    writer.save(&state, AT, ALL).unwrap();
     let begun = Instant::now();
     let told = loop {
         match writer.saved().unwrap() {
@@ -688,7 +704,7 @@ fn a_checkpoint_is_told_of_once_it_is_on_the_disk_and_is_not_written_twice() {
     // Of a network this small, names and shapes are a part.
     assert!(told.bytes <= 2 * bytes && bytes <= 2 * told.bytes, "{} of {bytes}", told.bytes);
     let written = fs::metadata(path.join("manifest.json")).unwrap().modified().unwrap();
-    writer.save(&state, 7, ALL).unwrap();
+    writer.save(&state, AT, ALL).unwrap();
     writer.finish().unwrap();
     assert_eq!(fs::metadata(path.join("manifest.json")).unwrap().modified().unwrap(), written);
     assert_eq!(writer.saved().unwrap(), None);

@@ -7,21 +7,20 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use bigbigan_model::state::TrainState;
 use common::files::{self, sync_folder, sync_folder_of};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use tch::{Device, Kind, Tensor};
+use torch_ext::memory::{copy_non_blocking, pin_memory};
 
 use super::{
-    FORMAT, Files, Manifest, Named, OfDRecord, adam_steps, contents, fault, list, name_of,
-    write_manifest, write_tensors,
+    FORMAT, Files, Manifest, Named, PendingRecord, Position, adam_steps, contents, fault, list,
+    name_of, write_manifest, write_tensors,
 };
 use crate::config::Config;
-use crate::device;
 use crate::error::{Error, Result};
 use crate::provenance::Provenance;
-use crate::shim::{copy_later, pinned};
-use crate::state::TrainState;
 
 /// Which checkpoints stay. That of step 0 is not among them: it goes when another is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,15 +154,15 @@ impl Writer {
     ///
     /// # Errors
     /// Those of the checkpoint before; this one is then not begun, and may be asked for again.
-    pub fn save(&mut self, state: &TrainState, data: u64, keep: Keep) -> Result<()> {
+    pub fn save(&mut self, state: &TrainState, at: Position, keep: Keep) -> Result<()> {
         let asked = Instant::now();
         self.finish()?;
         self.guard.ask()?;
-        let name = name_of(state.step, state.of_d.as_ref().map_or(0, |d| d.updates));
+        let name = name_of(state.step, state.pending_d.as_ref().map_or(0, |d| d.updates));
         if self.newest.as_ref() == Some(&name) {
             return Ok(());
         }
-        let mut snapshot = Snapshot::of(state, data, std::mem::take(&mut self.staging))?;
+        let mut snapshot = Snapshot::of(state, at, std::mem::take(&mut self.staging))?;
         snapshot.manifest.config_sha256 = files::sha256(self.config.as_bytes());
         snapshot.manifest.config = self.config.clone();
         snapshot.manifest.provenance = Some(self.provenance.now());
@@ -278,25 +277,25 @@ struct Snapshot {
 
 impl Snapshot {
     /// Copies `state` to `staging`, where that holds a copy of the same tensors, or else to new memory.
-    fn of(state: &TrainState, data: u64, mut staging: Files) -> Result<Self> {
+    fn of(state: &TrainState, at: Position, mut staging: Files) -> Result<Self> {
         let files = contents(state);
         if layout(&staging) != layout(&files) {
             staging = host_memory(layout(&files), device_of(&files).is_cuda())?;
         }
         for ((_, to), (_, from)) in staging.iter().zip(&files) {
-            to.iter().zip(from).for_each(|((_, to), (_, from))| copy_later(to, from));
+            to.iter().zip(from).for_each(|((_, to), (_, from))| copy_non_blocking(to, from));
         }
         // One wait for all of them.
-        device::reached(device_of(&files))?;
+        torch_ext::stream::synchronize(device_of(&files))?;
         let manifest = Manifest {
             own_sha256: None,
             format: FORMAT,
             step: state.step,
-            of_d: state.of_d.as_ref().map(OfDRecord::of),
-            cursor: state.cursor,
+            pending_d: state.pending_d.as_ref().map(PendingRecord::of),
+            cursor: at.cursor,
             adam_steps: adam_steps(state),
             rollbacks: state.rollbacks,
-            data_fingerprint: data,
+            data_fingerprint: at.fingerprint,
             threads: tch::get_num_threads(),
             config: String::new(),
             config_sha256: String::new(),
@@ -326,7 +325,7 @@ impl Snapshot {
 
     /// Writes a folder aside, syncs it and gives it its name.
     fn write(&mut self, folder: &Path, guard: &Guard) -> Result<()> {
-        let name = name_of(self.manifest.step, self.manifest.of_d.map_or(0, |d| d.updates));
+        let name = name_of(self.manifest.step, self.manifest.pending_d.map_or(0, |d| d.updates));
         let (path, aside) = (folder.join(&name), folder.join(format!(".{name}.partial")));
         let written = self.write_aside(&aside).and_then(|()| {
             // Writing took its time.
@@ -401,8 +400,8 @@ fn host_memory(layout: Layout, locked: bool) -> Result<Files> {
             (bytes, (bytes as u64).next_multiple_of(ALIGNED) as i64)
         };
         let whole: i64 = all.iter().map(|(_, shape, kind)| bytes(shape, *kind).1).sum();
-        let piece = pinned(&Tensor::zeros([whole], (Kind::Uint8, Device::Cpu)));
-        let piece = piece.map_err(|reason| Error::torch(&reason))?;
+        let piece = pin_memory(&Tensor::zeros([whole], (Kind::Uint8, Device::Cpu)));
+        let piece = piece.map_err(|reason| Error::from(torch_ext::Error::said(&reason)))?;
         let mut at = 0;
         let part = |(name, shape, kind): (String, Vec<i64>, Kind)| {
             let (bytes, room) = bytes(&shape, kind);

@@ -1,8 +1,9 @@
 use serde_json::json;
 use tch::Device;
+use torch_ext::measure;
 use trainer::config::Config;
 use trainer::error::Result;
-use trainer::{device, fit, measure, say};
+use trainer::{device, fit, say};
 
 use super::{Source, usage};
 

@@ -1,8 +1,9 @@
 use std::path::Path;
 
+use bigbigan_model::presets::PRESETS;
 use clap::Subcommand;
 use serde_json::json;
-use trainer::config::{Config, Origin, PRESETS};
+use trainer::config::{Config, Origin};
 use trainer::error::Result;
 use trainer::{run, say};
 

@@ -10,7 +10,7 @@ use trainer::eval::knn::{DISTANCES, Distance, nearest};
 use trainer::run::open_data;
 use trainer::{checkpoint, device, say};
 
-use super::{Networks, On, config_of, stop, table, usage};
+use super::{ModelArgs, Networks, config_of, stop, table, usage};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: trainer embed --run demo/run --folder photos --out photos\n\n\
@@ -18,7 +18,7 @@ use super::{Networks, On, config_of, stop, table, usage};
     rows are). Files that cannot be read have no row: NAME.unread.jsonl lists them.")]
 pub(crate) struct EmbedArgs {
     #[command(flatten)]
-    on: On,
+    source: ModelArgs,
     /// Folder of JPEG and PNG files, searched whole
     #[arg(long, value_name = "DIR", conflicts_with = "split")]
     folder: Option<PathBuf>,
@@ -40,12 +40,12 @@ pub(crate) fn embed(args: &EmbedArgs) -> Result<()> {
     if args.feature == Feature::BnCrelu {
         return Err(usage("bn_crelu depends on all rows: embed avepool and normalise them"));
     }
-    let config = args.on.config()?;
+    let config = args.source.config()?;
     let mut rows = args.out.clone().into_os_string();
     rows.push(".npy");
     super::pictures::check_place(rows.as_ref())?;
     let files = args.folder.as_deref().map(image_files).transpose()?;
-    let model = args.on.model(&config, args.on.variant())?;
+    let model = args.source.model(&config, args.source.variant())?;
     let (embedding, unread) = match &files {
         Some((files, _)) => Embedding::of_files(&model, files, args.feature, args.max_unread)?,
         None => {

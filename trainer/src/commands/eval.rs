@@ -15,7 +15,7 @@ use trainer::eval::resize::Resizer;
 use trainer::eval::{Variant, agreement, fid, infomax, knn};
 use trainer::{evaluations, run, say};
 
-use super::{On, table, usage};
+use super::{ModelArgs, table, usage};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -45,7 +45,7 @@ enum Table12 {
 )]
 pub(crate) struct LinearArgs {
     #[command(flatten)]
-    on: On,
+    source: ModelArgs,
     /// Steps and rates: 5000 at 0.01, or 100000 at five rates of which the best is chosen
     #[arg(long, value_enum, default_value_t = Table12::Table1)]
     protocol: Table12,
@@ -82,7 +82,7 @@ pub(crate) struct LinearArgs {
 #[command(after_help = "Example: trainer eval knn --run demo/run --split val")]
 pub(crate) struct KnnArgs {
     #[command(flatten)]
-    on: On,
+    source: ModelArgs,
     /// avepool, mu, map, stage1, stage2, … or pixels
     #[arg(long, default_value = "avepool")]
     feature: Feature,
@@ -101,7 +101,7 @@ pub(crate) struct KnnArgs {
     last map are held in memory: 1.2 GB for CIFAR-10 and the preset cifar10.")]
 pub(crate) struct InfomaxArgs {
     #[command(flatten)]
-    on: On,
+    source: ModelArgs,
     /// Split to report on [default: the run's eval.split]
     #[arg(long)]
     split: Option<String>,
@@ -134,8 +134,8 @@ struct By {
 }
 
 impl By {
-    fn open(&self, on: &On) -> Result<(Extractor, Resizer)> {
-        let device = on.networks.device()?;
+    fn open(&self, source: &ModelArgs) -> Result<(Extractor, Resizer)> {
+        let device = source.networks.device()?;
         let extractor = Extractor::open(&self.extractor, self.trust_extractor, device)?;
         let resizer = match self.resizer.as_deref() {
             None => extractor.input().1,
@@ -155,7 +155,7 @@ impl By {
 )]
 pub(crate) struct AgreementArgs {
     #[command(flatten)]
-    on: On,
+    source: ModelArgs,
     #[command(flatten)]
     by: By,
     /// Split of the images that are reconstructed [default: the run's eval.split]
@@ -177,7 +177,7 @@ pub(crate) struct AgreementArgs {
 )]
 pub(crate) struct FidArgs {
     #[command(flatten)]
-    on: On,
+    source: ModelArgs,
     #[command(flatten)]
     by: By,
     /// Split of the real images [default: train, all of it (paper App. A)]
@@ -217,7 +217,7 @@ pub(crate) fn run(command: &Command) -> Result<()> {
 }
 
 fn linear(args: &LinearArgs) -> Result<()> {
-    let config = args.on.config()?;
+    let config = args.source.config()?;
     let train = run::open_data(&config, "train")?;
     let mut protocol = match args.protocol {
         Table12::Table1 => Protocol::table1(args.seed),
@@ -259,11 +259,11 @@ fn linear(args: &LinearArgs) -> Result<()> {
         test: run::open_data(&config, &split)?,
         train,
     };
-    warn_unless_kept(&args.on);
-    let model = args.on.model(&config, args.on.variant())?;
+    warn_unless_kept(&args.source);
+    let model = args.source.model(&config, args.source.variant())?;
     let mut lines = task.run(&model)?;
     if !args.no_baselines {
-        let initial = args.on.model(model.config(), Variant::Initial)?;
+        let initial = args.source.model(model.config(), Variant::Initial)?;
         drop(model);
         lines.extend(task.run(&initial)?);
         task.features = vec![Feature::Pixels];
@@ -292,11 +292,11 @@ fn linear(args: &LinearArgs) -> Result<()> {
         word(&line.crop),
         line.selected_on
     );
-    finish(&args.on, &head, &table, &lines)
+    finish(&args.source, &head, &table, &lines)
 }
 
 fn knn(args: &KnnArgs) -> Result<()> {
-    let config = args.on.config()?;
+    let config = args.source.config()?;
     let split = args.split.as_ref().unwrap_or(&config.eval.split);
     let task = knn::Task {
         feature: args.feature,
@@ -309,8 +309,8 @@ fn knn(args: &KnnArgs) -> Result<()> {
             "neighbours are found by avepool, mu, map, a stage or pixels, not bn_crelu",
         ));
     }
-    warn_unless_kept(&args.on);
-    let lines = task.run(&args.on.model(&config, args.on.variant())?)?;
+    warn_unless_kept(&args.source);
+    let lines = task.run(&args.source.model(&config, args.source.variant())?)?;
     let mut table = table(["distance", "k = 1", "k = 5", "k = 25", "k = 50"]);
     for line in &lines {
         let accuracies = line.top1.values().map(|top1| format!("{top1:.2} %"));
@@ -321,11 +321,11 @@ fn knn(args: &KnnArgs) -> Result<()> {
         "step {}: {} of {} images vote on {} of {split}",
         line.subject.step, args.feature, line.train_images, line.test_images
     );
-    finish(&args.on, &head, &table, &lines)
+    finish(&args.source, &head, &table, &lines)
 }
 
 fn infomax(args: &InfomaxArgs) -> Result<()> {
-    let config = args.on.config()?;
+    let config = args.source.config()?;
     let split = args.split.as_ref().unwrap_or(&config.eval.split);
     let train = run::open_data(&config, "train")?;
     if args.images.min(train.len()) < 2 {
@@ -339,9 +339,9 @@ fn infomax(args: &InfomaxArgs) -> Result<()> {
         images: args.images,
         test: run::open_data(&config, split)?,
     };
-    warn_unless_kept(&args.on);
-    let variant = if args.initial { Variant::Initial } else { args.on.variant() };
-    let lines = task.run(&args.on.model(&config, variant)?, |line| {
+    warn_unless_kept(&args.source);
+    let variant = if args.initial { Variant::Initial } else { args.source.variant() };
+    let lines = task.run(&args.source.model(&config, variant)?, |line| {
         say::note(format_args!("{}: {:.2} %", line.metric, line.top1));
     })?;
     let mut table = table(["feature", "width", "SVM", "MLP"]);
@@ -358,12 +358,12 @@ fn infomax(args: &InfomaxArgs) -> Result<()> {
         word(&line.crop),
         line.test_images
     );
-    finish(&args.on, &head, &table, &lines)
+    finish(&args.source, &head, &table, &lines)
 }
 
 fn fid(args: &FidArgs) -> Result<()> {
-    let config = args.on.config()?;
-    let (extractor, resizer) = args.by.open(&args.on)?;
+    let config = args.source.config()?;
+    let (extractor, resizer) = args.by.open(&args.source)?;
     let task = fid::Task {
         extractor,
         resizer,
@@ -378,8 +378,8 @@ fn fid(args: &FidArgs) -> Result<()> {
     let truncations: Vec<_> =
         std::iter::once(None).chain(args.truncation.iter().copied().map(Some)).collect();
     let width = task.extractor.width()?;
-    warn_unless_kept(&args.on);
-    let lines = task.run(&mut args.on.model(&config, args.on.variant())?, &truncations)?;
+    warn_unless_kept(&args.source);
+    let lines = task.run(&mut args.source.model(&config, args.source.variant())?, &truncations)?;
     let names: Vec<&String> = lines[0].scores.keys().collect();
     let header = std::iter::once("truncation").chain(names.iter().map(|name| name.as_str()));
     let mut table = table(header);
@@ -404,12 +404,12 @@ fn fid(args: &FidArgs) -> Result<()> {
             "\nnote: no more images than features ({width}): the distance is far too large"
         );
     }
-    finish(&args.on, &head, &table, &lines)
+    finish(&args.source, &head, &table, &lines)
 }
 
 fn agreement(args: &AgreementArgs) -> Result<()> {
-    let config = args.on.config()?;
-    let (extractor, resizer) = args.by.open(&args.on)?;
+    let config = args.source.config()?;
+    let (extractor, resizer) = args.by.open(&args.source)?;
     let split = args.split.as_ref().unwrap_or(&config.eval.split);
     let mut task = agreement::Task {
         extractor,
@@ -420,8 +420,8 @@ fn agreement(args: &AgreementArgs) -> Result<()> {
         test_images: args.images,
         seed: config.train.seed,
     };
-    warn_unless_kept(&args.on);
-    let model = args.on.model(&config, args.on.variant())?;
+    warn_unless_kept(&args.source);
+    let model = args.source.model(&config, args.source.variant())?;
     task.seed = model.config().train.seed;
     let line = task.run(&model)?;
     let mut table = table(["", "G(E(x))", "x itself", "chance"]);
@@ -446,7 +446,7 @@ fn agreement(args: &AgreementArgs) -> Result<()> {
         args.by.extractor.display(),
         line.train_images
     );
-    finish(&args.on, &head, &table, &[line])
+    finish(&args.source, &head, &table, &[line])
 }
 
 /// Where reference statistics are kept between runs.
@@ -468,8 +468,8 @@ fn word(value: &impl Serialize) -> String {
 
 /// Says at once, before hours of work, that what is found cannot be kept with the run. It may be somebody
 /// else's, or an exported model: the work is done all the same.
-fn warn_unless_kept(on: &On) {
-    if let Err(error) = evaluations::check(&on.networks.run) {
+fn warn_unless_kept(source: &ModelArgs) {
+    if let Err(error) = evaluations::check(&source.networks.run) {
         let error = pipeline::report(&error);
         say::always(format_args!("warning: {error}; the result will be printed alone"));
     }
@@ -477,11 +477,11 @@ fn warn_unless_kept(on: &On) {
 
 /// Prints what was found, and then adds its lines to those of the run. A reader that has gone away keeps
 /// none of it from the run.
-fn finish(on: &On, head: &str, table: &Table, lines: &[impl Serialize]) -> Result<()> {
+fn finish(source: &ModelArgs, head: &str, table: &Table, lines: &[impl Serialize]) -> Result<()> {
     let json = |line| serde_json::to_string(line).expect("a line of plain values") + "\n";
     let text = format!("{head}\n{table}\n{}", lines.iter().map(json).collect::<String>());
     let printed = say::print(text.trim_end());
-    let path = on.networks.run.join(evaluations::FILE);
+    let path = source.networks.run.join(evaluations::FILE);
     let kept = lines.iter().try_for_each(|line| evaluations::append(&path, line));
     if kept.is_err() && printed.is_ok() {
         say::always("the result above could not be kept with the run");

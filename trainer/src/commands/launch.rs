@@ -1,7 +1,7 @@
 use std::ffi::OsString;
 
-use trainer::dist;
 use trainer::error::Result;
+use trainer::launch;
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -18,5 +18,5 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<u8> {
-    dist::launch(&args.command, usize::from(args.ranks))
+    launch(&args.command, usize::from(args.ranks))
 }

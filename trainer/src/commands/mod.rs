@@ -28,13 +28,13 @@ use std::sync::{Arc, OnceLock};
 
 use clap::Args;
 use comfy_table::{Table, presets::UTF8_HORIZONTAL_ONLY};
+use common::stop::Stop;
 use pipeline::Dataset;
 use tch::Device;
 use trainer::config::{Config, Origin};
 use trainer::error::{Error, Result};
 use trainer::eval::{Model, Variant};
 use trainer::run::{open_data, read_config_as_it_is};
-use trainer::stop::Stop;
 use trainer::{checkpoint, device};
 
 #[derive(Debug, Args)]
@@ -141,7 +141,7 @@ impl Networks {
 
 /// Which model, and on what images.
 #[derive(Debug, Args)]
-pub(crate) struct On {
+pub(crate) struct ModelArgs {
     #[command(flatten)]
     pub(crate) networks: Networks,
     /// Data folder, if not the run's own; exported models name none
@@ -152,7 +152,7 @@ pub(crate) struct On {
     live: bool,
 }
 
-impl On {
+impl ModelArgs {
     pub(crate) fn config(&self) -> Result<Config> {
         config_of(&self.networks.run, self.data.as_deref())
     }

@@ -5,7 +5,7 @@ use trainer::error::{Error, Result};
 use trainer::eval::pictures;
 use trainer::{run, say};
 
-use super::{Networks, On, config_of, usage, variant};
+use super::{ModelArgs, Networks, config_of, usage, variant};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: trainer sample --run demo/run --count 64 --out samples.png")]
@@ -36,7 +36,7 @@ pub(crate) struct SampleArgs {
 #[command(after_help = "Example: trainer reconstruct --run demo/run --split val --out pairs.png")]
 pub(crate) struct ReconstructArgs {
     #[command(flatten)]
-    on: On,
+    source: ModelArgs,
     /// Split whose first images are shown [default: the run's eval.split]
     #[arg(long)]
     split: Option<String>,
@@ -95,11 +95,11 @@ pub(crate) fn sample(args: &SampleArgs) -> Result<()> {
 }
 
 pub(crate) fn reconstruct(args: &ReconstructArgs) -> Result<()> {
-    let config = args.on.config()?;
+    let config = args.source.config()?;
     let split = args.split.as_ref().unwrap_or(&config.eval.split);
     let split = run::open_data(&config, split)?;
     check_place(&args.out)?;
-    let model = args.on.model(&config, args.on.variant())?;
+    let model = args.source.model(&config, args.source.variant())?;
     pictures::save(&run::reconstructions(&model, &split, args.sampled)?, &args.out)?;
     say::print(args.out.display())?;
     Ok(())

@@ -1,7 +1,7 @@
 use std::fmt::Write;
 
+use bigbigan_model::presets::PRESETS;
 use serde_json::json;
-use trainer::config::PRESETS;
 use trainer::error::Result;
 use trainer::say;
 

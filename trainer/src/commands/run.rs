@@ -1,13 +1,13 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
+use bigbigan_model::optim::Decay;
 use comfy_table::{Table, presets::UTF8_HORIZONTAL_ONLY};
+use dist::Place;
 use pipeline::Dataset;
 use trainer::config::Config;
-use trainer::dist::Place;
 use trainer::error::{Error, Result};
 use trainer::inspect::{self, Cost, Counts};
-use trainer::optim::Decay;
 use trainer::run::{self, Begin, Ended, Session, Summary};
 use trainer::say;
 use trainer::scale::{self, Exchange, Speeds};

@@ -9,13 +9,13 @@ use trainer::eval::{Model, knn, pictures};
 use trainer::run::open_data;
 use trainer::say;
 
-use super::{On, usage};
+use super::{ModelArgs, usage};
 
 /// Where a picture goes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Picture {
     #[command(flatten)]
-    on: On,
+    source: ModelArgs,
     /// PNG to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -30,7 +30,7 @@ impl Picture {
 
     fn model(&self) -> Result<Model> {
         super::pictures::check_place(&self.out)?;
-        self.on.model(&self.on.config()?, self.on.variant())
+        self.source.model(&self.source.config()?, self.source.variant())
     }
 }
 
@@ -62,7 +62,7 @@ pub(crate) fn neighbors(args: &NeighborsArgs) -> Result<()> {
             "neighbours are found by avepool, mu, map, a stage or pixels, not bn_crelu",
         ));
     }
-    let config = args.picture.on.config()?;
+    let config = args.picture.source.config()?;
     let (train, split) = (
         open_data(&config, "train")?,
         open_data(&config, args.split.as_ref().unwrap_or(&config.eval.split))?,

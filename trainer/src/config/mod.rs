@@ -1,58 +1,22 @@
 //! What a run is: one complete configuration, resolved from a preset or file, overrides and checks.
 
-mod beyond;
 mod secrets;
 
 use std::path::Path;
 use std::time::Duration;
 
+use bigbigan_model::config::{
+    BeyondConfig, Decay, EncoderConfig, GeneratorConfig, ImageConfig, LatentConfig, MlpConfig,
+    OptConfig, Precision, Recipe, StepConfig, Terms,
+};
+use bigbigan_model::presets::{extend, flatten, merge, one_line, overlay, parse, preset, refuse};
+use dist::Limits;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::dist::Limits;
 use crate::error::{Error, Result};
-use crate::model::{
-    DiscriminatorConfig, EncoderConfig, Family, GeneratorConfig, ImageConfig, LatentConfig, Terms,
-};
-use crate::nn::MlpConfig;
-use crate::optim::{AdamConfig, AverageConfig, Decay, Schedule};
-use crate::random::Prior;
-pub use beyond::{AugmentConfig, BeyondConfig};
 pub(crate) use secrets::text_without_secrets;
 use secrets::without_secrets;
-
-/// Presets by name, compiled in. Each but `base` holds its differences only.
-pub const PRESETS: &[(&str, &str)] = &[
-    ("base", include_str!("../../presets/base.toml")),
-    ("demo", include_str!("../../presets/demo.toml")),
-    ("cifar10", include_str!("../../presets/cifar10.toml")),
-    ("cifar10_beyond", include_str!("../../presets/cifar10_beyond.toml")),
-    ("cifar10_32", include_str!("../../presets/cifar10_32.toml")),
-    ("cifar10_gpu", include_str!("../../presets/cifar10_gpu.toml")),
-    ("det_e", include_str!("../../presets/det_e.toml")),
-    ("uniform_pz", include_str!("../../presets/uniform_pz.toml")),
-    ("x_unary", include_str!("../../presets/x_unary.toml")),
-    ("z_unary", include_str!("../../presets/z_unary.toml")),
-    ("no_unary", include_str!("../../presets/no_unary.toml")),
-    ("small_g32", include_str!("../../presets/small_g32.toml")),
-    ("small_g64", include_str!("../../presets/small_g64.toml")),
-    ("no_e", include_str!("../../presets/no_e.toml")),
-    ("hi_e", include_str!("../../presets/hi_e.toml")),
-    ("hi_e_g64", include_str!("../../presets/hi_e_g64.toml")),
-    ("hi_e_g256", include_str!("../../presets/hi_e_g256.toml")),
-    ("r101", include_str!("../../presets/r101.toml")),
-    ("r50x2", include_str!("../../presets/r50x2.toml")),
-    ("rev50", include_str!("../../presets/rev50.toml")),
-    ("rev50x2", include_str!("../../presets/rev50x2.toml")),
-    ("rev50x4", include_str!("../../presets/rev50x4.toml")),
-    ("r50_elr", include_str!("../../presets/r50_elr.toml")),
-    ("rev50x4_elr", include_str!("../../presets/rev50x4_elr.toml")),
-    ("r50_elr_1m", include_str!("../../presets/r50_elr_1m.toml")),
-    ("rev50x4_elr_1m", include_str!("../../presets/rev50x4_elr_1m.toml")),
-    ("gen_base", include_str!("../../presets/gen_base.toml")),
-    ("gen_hi_e", include_str!("../../presets/gen_hi_e.toml")),
-    ("gen_hi_e_1m", include_str!("../../presets/gen_hi_e_1m.toml")),
-];
 
 /// One key in which two configurations differ.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -158,24 +122,6 @@ pub struct Config {
     pub eval: EvalConfig,
 }
 
-/// Rates and averages.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[allow(missing_docs, reason = "every key has its meaning in presets/base.toml")]
-pub struct OptConfig {
-    pub lr_d: f64,
-    pub lr_g: f64,
-    pub e_lr_mult: f64,
-    pub beta1: f64,
-    pub beta2: f64,
-    pub eps: f64,
-    pub warmup_images: u64,
-    pub decay: Decay,
-    pub ema: f64,
-    pub ema_ramp: bool,
-    pub ema_start_images: u64,
-}
-
 /// The loop.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -191,19 +137,6 @@ pub struct TrainConfig {
     pub precision: Precision,
     pub graphs: bool,
     pub deterministic: bool,
-}
-
-/// In what precision G, E and D run forward and backward. Weights, moments, averages, spectral norms,
-/// batch statistics and losses are in single precision always.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// Single precision.
-    F32,
-    /// Single precision; CUDA rounds the inputs of products and convolutions to 10 bits.
-    Tf32,
-    /// Products and convolutions in bfloat16.
-    Bf16,
 }
 
 /// What becomes of a run whose numbers go wrong.
@@ -455,34 +388,23 @@ impl Config {
         Ok(config)
     }
 
-    /// D's parts.
+    /// What state and step need of it.
     #[must_use]
-    pub fn discriminator(&self) -> DiscriminatorConfig {
-        DiscriminatorConfig { f: self.f, h: self.h, j: self.j, terms: self.loss }
-    }
-
-    /// Adam for a network with this rate.
-    #[must_use]
-    pub fn adam(&self, rate: f64) -> AdamConfig {
-        let OptConfig { beta1, beta2, eps, .. } = self.opt;
-        AdamConfig { rate, beta1, beta2, eps }
-    }
-
-    /// The average of G and E.
-    #[must_use]
-    pub fn average(&self) -> AverageConfig {
-        let start = self.opt.ema_start_images / self.train.batch as u64;
-        AverageConfig { decay: self.opt.ema, ramp: self.opt.ema_ramp, start }
-    }
-
-    /// Factor of every rate in step number `step` (from 0).
-    #[must_use]
-    pub fn rate_factor(&self, step: u64) -> f64 {
-        let batch = self.train.batch as f64;
-        let (warmup, decay) = (self.opt.warmup_images as f64, self.opt.decay);
-        // The first step counts its own images, else a warm-up would waste it.
-        let seen = if warmup > 0.0 { step + 1 } else { step };
-        Schedule { warmup, decay, images: self.train.steps as f64 * batch }.at(seen as f64 * batch)
+    pub fn recipe(&self) -> Recipe {
+        let Self { latent, g, f, h, j, e, loss, beyond, opt, .. } = *self;
+        let t = &self.train;
+        let train = StepConfig {
+            batch: t.batch,
+            micro_batch: t.micro_batch,
+            steps: t.steps,
+            d_steps: t.d_steps,
+            seed: t.seed,
+            precision: t.precision,
+            graphs: t.graphs,
+            deterministic: t.deterministic,
+        };
+        let skip_faults = self.health.on_fault == OnFault::Skip;
+        Recipe { latent, g, f, h, j, e, loss, beyond, opt, train, skip_faults }
     }
 
     /// How long ranks wait for each other.
@@ -498,7 +420,7 @@ impl Config {
     /// # Errors
     /// [`Error::Config`] if they do not divide, or have graphs.
     pub fn rows(&self, ranks: usize) -> Result<usize> {
-        let (batch, micro, ranks) = (self.train.batch, self.micro_batch(), ranks as i64);
+        let (batch, micro, ranks) = (self.train.batch, self.recipe().micro_batch(), ranks as i64);
         if self.train.graphs && ranks > 1 {
             let problem = "train.graphs = true is for a process alone; say false for several ranks";
             return Err(Error::Config { problems: vec![problem.to_owned()] });
@@ -514,36 +436,22 @@ impl Config {
         Err(Error::Config { problems: vec![problem] })
     }
 
-    /// Images of one forward and backward pass, over all ranks.
-    #[must_use]
-    pub fn micro_batch(&self) -> i64 {
-        if self.train.micro_batch == 0 { self.train.batch } else { self.train.micro_batch }
-    }
-
     fn check(&self) -> Result<()> {
-        let mut problems = self.check_shapes();
-        problems.extend(self.beyond.problems(self.loss.encode()));
+        let mut problems = self.recipe().problems();
         let mut require = |ok: bool, problem: String| {
             if !ok {
                 problems.push(problem);
             }
         };
-        let t = &self.train;
-        require(t.batch > 1, format!("train.batch = {} is not above 1", t.batch));
-        require(
-            t.micro_batch == 0 || (t.micro_batch > 1 && t.batch % t.micro_batch == 0),
-            format!(
-                "train.micro_batch = {} does not divide train.batch = {}, or is below 2",
-                t.micro_batch, t.batch
-            ),
-        );
         let side = if self.loss.encode() { self.e.res } else { self.g.res };
         for (key, mode) in [("data.mode", self.data.mode), ("eval.mode", self.eval.mode)] {
             let fits = mode.check(side.max(1) as usize);
             require(fits.is_ok(), format!("{key}: {}", fits.err().unwrap_or_default()));
         }
-        require(t.d_steps > 0, "train.d_steps = 0, but D has to train".into());
-        require(t.max_minutes >= 0.0, format!("train.max_minutes = {} < 0", t.max_minutes));
+        require(
+            self.train.max_minutes >= 0.0,
+            format!("train.max_minutes = {} < 0", self.train.max_minutes),
+        );
         require(self.health.patience > 0, "health.patience = 0; give a number of faults".into());
         require(self.log.every > 0, "log.every = 0; give a number of steps".into());
         require(self.checkpoint.keep > 0, "checkpoint.keep = 0 would keep none".into());
@@ -583,217 +491,8 @@ impl Config {
             let good = (1.0..=86_400.0).contains(&value);
             require(good, format!("{key} = {value} is not 1 to 86400 seconds"));
         }
-        let o = &self.opt;
-        for (key, value) in [
-            ("opt.lr_d", o.lr_d),
-            ("opt.lr_g", o.lr_g),
-            ("opt.e_lr_mult", o.e_lr_mult),
-            ("opt.eps", o.eps),
-        ] {
-            require(value > 0.0, format!("{key} = {value} is not above 0"));
-        }
-        for (key, value) in [("opt.beta1", o.beta1), ("opt.beta2", o.beta2), ("opt.ema", o.ema)] {
-            require((0.0..1.0).contains(&value), format!("{key} = {value} is not in [0, 1)"));
-        }
-        refuse(problems)
+        Ok(refuse(problems)?)
     }
-
-    fn check_shapes(&self) -> Vec<String> {
-        let mut problems = vec![];
-        let mut require = |ok: bool, problem: String| {
-            if !ok {
-                problems.push(problem);
-            }
-        };
-        let Self { latent, g, f, h, j, e, loss, .. } = self;
-        let sides = "16, 32, 64, 128 or 256";
-        match g.multipliers() {
-            None => require(false, format!("g.res = {} is not {sides}", g.res)),
-            Some(m) => require(
-                latent.dim == latent.chunk * m.len() as i64,
-                format!(
-                    "latent.dim = {} is not {} chunks of latent.chunk = {}, which {} px need",
-                    latent.dim,
-                    m.len(),
-                    latent.chunk,
-                    g.res
-                ),
-            ),
-        }
-        require(f.blocks().is_some(), format!("f.res = {} is not {sides}", f.res));
-        require(f.res == g.res, format!("f.res = {} is not g.res = {}", f.res, g.res));
-        require(
-            g.ch > 0 && f.ch > 0,
-            format!("g.ch = {} and f.ch = {} must be above 0", g.ch, f.ch),
-        );
-        for (key, ch, attends) in [("g", g.ch, g.attends()), ("f", f.ch, f.attends())] {
-            let channels = attends.map_or(8, |(_, channels)| channels);
-            require(
-                channels >= 8,
-                format!(
-                    "{key}.ch = {ch}: attention at {key}.attn_res wants 8 channels there, not {channels} (raise \
-                     {key}.ch, or {key}.attn_res = 0 for none)"
-                ),
-            );
-        }
-        for (key, mlp) in [("h", h), ("j", j)] {
-            require(
-                mlp.layers > 0 && mlp.layers % 2 == 0 && mlp.width > 0,
-                format!("{key} needs an even number of layers and a width, not {mlp:?}"),
-            );
-        }
-        require(loss.count() > 0, "loss switches every term off".into());
-        if !loss.encode() {
-            return problems;
-        }
-        require(
-            e.res % g.res == 0 && [1, 2, 4].contains(&(e.res / g.res)),
-            format!("e.res = {} is not 1, 2 or 4 times g.res = {}", e.res, g.res),
-        );
-        let depth = match e.family {
-            Family::ResnetV2 | Family::Revnet => [50, 101].contains(&e.depth),
-            Family::Small => e.depth > 2 && (e.depth - 2) % 6 == 0,
-        };
-        require(
-            depth,
-            format!("e.depth = {}: resnet_v2 and revnet have 50 or 101, small has 6n + 2", e.depth),
-        );
-        let least = if e.family == Family::Small { 8 } else { 32 };
-        require(
-            e.res % least == 0 && e.res > 0,
-            format!("e.res = {} is not a multiple of {least}", e.res),
-        );
-        require(
-            e.width > 0 && e.mlp_layers > 0 && e.mlp_layers % 2 == 0 && e.mlp_width > 0,
-            "e.width, e.mlp_width must be above 0 and e.mlp_layers even".into(),
-        );
-        require(
-            latent.prior == Prior::Normal || !e.stochastic,
-            "latent.prior = \"uniform\" needs e.stochastic = false (a tanh head)".into(),
-        );
-        problems
-    }
-}
-
-fn refuse(problems: Vec<String>) -> Result<()> {
-    if problems.is_empty() { Ok(()) } else { Err(Error::Config { problems }) }
-}
-
-/// The complete table of a preset.
-fn preset(name: &str) -> Result<Table> {
-    let Some((_, text)) = PRESETS.iter().find(|(n, _)| *n == name) else {
-        let names: Vec<_> = PRESETS.iter().map(|(name, _)| *name).collect();
-        let problem = format!("no preset {name:?}{}", nearest(name, names.iter().copied()));
-        return refuse(vec![format!("{problem} (there are {})", names.join(", "))])
-            .map(|()| Table::new());
-    };
-    if name == "base" {
-        return parse(text, name);
-    }
-    let mut problems = vec![];
-    let table = extend(text, name, &mut problems)?;
-    refuse(problems)?;
-    Ok(table)
-}
-
-/// Lays the differences in `text` over the preset it extends.
-fn extend(text: &str, name: &str, problems: &mut Vec<String>) -> Result<Table> {
-    let mut change = parse(text, name)?;
-    let parent = match change.remove("extends") {
-        None => "base".to_owned(),
-        Some(Value::String(parent)) => parent,
-        Some(other) => {
-            problems.push(format!("{name}: extends = {other} is not the name of a preset"));
-            "base".to_owned()
-        }
-    };
-    let mut table = preset(&parent)?;
-    merge(&mut table, change, "", problems);
-    Ok(table)
-}
-
-fn parse(text: &str, name: &str) -> Result<Table> {
-    text.parse::<Table>().map_err(|e| Error::Config {
-        problems: vec![format!("{name}: {}", one_line(&e.to_string()))],
-    })
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// `a.b=c` as a table. c is TOML; what is not TOML is a string.
-fn assignment(text: &str) -> std::result::Result<Table, String> {
-    let (key, value) = text
-        .split_once('=')
-        .ok_or_else(|| format!("--set {text}: write it as key=value, such as train.batch=64"))?;
-    let value = format!("v = {}", value.trim())
-        .parse::<Table>()
-        .ok()
-        .and_then(|mut t| t.remove("v"))
-        .unwrap_or_else(|| Value::String(value.trim().to_owned()));
-    let wrap = |value, part: &str| {
-        let mut table = Table::new();
-        table.insert(part.trim().to_owned(), value);
-        Value::Table(table)
-    };
-    match key.split('.').rev().fold(value, wrap) {
-        Value::Table(table) => Ok(table),
-        _ => Err(format!("--set {text}: no key")),
-    }
-}
-
-/// Lays `key=value` overrides over `table`.
-fn overlay(table: &mut Table, overrides: &[String], problems: &mut Vec<String>) {
-    for text in overrides {
-        match assignment(text) {
-            Ok(change) => merge(table, change, "", problems),
-            Err(problem) => problems.push(problem),
-        }
-    }
-}
-
-/// Lays `change` over `base`. A key that `base` lacks, or a value of another type, is a problem.
-fn merge(base: &mut Table, change: Table, at: &str, problems: &mut Vec<String>) {
-    for (key, value) in change {
-        let path = format!("{at}{key}");
-        let Some(old) = base.get_mut(&key) else {
-            let hint = nearest(&key, base.keys().map(String::as_str));
-            problems.push(format!("unknown key {path}{hint}"));
-            continue;
-        };
-        match (old, value) {
-            (Value::Table(old), Value::Table(new)) => {
-                merge(old, new, &format!("{path}."), problems);
-            }
-            (old @ Value::Float(_), Value::Integer(i)) => *old = Value::Float(i as f64),
-            (old, new) if old.same_type(&new) => *old = new,
-            (old, new) => problems.push(format!(
-                "{path} = {new} is of type {}, expected {}",
-                new.type_str(),
-                old.type_str()
-            )),
-        }
-    }
-}
-
-/// `table.key` and value of every key, in order.
-fn flatten(at: &str, table: &Table, into: &mut Vec<(String, String)>) {
-    for (key, value) in table {
-        match value {
-            Value::Table(table) => flatten(&format!("{at}{key}."), table, into),
-            value => into.push((format!("{at}{key}"), value.to_string())),
-        }
-    }
-}
-
-fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> String {
-    known
-        .map(|k| (strsim::damerau_levenshtein(word, k), k))
-        .min()
-        .filter(|(distance, k)| *distance <= k.len().max(word.len()) / 2)
-        .map(|(_, k)| format!("; did you mean {k:?}?"))
-        .unwrap_or_default()
 }
 
 #[cfg(test)]

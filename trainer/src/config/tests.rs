@@ -1,5 +1,7 @@
+use bigbigan_model::networks::RootPad;
+use bigbigan_model::presets::PRESETS;
+
 use super::*;
-use crate::model::RootPad;
 
 fn problem(overrides: &[&str]) -> String {
     let overrides: Vec<_> = overrides.iter().map(|s| (*s).to_owned()).collect();

@@ -17,7 +17,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::features::{Feature, Features};
 use super::{Model, Subject, loader_config};
-use crate::device::Images;
+use crate::device;
 use crate::error::{Error, Result};
 
 /// Files embedded at a time.
@@ -30,7 +30,7 @@ pub const UNREAD: &str = "unread.jsonl";
 #[derive(Debug)]
 pub struct Embedding {
     /// What the rows are.
-    pub about: About,
+    pub about: Description,
     /// One for each row.
     pub items: Vec<Item>,
     /// (N, D), single precision, on the CPU.
@@ -40,7 +40,7 @@ pub struct Embedding {
 /// What an embedding is of: `NAME.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct About {
+pub struct Description {
     /// Which feature.
     pub feature: String,
     /// By which model.
@@ -130,7 +130,7 @@ impl Embedding {
             if read.is_empty() {
                 continue;
             }
-            let images = Images::of_pixels(&large, &small, sides, model.device());
+            let images = device::of_pixels(&large, &small, sides, model.device());
             let features = Features::of_images(model, &images, &[feature])?;
             rows.push(features.get(feature).shallow_clone());
             items.extend(read.into_iter().map(|file| Item { key: shown(file), label: -1 }));
@@ -143,7 +143,7 @@ impl Embedding {
 
     fn new(model: &Model, feature: Feature, items: Vec<Item>, rows: &Tensor) -> Self {
         let rows = rows.to_device(Device::Cpu).to_kind(Kind::Float).contiguous();
-        let about = About {
+        let about = Description {
             feature: feature.to_string(),
             model: model.subject().clone(),
             crop: model.config().eval.mode,
@@ -193,7 +193,7 @@ impl Embedding {
         let bad = |extension, reason: String| Error::Config {
             problems: vec![format!("{}: {reason}", beside(name, extension).display())],
         };
-        let about: About =
+        let about: Description =
             serde_json::from_slice(&read("json")?).map_err(|e| bad("json", e.to_string()))?;
         let lines = String::from_utf8(read("jsonl")?).map_err(|e| bad("jsonl", e.to_string()))?;
         let items: Vec<Item> = lines
@@ -329,7 +329,7 @@ mod tests {
         let model =
             Subject { step: 3, weights, checkpoint: None, standing_images: 8, truncation: None };
         let (feature, crop) = ("mu".into(), pipeline::Mode::Eval);
-        let about = About { feature, model, crop, images: 2, width: 2 };
+        let about = Description { feature, model, crop, images: 2, width: 2 };
         let item = |key: &str| Item { key: key.into(), label: -1 };
         let rows = Tensor::from_slice(&[1f32, 2., 3., 4.]).view([2, 2]);
         let items = vec![item("a \"quoted\" key"), item("b")];

@@ -255,8 +255,9 @@ mod tests {
     use std::path::PathBuf;
     use std::process::Command;
 
+    use golden::{close, hashed, sketch};
+
     use super::*;
-    use crate::golden::{close, hashed, sketch};
 
     fn images(name: &str, side: i64) -> Tensor {
         ((hashed(name, &[2, 3, side, side]) + 1.0) * 128.0).floor().to_kind(Kind::Uint8)

@@ -4,15 +4,15 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use bigbigan_model::images::Images;
 use pipeline::{Dataset, Mode};
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
+use torch_ext::measure;
+use torch_ext::memory::to_device_non_blocking;
 
 use super::Model;
-use crate::device::Images;
 use crate::error::{Error, Result};
-use crate::measure;
-use crate::shim::sent;
 
 /// Side that images are reduced to before their pixels serve as features.
 const PIXELS: i64 = 32;
@@ -281,7 +281,7 @@ impl Features {
 
 /// Labels, where the features are.
 pub(super) fn labels(features: &Features) -> Tensor {
-    sent(&Tensor::from_slice(&features.labels), features.device())
+    to_device_non_blocking(&Tensor::from_slice(&features.labels), features.device())
 }
 
 fn pixels(images: &Tensor) -> Tensor {

@@ -312,7 +312,7 @@ struct Kept {
 /// The statistics and, beside them, what they follow from and their hash.
 fn write(path: &Path, side: &Side, provenance: Provenance<'_>) -> Result<()> {
     #[derive(Serialize)]
-    struct About<'a> {
+    struct Record<'a> {
         #[serde(flatten)]
         provenance: Provenance<'a>,
         sha256: String,
@@ -327,7 +327,7 @@ fn write(path: &Path, side: &Side, provenance: Provenance<'_>) -> Result<()> {
     let attempt = || {
         let sha256 = write_tensors(&aside, &named)?.sha256;
         files::rename(&aside, path).map_err(Error::io("rename", &aside))?;
-        let about = serde_json::to_vec(&About { provenance, sha256 }).expect("plain values");
+        let about = serde_json::to_vec(&Record { provenance, sha256 }).expect("plain values");
         let json = path.with_extension("json");
         files::replace_file(&json, &about).map_err(Error::io("write", &json))
     };

@@ -9,18 +9,18 @@
 use std::fmt;
 use std::sync::Arc;
 
+use bigbigan_model::optim::{Adam, AdamConfig, StepSizes};
+use bigbigan_model::random::{Key, Prior, Purpose};
+use common::stop::Stop;
 use pipeline::{Dataset, Mode};
 use serde::Serialize;
 use tch::{Device, Kind, Tensor, no_grad};
+use torch_ext::memory::to_device_non_blocking;
 
 use super::features::{Feature, Features, labels};
 use super::linear::Order;
 use super::{Model, Subject};
 use crate::error::Result;
-use crate::optim::{Adam, AdamConfig, Pace};
-use crate::random::{Key, Prior, Purpose};
-use crate::shim::sent;
-use crate::stop::Stop;
 
 /// What is classified by: the last map, what is pooled of it, and μ. Theirs are the last convolution's map, a layer
 /// of 1,024 units and the code.
@@ -401,14 +401,14 @@ impl Mlp {
         let key = Key { seed: self.seed, purpose: Purpose::Probe, step, update: 2 };
         let drawn = key.latents(Prior::Uniform, 0..1, x.size()[0] * self.units, Device::Cpu);
         let kept = drawn.ge(2.0 * self.dropout - 1.0).to_kind(Kind::Float) / (1.0 - self.dropout);
-        sent(&kept.view([-1, self.units]), x.device())
+        to_device_non_blocking(&kept.view([-1, self.units]), x.device())
     }
 
     fn learn(&mut self, x: &Tensor, y: &Tensor, step: u64, factor: f64) {
         let loss = self.scores(x, Some(step)).cross_entropy_for_logits(y);
         let weights: Vec<_> = self.weights.iter().map(|(weight, _)| weight).collect();
         let gradients = Tensor::run_backward(&[loss], &weights, false, false);
-        let pace = Pace::new(factor, 0.0, (Kind::Float, x.device()));
+        let pace = StepSizes::new(factor, 0.0, (Kind::Float, x.device()));
         for ((weight, adam), gradient) in self.weights.iter_mut().zip(gradients) {
             adam.step_unless(None, &weight.detach(), &gradient, &pace.factor);
         }
@@ -417,8 +417,9 @@ impl Mlp {
 
 #[cfg(test)]
 mod tests {
+    use golden::hashed;
+
     use super::*;
-    use crate::golden::hashed;
 
     const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
 

@@ -331,8 +331,9 @@ fn manhattan_four(query: &[f32], rows: [&[f32]; 4]) -> [f32; 4] {
 
 #[cfg(test)]
 mod tests {
+    use golden::hashed;
+
     use super::*;
-    use crate::golden::hashed;
 
     #[derive(Debug, Deserialize)]
     struct Golden {

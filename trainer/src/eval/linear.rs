@@ -4,18 +4,18 @@
 use std::fmt;
 use std::sync::Arc;
 
+use bigbigan_model::optim::{Adam, AdamConfig, AverageConfig};
+use bigbigan_model::random::{Key, Purpose};
+use common::stop::Stop;
 use pipeline::{Dataset, Mode};
 use rand::seq::SliceRandom;
 use serde::Serialize;
 use tch::{Device, Kind, Tensor, no_grad};
+use torch_ext::memory::to_device_non_blocking;
 
 use super::features::{Feature, Features, labels};
 use super::{Model, Subject};
 use crate::error::Result;
-use crate::optim::{Adam, AdamConfig, AverageConfig};
-use crate::random::{Key, Purpose};
-use crate::shim::sent;
-use crate::stop::Stop;
 
 /// Added to the variance in the parameter-free BN of the features.
 pub const BN_EPS: f64 = 1e-5;
@@ -425,7 +425,8 @@ impl Order {
         if self.at + self.batch > self.rows.len() {
             let key = Key { seed: self.seed, purpose: Purpose::Probe, step: self.epoch, update: 0 };
             self.rows.shuffle(&mut key.stream(0));
-            self.there = sent(&Tensor::from_slice(&self.rows), self.there.device());
+            self.there =
+                to_device_non_blocking(&Tensor::from_slice(&self.rows), self.there.device());
             self.epoch += 1;
             self.at = 0;
         }
@@ -437,8 +438,9 @@ impl Order {
 
 #[cfg(test)]
 mod tests {
+    use golden::hashed;
+
     use super::*;
-    use crate::golden::hashed;
 
     fn set(name: &str, rows: i64, spread: f64) -> Features {
         let y = Tensor::arange(rows, (Kind::Int64, Device::Cpu)).remainder(3);

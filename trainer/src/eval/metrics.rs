@@ -213,10 +213,10 @@ fn radii(x: &Tensor, k: i64) -> Tensor {
 mod tests {
     use std::collections::BTreeMap;
 
+    use golden::hashed;
     use tch::Device;
 
     use super::*;
-    use crate::golden::hashed;
 
     const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
 

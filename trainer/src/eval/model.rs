@@ -1,20 +1,23 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use bigbigan_model::config::Precision;
+use bigbigan_model::images::Images;
+use bigbigan_model::networks::{Encoded, Encoder, Generator};
+use bigbigan_model::nn::{Fill, Params, Statistics};
+use bigbigan_model::random::{Key, Prior, Purpose};
+use bigbigan_model::state::TrainState;
+use common::stop::Stop;
 use pipeline::{BadSamples, Cursor, Dataset, LastBatch, Loader, LoaderConfig, Mode, Shuffle};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
+use torch_ext::context::allow_tf32;
+use torch_ext::stream::{Event, Stream};
 
 use crate::checkpoint::{self, Manifest};
-use crate::config::{Change, Config, Precision};
-use crate::device::{self, Images, Lane, Reached};
+use crate::config::{Change, Config};
+use crate::device;
 use crate::error::{Error, Result};
-use crate::model::{Encoded, Encoder, Generator};
-use crate::nn::{Fill, Params, Statistics};
-use crate::random::{Key, Prior, Purpose};
-use crate::shim::allow_tf32;
-use crate::state::TrainState;
-use crate::stop::Stop;
 
 /// Which weights a model holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,7 +126,7 @@ impl Model {
         let manifest = checkpoint::verify(path)?;
         let config = &made_with(&manifest, config, path)?;
         if variant == Variant::Initial {
-            let state = TrainState::new(config, device, true);
+            let state = TrainState::new(&config.recipe(), device, true);
             return Self::of_state(config, &state, variant, train, stop);
         }
         let mut model = Self::unset(config, device, manifest.step, variant);
@@ -200,7 +203,7 @@ impl Model {
         train: &Arc<Dataset>,
         stop: &Stop,
     ) -> Result<Self> {
-        let state = TrainState::new(config, device, true);
+        let state = TrainState::new(&config.recipe(), device, true);
         Self::of_state(config, &state, Variant::Initial, Some(train), stop)
     }
 
@@ -489,25 +492,25 @@ impl Model {
 struct Uploads {
     device: Device,
     sides: (i64, i64),
-    lane: Option<Lane>,
+    lane: Option<Stream>,
     /// The last one, whose rows may still be read from. The mark comes before it: dropped, it waits for the copy.
-    copying: Option<(Reached, pipeline::Batch)>,
+    copying: Option<(Event, pipeline::Batch)>,
 }
 
 impl Uploads {
     fn of(config: &LoaderConfig, device: Device) -> Result<Self> {
-        Ok(Self { device, sides: sides(config), lane: Lane::new(device)?, copying: None })
+        Ok(Self { device, sides: sides(config), lane: Stream::new(device)?, copying: None })
     }
 
     /// Images and labels of a batch.
     fn begin(&mut self, batch: pipeline::Batch) -> Result<(Images, Vec<i64>)> {
         let labels = batch.labels().to_vec();
-        let upload = || Images::pixels_later(&batch, self.sides.0, self.sides.1, self.device);
+        let upload = || device::pixels_later(&batch, self.sides.0, self.sides.1, self.device);
         let pixels = match &self.lane {
             None => upload(),
             Some(lane) => {
                 let (pixels, mark) = lane.run(upload)?;
-                mark.before(&[&pixels.large, &pixels.small])?;
+                mark.wait(&[&pixels.large, &pixels.small])?;
                 self.copying = Some((mark, batch));
                 pixels
             }
@@ -528,7 +531,7 @@ fn entry(path: &Path, key: &str) -> Result<String> {
 
 /// Images that go through a network at once: one device evaluates, whatever the number of ranks.
 fn pass(config: &Config) -> i64 {
-    config.micro_batch().min(256)
+    config.recipe().micro_batch().min(256)
 }
 
 fn standing_batches(config: &Config) -> i64 {

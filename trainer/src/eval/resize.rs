@@ -182,7 +182,7 @@ mod tests {
 
     /// An image of hashed bytes, as `tests/golden/extractors.py` makes it.
     fn picture(number: usize, side: i64) -> Tensor {
-        let unit = crate::golden::hashed(&format!("picture{number}"), &[1, 3, side, side]);
+        let unit = golden::hashed(&format!("picture{number}"), &[1, 3, side, side]);
         ((unit + 1.0) * 128.0).floor().to_kind(Kind::Uint8)
     }
 

@@ -7,14 +7,12 @@
 mod card;
 
 use std::collections::BTreeMap;
-use std::ffi::{CString, c_char, c_int, c_void};
 use std::fs::{self, File};
-use std::os::unix::ffi::OsStrExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::ptr::null;
 use std::sync::Arc;
 
+use bigbigan_model::networks::{Code, Encoder};
+use bigbigan_model::nn::{Params, Statistics};
 use common::files;
 use pipeline::Dataset;
 use safetensors::Dtype;
@@ -22,16 +20,14 @@ use safetensors::tensor::TensorView;
 use serde::Serialize;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor, no_grad};
+use torch_ext::script::{Forward, Module, Named};
 
 use crate::checkpoint::note_of;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::eval::linear::BN_EPS;
 use crate::eval::{Model, Subject};
-use crate::model::{Code, Encoder};
-use crate::nn::{Params, Statistics};
 use crate::provenance::Provenance;
-use crate::shim::outcome;
 pub use card::Card;
 
 /// Keys of what an exported encoder returns, those of the published module.
@@ -181,13 +177,13 @@ fn write(
     let path = out.join(card_name);
     fs::write(&path, card.text(model, train)?).map_err(Error::io("write", &path))?;
     written.push(path);
-    written.push(About::of(model, &written)?.write(out)?);
+    written.push(Record::of(model, &written)?.write(out)?);
     Ok(written)
 }
 
 /// What is exported, and what made it: `export.json`.
 #[derive(Debug, Serialize)]
-struct About<'a> {
+struct Record<'a> {
     step: u64,
     /// SHA-256 of the checkpoint's manifest.
     checkpoint: Option<&'a str>,
@@ -197,7 +193,7 @@ struct About<'a> {
     provenance: Provenance,
 }
 
-impl<'a> About<'a> {
+impl<'a> Record<'a> {
     fn of(model: &'a Model, written: &[PathBuf]) -> Result<Self> {
         let Subject { step, checkpoint, .. } = model.subject();
         let (step, checkpoint) = (*step, checkpoint.as_deref());
@@ -264,13 +260,6 @@ fn encoded(e: &Encoder, norm: &FeatureNorm, x: &Tensor) -> Vec<Tensor> {
     vec![sample, mean, stdev, encoded.features, crelu]
 }
 
-/// A tensor that a network reads.
-struct Named {
-    name: String,
-    tensor: Tensor,
-    trainable: bool,
-}
-
 fn tensors(params: &Params) -> Vec<Named> {
     let folded = params.folded().map(|(name, t)| (name.to_owned(), t.shallow_clone(), true));
     let buffers = params.buffers().into_iter().map(|(name, t)| (name, t, false));
@@ -305,9 +294,6 @@ struct Network {
     note: BTreeMap<String, String>,
 }
 
-/// From the input to the outputs, in order.
-type Forward<'a> = dyn Fn(&Tensor) -> Vec<Tensor> + 'a;
-
 impl Network {
     /// Both files. `forward` reads the tensors of `self`; it runs once, on `example`.
     fn write(self, out: &Path, example: &Tensor, forward: &Forward<'_>) -> Result<Vec<PathBuf>> {
@@ -339,40 +325,12 @@ impl Network {
     }
 
     fn write_script(&self, path: &Path, example: &Tensor, forward: &Forward<'_>) -> Result<()> {
-        let text = |s: &str| CString::new(s).expect("our names hold no zero byte");
-        let names: Vec<CString> = self.tensors.iter().map(|t| text(&t.name)).collect();
-        let raw: Vec<RawNamed> = (names.iter().zip(&self.tensors))
-            .map(|(name, t)| RawNamed {
-                name: name.as_ptr(),
-                tensor: t.tensor.as_ptr().cast(),
-                trainable: c_int::from(t.trainable),
-            })
-            .collect();
-        let keys: Vec<CString> = self.outputs.iter().map(|key| text(key)).collect();
-        let key_pointers: Vec<*const c_char> = keys.iter().map(|key| key.as_ptr()).collect();
-        let (name, argument) = (text(self.name), text(self.argument));
-        let note = text(&serde_json::to_string(&self.note).expect("a map of texts"));
-        let file = CString::new(path.as_os_str().as_bytes())
-            .map_err(|e| Error::io("write", path)(e.into()))?;
-        let context = Context { forward, outputs: self.outputs.len().max(1) };
-        // SAFETY: every pointer is to something that lives in this frame or in `self`; the shim calls
-        // `run` with `context` within this call alone.
-        let error = unsafe {
-            bb_script(
-                name.as_ptr(),
-                raw.as_ptr(),
-                raw.len(),
-                argument.as_ptr(),
-                example.as_ptr().cast(),
-                run,
-                (&raw const context).cast(),
-                if keys.is_empty() { null() } else { key_pointers.as_ptr() },
-                context.outputs,
-                note.as_ptr(),
-                file.as_ptr(),
-            )
-        };
-        outcome(error).map_err(|e| Error::io("write", path)(std::io::Error::other(e)))
+        let note = serde_json::to_string(&self.note).expect("a map of texts");
+        let Self { name, argument, outputs, tensors, .. } = self;
+        let note = ("bigbigan.json", note.as_str());
+        let module = Module { name, argument, outputs, tensors, note };
+        let ended = module.save(path, example, forward);
+        ended.map_err(|e| Error::io("write", path)(std::io::Error::other(e)))
     }
 }
 
@@ -392,64 +350,19 @@ fn in_order(file: &mut [u8]) -> serde_json::Result<()> {
     Ok(())
 }
 
-struct Context<'a> {
-    forward: &'a Forward<'a>,
-    outputs: usize,
-}
-
-/// The layout of `bb_named`.
-#[repr(C)]
-struct RawNamed {
-    name: *const c_char,
-    tensor: *const c_void,
-    trainable: c_int,
-}
-
-unsafe extern "C" {
-    fn bb_script(
-        name: *const c_char,
-        tensors: *const RawNamed,
-        count: usize,
-        argument: *const c_char,
-        example: *const c_void,
-        forward: extern "C" fn(*const c_void, *mut c_void, *mut *mut c_void) -> c_int,
-        context: *const c_void,
-        outputs: *const *const c_char,
-        count_outputs: usize,
-        note: *const c_char,
-        path: *const c_char,
-    ) -> *mut c_char;
-}
-
-extern "C" fn run(context: *const c_void, input: *mut c_void, out: *mut *mut c_void) -> c_int {
-    let outcome = catch_unwind(AssertUnwindSafe(|| {
-        // SAFETY: `context` is the one of `write_script`, which waits for this call.
-        let context = unsafe { &*context.cast::<Context<'_>>() };
-        // SAFETY: `input` is a live tensor; the clone shares it.
-        let input = unsafe { Tensor::clone_from_ptr(input.cast()) };
-        let outputs = (context.forward)(&input);
-        assert_eq!(outputs.len(), context.outputs, "one tensor for each key");
-        for (i, mut output) in outputs.into_iter().enumerate() {
-            // SAFETY: `out` has room for that many pointers. The C++ side owns the tensor from here.
-            unsafe { *out.add(i) = output.as_mut_ptr().cast() };
-            std::mem::forget(output);
-        }
-    }));
-    c_int::from(outcome.is_err())
-}
-
 #[cfg(test)]
 mod tests {
+    use bigbigan_model::nn::Fill;
     use tch::{CModule, IValue};
 
     use super::*;
     use crate::config::Origin;
-    use crate::nn::Fill;
 
     #[test]
     fn a_script_of_every_encoder_says_what_the_encoder_says_for_any_batch() {
         let folder = tempfile::tempdir().unwrap();
         let kinds = (Kind::Float, Device::Cpu);
+        let fill = Fill::Seed { seed: 1, network: 0 };
         for overrides in [
             &["e.depth=8"][..],
             &["e.depth=8", "e.stochastic=false", "latent.prior=uniform"],
@@ -458,9 +371,11 @@ mod tests {
         ] {
             let overrides: Vec<_> = overrides.iter().map(|s| (*s).to_owned()).collect();
             let c = Config::resolve(&Origin::Preset("demo"), &overrides).unwrap();
-            let (e, mut params) =
-                Params::build(kinds, Fill::Unset, |s| Encoder::new(s, c.e, c.latent));
-            crate::golden::fill(&mut params);
+            let (e, mut params) = Params::build(kinds, fill, |s| Encoder::new(s, c.e, c.latent));
+            // No bias and no gain stays as it begins.
+            let noise = params.flat().randn_like() * 0.05;
+            let _ = no_grad(|| params.flat().shallow_clone().g_add_(&noise));
+            params.rescale();
             let x = Tensor::randn([3, 3, 32, 32], kinds);
             let features = no_grad(|| e.features(&x, Statistics::Stored));
             let width = [features.size()[1]];

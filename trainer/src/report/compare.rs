@@ -79,7 +79,7 @@ fn table(runs: &[Run]) -> Markup {
                 tbody {
                     @for run in runs {
                         tr {
-                            th { (run.name) } td { (run.history.done) } td { (run.history.words()) }
+                            th { (run.name) } td { (run.history.done) } td { (run.history.status()) }
                             td { (super::sessions::time(run.history.minutes)) }
                             td { (run.folder.display()) }
                         }

@@ -202,7 +202,7 @@ fn state(history: &History) -> Markup {
     html! {
         p {
             "step " (compact(done)) @if let Some(steps) = steps { " of " (compact(steps)) }
-            " · " (history.words())
+            " · " (history.status())
         }
         div.bar { div style={ "width:" (format!("{share:.1}")) "%" } {} }
     }

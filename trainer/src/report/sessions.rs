@@ -53,7 +53,7 @@ impl History {
     }
 
     /// Running, stopped or finished.
-    pub(crate) fn words(&self) -> String {
+    pub(crate) fn status(&self) -> String {
         let when = self.newest.as_ref().map_or_else(String::new, |time| format!(" (at {time})"));
         match (&self.held, self.ended.as_deref()) {
             _ if self.is_finished() => "finished".to_owned(),
@@ -91,7 +91,7 @@ impl History {
             format!("{}, without the time between sessions", time(self.minutes)),
         );
         let newest = self.newest.clone().map(|time| ("newest statistics".to_owned(), time));
-        let state = ("state".to_owned(), self.words());
+        let state = ("state".to_owned(), self.status());
         let rows = rows.chain(started).chain([sessions, elapsed]).chain(newest).chain([state]);
         html! {
             div.scroll tabindex="0" {

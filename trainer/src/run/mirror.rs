@@ -558,7 +558,7 @@ impl Mirror {
                 while let Ok(newer) = wanted.try_recv() {
                     wish = newer;
                 }
-                let passed = Error::caught(|| guard.ask().and_then(|()| copied.pass(wish.1)));
+                let passed = torch_ext::caught(|| guard.ask().and_then(|()| copied.pass(wish.1)));
                 if tell.send((wish.0, passed)).is_err() {
                     return;
                 }

@@ -15,27 +15,28 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bigbigan_model::state::TrainState;
+use bigbigan_model::step::{Losses, faulty, prepare, train_step};
+use common::stop::Stop;
+use dist::{Place, World};
 use pipeline::Dataset;
 use serde::Serialize;
 use tch::{Device, Tensor};
+use torch_ext::measure;
+use torch_ext::stream::Deferred;
 
-use crate::checkpoint::{Guard, Keep, Saved, Writer};
+use crate::checkpoint::{Guard, Keep, Position, Saved, Writer};
 use crate::config::{CheckpointConfig, Config, HealthConfig, OnFault};
-use crate::device::{self, Coming};
-use crate::dist::{Place, World};
+use crate::device;
 use crate::error::{Error, Result};
 use crate::eval::linear;
 use crate::feed::Feed;
 use crate::log::StatsLine;
-use crate::measure;
 use crate::provenance::Provenance;
-use crate::state::TrainState;
-use crate::step::{Losses, faulty, prepare, train_step};
-use crate::stop::Stop;
 pub use evaluate::reconstructions;
 pub use folder::{open_data, read_config, read_config_as_it_is};
 use mirror::Mirror;
-use ranks::{meet, verify};
+use ranks::{rendezvous, verify};
 use recorder::Recorder;
 pub use restore::{Taken, mirrored, restore};
 pub use session::Session;
@@ -109,9 +110,9 @@ struct Incident<'a> {
 pub fn run(mut session: Session, config: Config, place: Place, stop: &Stop) -> Result<Summary> {
     let (device, data) =
         (device::of_rank(&config.train.device, &place)?, open_data(&config, "train")?);
-    let world = meet(&config, place, device, &data, session.awaits, stop)?;
+    let world = rendezvous(&config, place, device, &data, session.awaits, stop)?;
     let work = || {
-        prepare(&config, device)?;
+        prepare(&config.recipe(), device)?;
         session.check_converges(&config)?;
         world.lead("look at checkpoint.mirror", || session.look_at_mirror(&config))?;
         // As rank 0 sees it: the others may not have the folder.
@@ -137,7 +138,7 @@ struct Run {
     done: u64,
     /// What the last step said of its soundness, with its number: read one step late, so that the
     /// device is not waited for.
-    unread: Option<(u64, Coming)>,
+    unread: Option<(u64, Deferred)>,
     /// Faulty steps since the last sound one.
     faults: u64,
     /// Whether images ended on one of the ranks, which all of them then know.
@@ -217,7 +218,7 @@ impl Run {
                 );
             }
             let mirror = session.mirror.take().map(|copied| Mirror::start(copied, guard));
-            Ok(((checkpoints, mirror.transpose()?), recorder))
+            Ok::<_, Error>(((checkpoints, mirror.transpose()?), recorder))
         };
         let (kept, recorder) = world.lead("prepare the folder", prepare)?.unzip();
         let (checkpoints, mut mirror) = kept.unzip();
@@ -262,7 +263,7 @@ impl Run {
             }
             other => format!("training on {other:?}{ranks}"),
         });
-        let ended = Error::caught(|| self.train()).and_then(|(ended, stats)| {
+        let ended = torch_ext::caught(|| self.train()).and_then(|(ended, stats)| {
             let bottleneck = self.feed.loader.stats().bottleneck;
             self.save_at_the_end()?;
             Ok((ended, stats, bottleneck))
@@ -281,15 +282,15 @@ impl Run {
         let begun = self.mark();
         let mut tick = begun;
         let mut last = None;
-        if self.state.step == 0 && self.state.of_d.is_none() {
+        if self.state.step == 0 && self.state.pending_d.is_none() {
             // What a run that is killed early, or diverges early, goes on from.
             self.save()?;
-        } else if self.state.of_d.is_none() {
+        } else if self.state.pending_d.is_none() {
             self.chores_owed()?;
         }
         let ended = loop {
-            if let Some(ended) = self.over(begun) {
-                if self.settle()? && self.judge_update()? {
+            if let Some(ended) = self.should_stop(begun) {
+                if self.check_last_step()? && self.check_pending_d()? {
                     break ended;
                 }
                 tick = self.mark(); // it went back: there is more to do
@@ -304,7 +305,7 @@ impl Run {
             }
             if self.due(self.config.log.every) {
                 if let Some(line) = self.line(tick, &losses)? {
-                    self.take_down(line);
+                    self.log_statistics(line);
                 }
                 tick = self.mark();
             }
@@ -336,8 +337,11 @@ impl Run {
         let world = self.world.clone();
         let (mut probe, mut troubles, mut incomplete) = (None, vec![], false);
         let last_words = || {
-            match if ended == Ended::Signal { Ok(None) } else { Error::caught(|| self.evaluate()) }
-            {
+            match if ended == Ended::Signal {
+                Ok(None)
+            } else {
+                torch_ext::caught(|| self.evaluate())
+            } {
                 Ok(found) => probe = found,
                 Err(e) if e.is_stop() => ended = Ended::Signal,
                 Err(e) => {
@@ -398,8 +402,9 @@ impl Run {
         if !diverged && !halved && together && self.done > 0 {
             self.say(&format!("{error}: saving step {} before the end", self.state.step));
             // That this fails too was said, and the error at hand is the reason of all.
-            let _ =
-                self.settle().and_then(|sound| if sound { self.save_at_the_end() } else { Ok(()) });
+            let _ = self
+                .check_last_step()
+                .and_then(|sound| if sound { self.save_at_the_end() } else { Ok(()) });
         }
         self.end(if diverged { Ending::Diverged } else { Ending::Failed }, Some(error));
         self.mirror_all();
@@ -411,7 +416,7 @@ impl Run {
         }
     }
 
-    fn take_down(&mut self, mut line: StatsLine) {
+    fn log_statistics(&mut self, mut line: StatsLine) {
         let saved = self.saved();
         line.checkpoint_held_s = saved.as_ref().map(|saved| saved.held.as_secs_f64());
         line.checkpoint_write_s = saved.map(|saved| saved.writing.as_secs_f64());
@@ -470,7 +475,7 @@ impl Run {
     }
 
     /// Why the loop is to end now, if it is.
-    fn over(&self, begun: Mark) -> Option<Ended> {
+    fn should_stop(&self, begun: Mark) -> Option<Ended> {
         let limit = Duration::from_secs_f64(60.0 * self.config.train.max_minutes);
         if self.state.step >= self.config.train.steps {
             return Some(Ended::Steps);
@@ -508,46 +513,45 @@ impl Run {
                 gone = world.largest(i64::from(images.is_err())) > 0;
                 if gone && images.is_ok() {
                     let reason = "one of them reads no more images, and says why".to_owned();
-                    return Err(Error::Lost { reason });
+                    return Err(dist::Error::Lost { reason }.into());
                 }
             }
             images
         };
-        let losses = train_step(&self.config, &mut self.state, next);
+        let losses = train_step(&self.config.recipe(), &mut self.state, next);
         self.images_gone = gone;
         self.world.check()?;
-        self.state.cursor = self.feed.cursor;
         let losses = match losses {
             Err(e) if e.is_stop() => return Ok(None),
             losses => losses?,
         };
         self.done += 1;
-        let earlier = self.unread.replace((self.state.step, Coming::of(&losses.faults)?));
-        Ok(self.judge(earlier)?.then_some(losses))
+        let earlier = self.unread.replace((self.state.step, Deferred::of(&losses.faults)?));
+        Ok(self.act_on_faults(earlier)?.then_some(losses))
     }
 
     /// Reads what the last step said of itself: before anything is saved, and at the end. False if
     /// training went back.
-    fn settle(&mut self) -> Result<bool> {
+    fn check_last_step(&mut self) -> Result<bool> {
         let last = self.unread.take();
-        self.judge(last)
+        self.act_on_faults(last)
     }
 
-    /// As [`Run::settle`], of the updates of D of a step that is not done. A fault that is left out is
+    /// As [`Run::check_last_step`], of the updates of D of a step that is not done. A fault that is left out is
     /// judged with the whole step.
-    fn judge_update(&mut self) -> Result<bool> {
-        let Some(d) = &self.state.of_d else { return Ok(true) };
+    fn check_pending_d(&mut self) -> Result<bool> {
+        let Some(d) = &self.state.pending_d else { return Ok(true) };
         let faults = Tensor::stack(&[&d.update.fault], 0);
         match self.config.health.on_fault {
             OnFault::Skip => Ok(true),
             OnFault::Halt | OnFault::Rollback => {
-                self.judge(Some((self.state.step + 1, Coming::of(&faults)?)))
+                self.act_on_faults(Some((self.state.step + 1, Deferred::of(&faults)?)))
             }
         }
     }
 
     /// Does what `health.on_fault` says about a faulty step. False if training went back.
-    fn judge(&mut self, step: Option<(u64, Coming)>) -> Result<bool> {
+    fn act_on_faults(&mut self, step: Option<(u64, Deferred)>) -> Result<bool> {
         let Some((step, faults)) = step else { return Ok(true) };
         let faults = Vec::<f32>::try_from(faults.read())?;
         let Some(network) = faulty(&faults) else {
@@ -583,13 +587,12 @@ impl Run {
         let world = self.world.clone();
         let ours = || self.recorder.as_ref().map_or(Ok(()), Recorder::ours);
         world.lead("look at the folder", ours)?;
-        let (found, state) =
+        let (found, loaded) =
             load(&self.config, &self.out, &self.data, self.feed.device, &world, |_| Ok(()))?;
-        self.state = state;
+        self.state = loaded.state;
         let set_aside = || set_aside_after(&self.out, found.as_deref());
         world.lead("set aside what does not load", set_aside)?;
         self.state.rollbacks = rollbacks;
-        self.state.cursor = self.feed.cursor;
         self.unread = None;
         let step_now = self.state.step;
         if let Some(writer) = &mut self.checkpoints {
@@ -617,7 +620,7 @@ impl Run {
         // What may prove the best must be there to be kept.
         let candidate = measure && !self.config.checkpoint.best.is_empty();
         if self.due(self.config.checkpoint.every) || candidate {
-            if !self.settle()? {
+            if !self.check_last_step()? {
                 return Ok(());
             }
             self.save()?;
@@ -711,7 +714,8 @@ impl Run {
         // Where nobody can tell which is the best, none is removed this time.
         let (last, best) = recorder.best(best).map_or((usize::MAX, None), |best| (*last, best));
         self.keep = Keep { last, every: *every, best };
-        writer.save(&self.state, self.data.fingerprint(), self.keep)
+        let (fingerprint, cursor) = (self.data.fingerprint(), self.feed.cursor);
+        writer.save(&self.state, Position { fingerprint, cursor }, self.keep)
     }
 
     fn failed(&mut self, saved: Result<()>) {
@@ -753,16 +757,16 @@ impl Run {
         let [waited, bad] = self.world.sums([waited, self.feed.loader.stats().bad as f64]);
         let (waited, bad_images) = (waited / self.world.size() as f64, bad as u64);
         let recorder = self.recorder.as_ref();
-        let measure = || recorder.map(|r| Ok((r.signals(&self.state)?, r))).transpose();
+        let measure = || recorder.map(|r| Ok::<_, Error>((r.signals(&self.state)?, r))).transpose();
         let Some((health, recorder)) = self.world.lead("measure health", measure)?.flatten() else {
             return Ok(None);
         };
-        let device = device::peak_memory(self.feed.device)?;
+        let device = torch_ext::cuda::max_memory_allocated(self.feed.device)?;
         let memory = device.map_or_else(measure::resident_bytes, |bytes| bytes as f64);
         let flops = images_per_s * recorder.step_flop;
         let opt = &self.config.opt;
         // Of the step that was made.
-        let rate = |of: f64| of * self.config.rate_factor(step - 1);
+        let rate = |of: f64| of * self.config.recipe().rate_factor(step - 1);
         Ok(Some(StatsLine {
             step,
             loss_d,
@@ -778,7 +782,7 @@ impl Run {
             data_wait_percent: 100.0 * waited / seconds,
             step_seconds,
             bad_images,
-            epoch: self.state.cursor.epoch,
+            epoch: self.feed.cursor.epoch,
             remote: self.data.traffic(),
             gflop_per_s: flops / 1e9,
             mfu_percent: recorder.peak.map(|peak| 100.0 * flops / peak),

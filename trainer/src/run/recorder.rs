@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bigbigan_model::state::TrainState;
 use image::RgbImage;
 use pipeline::Dataset;
 use serde::Serialize;
@@ -22,7 +23,6 @@ use crate::log::{Lines, Progress, StatsLine};
 use crate::monitor::Monitor;
 use crate::peak;
 use crate::report;
-use crate::state::TrainState;
 
 /// What rank 0 records, and measures a run with.
 #[derive(Debug)]

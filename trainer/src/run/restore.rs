@@ -6,6 +6,7 @@ use std::io::{ErrorKind, Write};
 use std::path::{Component, Path};
 
 use common::files::{sha256_of, sync_folder, sync_folder_of};
+use common::stop::Stop;
 use pipeline::{Store, Stored};
 
 use super::folder::{Written, written};
@@ -18,7 +19,6 @@ use crate::error::{Error, Result};
 use crate::evaluations;
 use crate::lock::Lock;
 use crate::say;
-use crate::stop::Stop;
 
 /// A mirror that is this process's to write to.
 #[derive(Debug)]

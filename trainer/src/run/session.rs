@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use dist::Place;
 use serde::Deserialize;
 
 use super::folder::{Written, edited, write_config, written};
@@ -14,7 +15,6 @@ use super::sessions::{Ending, SESSIONS, Sessions, hash_of};
 use super::{Begin, read_config};
 use crate::checkpoint;
 use crate::config::{Change, Config};
-use crate::dist::Place;
 use crate::error::{Error, Result};
 use crate::evaluations;
 use crate::lock::Lock;

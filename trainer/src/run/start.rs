@@ -4,19 +4,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bigbigan_model::state::TrainState;
+use common::stop::Stop;
+use dist::World;
 use pipeline::{Cursor, Dataset};
 use tch::{Device, Kind};
 
 use super::mirror::Copied;
-use super::ranks::share;
+use super::ranks::broadcast;
 use super::{Ended, MIRROR, Run, Session, Summary};
-use crate::checkpoint::{self, Keep};
+use crate::checkpoint::{self, Keep, Loaded};
 use crate::config::Config;
-use crate::dist::World;
 use crate::error::{Error, Result};
 use crate::feed::Feed;
-use crate::state::TrainState;
-use crate::stop::Stop;
 
 /// The file that says which step the last pictures and metrics are of.
 pub(super) const EVALUATED: &str = "evaluated";
@@ -49,12 +49,13 @@ pub(super) fn begin(
 ) -> Result<(Feed, TrainState)> {
     let mut feed = Feed::start(config, data, Cursor::default(), device, world)?;
     feed.prime(stop)?;
-    let state = TrainState::in_world(config, world, (Kind::Float, device), true);
+    let state = TrainState::in_world(&config.recipe(), world, (Kind::Float, device), true);
     stop.check()?;
     if world.leads() {
         session.create(config)?;
     }
-    Ok((feed, share(world, state)?))
+    let loaded = Loaded { state, cursor: Cursor::default() };
+    Ok((feed, broadcast(world, loaded)?.state))
 }
 
 pub(super) fn go_on(
@@ -66,7 +67,7 @@ pub(super) fn go_on(
     stop: &Stop,
 ) -> Result<Summary> {
     let own = |found: &Path| session.check_own(&config, found);
-    let (found, state) = load(&config, &session.out, &data, device, world, own)?;
+    let (found, Loaded { state, cursor }) = load(&config, &session.out, &data, device, world, own)?;
     let complete = state.step >= config.train.steps && evaluated(&session.out) == Some(state.step);
     if world.shared([i64::from(complete)]) == [1] {
         // Its mirror may be behind.
@@ -90,12 +91,12 @@ pub(super) fn go_on(
             let hash = checkpoint::read_manifest(found)?.config_sha256;
             session.from_config_sha256 = Some(hash).filter(|hash| !hash.is_empty());
         }
-        Ok(())
+        Ok::<_, Error>(())
     };
     world.lead("write to the folder", prepare)?;
     // Other data were refused with the checkpoint, other settings unless they were changed on purpose;
     // then it goes on at the same place of another order, also from a checkpoint of before.
-    let feed = Feed::start(&config, &data, state.cursor.unbound(), device, world)?;
+    let feed = Feed::start(&config, &data, cursor.unbound(), device, world)?;
     Run::new(session, config, data, feed, state, stop)?.run()
 }
 
@@ -107,12 +108,15 @@ pub(super) fn load(
     device: Device,
     world: &World,
     own: impl Fn(&Path) -> Result<()>,
-) -> Result<(Option<PathBuf>, TrainState)> {
+) -> Result<(Option<PathBuf>, Loaded)> {
     let (folder, data) = (out.join("checkpoints"), data.fingerprint());
     let read = || checkpoint::load_newest(&folder, config, device, data, world, own);
-    let unread = || TrainState::in_world(config, world, (Kind::Float, device), false);
-    let (found, state) = world.lead("read the checkpoint", read)?.unzip();
-    Ok((found, share(world, state.unwrap_or_else(unread))?))
+    let unread = || {
+        let state = TrainState::in_world(&config.recipe(), world, (Kind::Float, device), false);
+        Loaded { state, cursor: Cursor::default() }
+    };
+    let (found, loaded) = world.lead("read the checkpoint", read)?.unzip();
+    Ok((found, broadcast(world, loaded.unwrap_or_else(unread))?))
 }
 
 /// Gives what was passed over for the checkpoint in `found` other names.

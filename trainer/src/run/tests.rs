@@ -6,6 +6,7 @@ use tch::Kind;
 
 use super::*;
 use crate::checkpoint;
+use crate::checkpoint::Loaded;
 use crate::config::Origin;
 
 /// A folder of one shard with eight pictures of 32 px.
@@ -49,7 +50,7 @@ fn begin(config: Config, folder: &Path, world: &World) -> Run {
         session.create(&config).unwrap();
     }
     let feed = Feed::start(&config, &data, Cursor::default(), Device::Cpu, world).unwrap();
-    let state = TrainState::in_world(&config, world, (Kind::Float, Device::Cpu), true);
+    let state = TrainState::in_world(&config.recipe(), world, (Kind::Float, Device::Cpu), true);
     Run::new(session, config, data, feed, state, &Stop::default()).unwrap()
 }
 
@@ -77,7 +78,7 @@ fn a_faulty_run_goes_back_to_the_last_checkpoint_and_ends_sound() {
     let folder = tempfile::tempdir().unwrap();
     let mut run = run(folder.path(), "rollback");
     assert!(run.advance().unwrap().is_some() && run.advance().unwrap().is_some());
-    assert!(run.settle().unwrap());
+    assert!(run.check_last_step().unwrap());
     run.save().unwrap();
     poison(&run);
     // Found in step 3, read during step 4.
@@ -85,11 +86,11 @@ fn a_faulty_run_goes_back_to_the_last_checkpoint_and_ends_sound() {
     assert!(run.advance().unwrap().is_none());
     assert_eq!((run.state.step, run.state.rollbacks), (2, 1));
     // Twelve batches of four were read, two an epoch, and are not read again.
-    assert_eq!(run.state.cursor.batch + 2 * run.state.cursor.epoch, 12);
+    assert_eq!(run.feed.cursor.batch + 2 * run.feed.cursor.epoch, 12);
     for _ in 0..3 {
         assert!(run.advance().unwrap().is_some());
     }
-    assert!(run.settle().unwrap());
+    assert!(run.check_last_step().unwrap());
     assert_eq!(incidents(folder.path()), [(3, "rollback".to_owned())]);
     run.save().unwrap();
     run.write_out().unwrap();
@@ -150,7 +151,10 @@ fn a_rank_whose_weights_drift_stops_all_and_the_tensor_is_named() {
     });
     for (error, name) in ranks {
         let drifted = format!("{name} of discriminator");
-        assert!(matches!(&error, Error::Drift { tensor } if *tensor == drifted), "{error}");
+        assert!(
+            matches!(&error, Error::Ranks(dist::Error::Drift { tensor }) if *tensor == drifted),
+            "{error}"
+        );
     }
 }
 
@@ -159,7 +163,7 @@ fn a_fault_on_one_rank_takes_all_back_to_the_checkpoint_and_is_mended() {
     let folder = tempfile::tempdir().unwrap();
     let ranks = on_two_ranks(folder.path(), "health.on_fault=rollback", |mut run, world| {
         assert!(run.advance().unwrap().is_some() && run.advance().unwrap().is_some());
-        assert!(run.settle().unwrap());
+        assert!(run.check_last_step().unwrap());
         run.save().unwrap();
         if world.rank() == 1 {
             poison(&run);
@@ -180,8 +184,9 @@ fn again(config: &Config, folder: &Path) -> Run {
     let world = World::alone();
     let session = Session::open(&folder.join("run"), Begin::Continue, &Place::alone()).unwrap();
     let data = open_data(config, "train").unwrap();
-    let (_, state) = load(config, &session.out, &data, Device::Cpu, &world, |_| Ok(())).unwrap();
-    let feed = Feed::start(config, &data, state.cursor.unbound(), Device::Cpu, &world).unwrap();
+    let (_, Loaded { state, cursor }) =
+        load(config, &session.out, &data, Device::Cpu, &world, |_| Ok(())).unwrap();
+    let feed = Feed::start(config, &data, cursor.unbound(), Device::Cpu, &world).unwrap();
     Run::new(session, config.clone(), data, feed, state, &Stop::default()).unwrap()
 }
 
@@ -191,7 +196,7 @@ fn a_session_that_goes_back_to_its_own_start_and_to_a_checkpoint_step_says_what_
     let config = config(folder.path(), "health.on_fault=rollback");
     let mut first = begin(config.clone(), folder.path(), &World::alone());
     assert!(first.advance().unwrap().is_some() && first.advance().unwrap().is_some());
-    assert!(first.settle().unwrap());
+    assert!(first.check_last_step().unwrap());
     first.save_at_the_end().unwrap();
     drop(first);
     // The fault shows in the first step of the session, at whose end a checkpoint is due.

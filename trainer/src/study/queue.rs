@@ -3,12 +3,13 @@
 //! A device that is dead fails every job within seconds, and would empty the queue. So a job that fails at its
 //! start goes back for the other devices, and a device on which several in a row did gets no more.
 
-use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
+
+use common::panic_text;
 
 use super::Job;
 use crate::say;
@@ -89,10 +90,10 @@ pub(super) fn drain<'a>(
                 Next::Job(waiting) => {
                     let ended = catch_unwind(AssertUnwindSafe(|| work(waiting.job, device)));
                     let ended = ended.unwrap_or_else(|panic| Ended::Failed {
-                        reason: format!("a fault of this program: {}", words(&*panic)),
+                        reason: format!("a fault of this program: {}", panic_text(&*panic)),
                         at_start: false,
                     });
-                    lock(&state).take_down(waiting, device, ended);
+                    lock(&state).record(waiting, device, ended);
                 }
             }
         }
@@ -115,12 +116,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a panic said.
-fn words(panic: &(dyn Any + Send)) -> &str {
-    let owned = || panic.downcast_ref::<String>().map(String::as_str);
-    panic.downcast_ref::<&str>().copied().or_else(owned).unwrap_or("a panic")
-}
-
 impl<'a> State<'a> {
     fn next(&mut self, device: &str) -> Next<'a> {
         if self.outcome.lost.iter().any(|lost| lost == device) {
@@ -137,7 +132,7 @@ impl<'a> State<'a> {
         }
     }
 
-    fn take_down(&mut self, mut waiting: Waiting<'a>, device: &str, ended: Ended) {
+    fn record(&mut self, mut waiting: Waiting<'a>, device: &str, ended: Ended) {
         self.working -= 1;
         let Ended::Failed { reason, at_start } = ended else {
             self.in_a_row.remove(device);
