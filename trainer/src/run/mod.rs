@@ -1,14 +1,17 @@
 //! The run: a folder, a loader, a state, and the loop over steps with its chores.
 
 mod evaluate;
+mod faults;
 mod folder;
 mod mirror;
 mod ranks;
 mod recorder;
 mod restore;
+mod saving;
 mod session;
 mod sessions;
 mod start;
+mod statistics;
 
 use std::fs;
 use std::path::PathBuf;
@@ -16,17 +19,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bigbigan_model::state::TrainState;
-use bigbigan_model::step::{Losses, faulty, prepare, train_step};
+use bigbigan_model::step::{Losses, prepare, train_step};
 use common::stop::Stop;
 use dist::{Place, World};
 use pipeline::Dataset;
-use serde::Serialize;
-use tch::{Device, Tensor};
-use torch_ext::measure;
+use tch::Device;
 use torch_ext::stream::Deferred;
 
-use crate::checkpoint::{Guard, Keep, Position, Saved, Writer};
-use crate::config::{CheckpointConfig, Config, HealthConfig, OnFault};
+use crate::checkpoint::{Guard, Keep, Writer};
+use crate::config::Config;
 use crate::device;
 use crate::error::{Error, Result};
 use crate::eval::linear;
@@ -40,10 +41,9 @@ use ranks::{rendezvous, verify};
 use recorder::Recorder;
 pub use restore::{Taken, mirrored, restore};
 pub use session::Session;
-use session::newest_of;
-use sessions::{End, Ending, HasSaved, Start};
+use sessions::{End, Ending, Start};
 pub(crate) use start::evaluated;
-use start::{ALL, EVALUATED, begin, forget_evaluated, go_on, load, set_aside_after};
+use start::{ALL, EVALUATED, begin, forget_evaluated, go_on};
 
 /// What is wanted of a folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,15 +87,6 @@ pub enum Ended {
     Time,
     /// A signal asked it to; everything is saved.
     Signal,
-}
-
-/// A line of `incidents.jsonl`.
-#[derive(Debug, Serialize)]
-struct Incident<'a> {
-    step: u64,
-    network: &'a str,
-    incident: &'a str,
-    done: OnFault,
 }
 
 /// Begins the run of a session's folder, or goes on with it from its newest sound checkpoint, with as many
@@ -416,64 +407,6 @@ impl Run {
         }
     }
 
-    fn log_statistics(&mut self, mut line: StatsLine) {
-        let saved = self.saved();
-        line.checkpoint_held_s = saved.as_ref().map(|saved| saved.held.as_secs_f64());
-        line.checkpoint_write_s = saved.map(|saved| saved.writing.as_secs_f64());
-        line.mirrored_step = self.mirrored();
-        if let Some(recorder) = &mut self.recorder {
-            recorder.statistics(line);
-        }
-    }
-
-    /// Says what the checkpoint took that reached the disk since the last call, if one did, and why one did
-    /// not.
-    fn saved(&mut self) -> Option<Saved> {
-        let (Some(writer), Some(recorder)) = (&mut self.checkpoints, &mut self.recorder) else {
-            return None;
-        };
-        let saved = match writer.saved() {
-            Ok(saved) => saved?,
-            Err(e) => {
-                recorder.tried(CHECKPOINT, Err::<(), _>(e));
-                return None;
-            }
-        };
-        recorder.tried(CHECKPOINT, Ok(()));
-        recorder.say(&format!(
-            "{}: {:.2} GB saved; training held up {:.2} s, written in {:.2} s",
-            saved.name,
-            saved.bytes as f64 / 1e9,
-            saved.held.as_secs_f64(),
-            saved.writing.as_secs_f64()
-        ));
-        let removed = saved.not_removed.clone().map_or(Ok(()), |reason| {
-            Err(Error::Checkpoint { path: self.out.join("checkpoints"), reason })
-        });
-        recorder.tried("removal of old checkpoints", removed);
-        if let Some(mirror) = &mut self.mirror {
-            mirror.wanted(self.keep);
-        }
-        Some(saved)
-    }
-
-    /// The step of the newest checkpoint in the mirror, where it was brought up to date since the last call.
-    fn mirrored(&mut self) -> Option<u64> {
-        let (Some(mirror), Some(recorder)) = (&self.mirror, &mut self.recorder) else {
-            return None;
-        };
-        let passed = mirror.passed()?;
-        recorder.tried(MIRROR, passed)?.step
-    }
-
-    /// Brings all that there is to the mirror, and waits for it.
-    fn mirror_all(&mut self) {
-        if let (Some(mirror), Some(recorder)) = (self.mirror.take(), &mut self.recorder) {
-            recorder.say(&format!("bringing all to {}", mirror.url().display()));
-            recorder.tried(MIRROR, mirror.finish(self.keep));
-        }
-    }
-
     /// Why the loop is to end now, if it is.
     fn should_stop(&self, begun: Mark) -> Option<Ended> {
         let limit = Duration::from_secs_f64(60.0 * self.config.train.max_minutes);
@@ -530,82 +463,6 @@ impl Run {
         Ok(self.act_on_faults(earlier)?.then_some(losses))
     }
 
-    /// Reads what the last step said of itself: before anything is saved, and at the end. False if
-    /// training went back.
-    fn check_last_step(&mut self) -> Result<bool> {
-        let last = self.unread.take();
-        self.act_on_faults(last)
-    }
-
-    /// As [`Run::check_last_step`], of the updates of D of a step that is not done. A fault that is left out is
-    /// judged with the whole step.
-    fn check_pending_d(&mut self) -> Result<bool> {
-        let Some(d) = &self.state.pending_d else { return Ok(true) };
-        let faults = Tensor::stack(&[&d.update.fault], 0);
-        match self.config.health.on_fault {
-            OnFault::Skip => Ok(true),
-            OnFault::Halt | OnFault::Rollback => {
-                self.act_on_faults(Some((self.state.step + 1, Deferred::of(&faults)?)))
-            }
-        }
-    }
-
-    /// Does what `health.on_fault` says about a faulty step. False if training went back.
-    fn act_on_faults(&mut self, step: Option<(u64, Deferred)>) -> Result<bool> {
-        let Some((step, faults)) = step else { return Ok(true) };
-        let faults = Vec::<f32>::try_from(faults.read())?;
-        let Some(network) = faulty(&faults) else {
-            self.faults = 0;
-            return Ok(true);
-        };
-        self.faults += 1;
-        let HealthConfig { on_fault, patience } = self.config.health;
-        let given_up = match on_fault {
-            OnFault::Halt => true,
-            OnFault::Skip => self.faults > patience,
-            OnFault::Rollback => self.state.rollbacks >= patience,
-        };
-        let what = if given_up { OnFault::Halt } else { on_fault };
-        let incident = Incident { step, network, incident: "not_finite", done: what };
-        if let Some(recorder) = &mut self.recorder {
-            recorder.incident(&incident);
-        }
-        match what {
-            OnFault::Halt => Err(Error::Diverged { network, step }),
-            OnFault::Skip => {
-                self.say(&format!("step {step}: loss_{network} not finite: left out"));
-                Ok(true)
-            }
-            OnFault::Rollback => self.go_back(step, network).map(|()| false),
-        }
-    }
-
-    /// Takes up the newest checkpoint again, and goes on with the images that come next.
-    fn go_back(&mut self, step: u64, network: &str) -> Result<()> {
-        self.write_out()?;
-        let rollbacks = self.state.rollbacks + 1;
-        let world = self.world.clone();
-        let ours = || self.recorder.as_ref().map_or(Ok(()), Recorder::ours);
-        world.lead("look at the folder", ours)?;
-        let (found, loaded) =
-            load(&self.config, &self.out, &self.data, self.feed.device, &world, |_| Ok(()))?;
-        self.state = loaded.state;
-        let set_aside = || set_aside_after(&self.out, found.as_deref());
-        world.lead("set aside what does not load", set_aside)?;
-        self.state.rollbacks = rollbacks;
-        self.unread = None;
-        let step_now = self.state.step;
-        if let Some(writer) = &mut self.checkpoints {
-            writer.go_back();
-        }
-        if let Some(recorder) = &mut self.recorder {
-            recorder.go_back(step_now);
-            recorder
-                .say(&format!("step {step}: loss_{network} not finite: back to step {step_now}"));
-        }
-        Ok(())
-    }
-
     /// Whether something is due between this step and the next.
     fn has_chores(&self) -> bool {
         let c = &self.config;
@@ -658,142 +515,6 @@ impl Run {
 
     fn due(&self, every: u64) -> bool {
         every > 0 && self.state.step.is_multiple_of(every)
-    }
-
-    /// Begins to write a checkpoint. Where that fails it is said, the ones before stay, and the next
-    /// interval tries again.
-    fn save(&mut self) -> Result<()> {
-        let world = self.world.clone();
-        let save = || {
-            let mut begun = self.begin_save();
-            if begun.is_err() {
-                // Of the checkpoint before; this one was not begun for it.
-                self.failed(begun);
-                begun = self.begin_save();
-            }
-            self.failed(begun);
-            Ok(())
-        };
-        world.lead("save", save).map(|_| ())
-    }
-
-    /// Writes a checkpoint and waits until it is on the disk.
-    fn save_at_the_end(&mut self) -> Result<()> {
-        let world = self.world.clone();
-        let save = || {
-            let mut saved = self.save_whole();
-            if saved.is_err() {
-                self.failed(saved);
-                saved = self.save_whole();
-            }
-            saved
-        };
-        world.lead("save", save)?;
-        self.saved();
-        Ok(())
-    }
-
-    fn save_whole(&mut self) -> Result<()> {
-        self.begin_save()?;
-        self.checkpoints.as_mut().map_or(Ok(()), Writer::finish)
-    }
-
-    fn begin_save(&mut self) -> Result<()> {
-        let (Some(writer), Some(recorder)) = (&mut self.checkpoints, &mut self.recorder) else {
-            return Ok(());
-        };
-        // Where all checkpoints are gone later, it was not by this run.
-        if !self.saved_later
-            && let Some(step) = newest_of(&self.out).filter(|step| *step > 0)
-        {
-            recorder.session(&HasSaved { event: "saved", step });
-            self.saved_later = true;
-        }
-        let CheckpointConfig { keep: last, keep_every: every, best, .. } = &self.config.checkpoint;
-        recorder.sync();
-        // Where nobody can tell which is the best, none is removed this time.
-        let (last, best) = recorder.best(best).map_or((usize::MAX, None), |best| (*last, best));
-        self.keep = Keep { last, every: *every, best };
-        let (fingerprint, cursor) = (self.data.fingerprint(), self.feed.cursor);
-        writer.save(&self.state, Position { fingerprint, cursor }, self.keep)
-    }
-
-    fn failed(&mut self, saved: Result<()>) {
-        if let (Err(e), Some(recorder)) = (saved, &mut self.recorder) {
-            recorder.tried(CHECKPOINT, Err::<(), _>(e));
-        }
-    }
-
-    /// Waits until all checkpoints are on the disk.
-    fn write_out(&mut self) -> Result<()> {
-        let world = self.world.clone();
-        let finish = || {
-            let finished = self.checkpoints.as_mut().map_or(Ok(()), Writer::finish);
-            self.failed(finished);
-            Ok(())
-        };
-        world.lead("save", finish).map(|_| ())
-    }
-
-    fn mark(&self) -> Mark {
-        Mark { time: Instant::now(), done: self.done, waited: self.feed.waited, aside: self.aside }
-    }
-
-    /// Reads the losses back (with the faults, the only wait for the device) and the clock since
-    /// `from`. Only rank 0 gets a line, and none where no step was done since.
-    fn line(&self, from: Mark, losses: &Losses) -> Result<Option<StatsLine>> {
-        let (step, steps) = (self.state.step, self.done - from.done);
-        if steps == 0 {
-            return Ok(None);
-        }
-        let [loss_d, loss_g] = [&losses.d, &losses.g].map(|loss| loss.double_value(&[]));
-        let of = |loss: &Option<Tensor>| loss.as_ref().map(|loss| loss.double_value(&[]));
-        let (loss_e, loss_further) = (of(&losses.e), of(&losses.further));
-        let aside = self.aside - from.aside;
-        let seconds = (from.time.elapsed() - aside).as_secs_f64();
-        let step_seconds = seconds / steps as f64;
-        let images_per_s = self.config.train.batch as f64 / step_seconds;
-        let waited = (self.feed.waited - from.waited).as_secs_f64();
-        let [waited, bad] = self.world.sums([waited, self.feed.loader.stats().bad as f64]);
-        let (waited, bad_images) = (waited / self.world.size() as f64, bad as u64);
-        let recorder = self.recorder.as_ref();
-        let measure = || recorder.map(|r| Ok::<_, Error>((r.signals(&self.state)?, r))).transpose();
-        let Some((health, recorder)) = self.world.lead("measure health", measure)?.flatten() else {
-            return Ok(None);
-        };
-        let device = torch_ext::cuda::max_memory_allocated(self.feed.device)?;
-        let memory = device.map_or_else(measure::resident_bytes, |bytes| bytes as f64);
-        let flops = images_per_s * recorder.step_flop;
-        let opt = &self.config.opt;
-        // Of the step that was made.
-        let rate = |of: f64| of * self.config.recipe().rate_factor(step - 1);
-        Ok(Some(StatsLine {
-            step,
-            loss_d,
-            loss_g,
-            loss_e,
-            lr_d: Some(rate(opt.lr_d)),
-            lr_g: Some(rate(opt.lr_g)),
-            lr_e: loss_e.map(|_| rate(opt.lr_g * opt.e_lr_mult)),
-            lr_further: loss_further.map(|_| rate(self.config.beyond.rate)),
-            loss_further,
-            images_per_s,
-            images_read_per_s: images_per_s * f64::from(self.config.train.d_steps + 1),
-            data_wait_percent: 100.0 * waited / seconds,
-            step_seconds,
-            bad_images,
-            epoch: self.feed.cursor.epoch,
-            remote: self.data.traffic(),
-            gflop_per_s: flops / 1e9,
-            mfu_percent: recorder.peak.map(|peak| 100.0 * flops / peak),
-            memory_gb: memory / 1e9,
-            checkpoint_held_s: None,
-            aside_s: (!aside.is_zero()).then_some(aside.as_secs_f64()),
-            checkpoint_write_s: None,
-            mirrored_step: None,
-            write_errors: 0,
-            health,
-        }))
     }
 }
 

@@ -12,8 +12,9 @@ use pipeline::Dataset;
 use serde::Serialize;
 use tch::Device;
 
+use super::CHECKPOINT;
+use super::faults::Incident;
 use super::sessions::SESSIONS;
-use super::{CHECKPOINT, Incident};
 use crate::config::Config;
 use crate::error::Result;
 use crate::health::Signals;

@@ -4,6 +4,7 @@ use std::path::Path;
 use pipeline::Cursor;
 use tch::Kind;
 
+use super::start::load;
 use super::*;
 use crate::checkpoint;
 use crate::checkpoint::Loaded;
