@@ -523,10 +523,14 @@ fn a_device_that_is_broken_on_purpose_is_found_out() {
 #[test]
 fn unit_tests_over_cuda_pass_on_the_device_one_after_the_other() {
     let Some(devices) = Devices::new() else { return };
-    let mut command = devices.command(&unit_tests("trainer"));
-    let said = command.args(["--test-threads=1", "cuda::", "dist::nccl::", "graph::"]).output();
-    let said = said.unwrap();
-    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stdout));
+    for (library, filters) in
+        [("torch_ext", &["cuda::", "graph::", "nccl::"][..]), ("trainer", &["device::"])]
+    {
+        let mut command = devices.command(&unit_tests(library));
+        let said = command.arg("--test-threads=1").args(filters).output().unwrap();
+        let words = String::from_utf8_lossy(&said.stdout);
+        assert!(said.status.success() && !words.contains("running 0 tests"), "{words}");
+    }
     let log = sound(&devices);
     assert_eq!((log.count("graph replayed"), log.count("NCCL all_reduce")), (3, 1), "{log:?}");
 }
