@@ -16,7 +16,7 @@
 use memchr::memchr;
 
 use super::libjpeg::{Block, Coefficients, Layout};
-use super::lookup::{END, LONGEST, Lookup, PEEK, READY, SPECIAL, UNKNOWN, extend};
+use super::lookup::{LONGEST, Lookup, Many, One, PEEK, READY, extend};
 use super::seek::{Point, SeekPoints};
 use crate::error::Fault;
 use crate::jpeg::{Part, next_marker};
@@ -108,17 +108,17 @@ impl Bits {
 
     /// The second value of an entry of [`Lookup::many`], before its bits are consumed.
     #[inline(always)]
-    fn last_of(&self, entry: u64) -> u32 {
-        let (length, size) = (entry as u32 & 63, entry as u32 >> 12 & 15);
-        let rest = (self.window >> 1 >> (63 - length)) as u32 & ((1 << size) - 1);
-        ((entry >> 48) as u32).wrapping_add(rest)
+    fn last_of(&self, entry: Many) -> u32 {
+        let ahead = self.window >> 1 >> (63 - entry.length());
+        let rest = ahead as u32 & ((1 << entry.rest()) - 1);
+        entry.second().wrapping_add(rest)
     }
 
     /// The symbol of a special entry.
     #[inline(always)]
-    fn symbol(&mut self, entry: u32, lookup: &Lookup) -> Result<u32, Damage> {
-        let known = Some((entry >> 8 & 255, entry & 63));
-        let found = if entry & 63 == 0 { lookup.long(self.peek(16)) } else { known };
+    fn symbol(&mut self, entry: One, lookup: &Lookup) -> Result<u32, Damage> {
+        let known = Some((entry.symbol(), entry.length()));
+        let found = if entry.length() == 0 { lookup.long(self.peek(16)) } else { known };
         // Of an unknown code, all 16 bits were read.
         self.consume(found.map_or(16, |(_, length)| length));
         found.map(|(symbol, _)| symbol).ok_or(Damage::Code)
@@ -129,9 +129,9 @@ impl Bits {
         self.refill(data);
         let index = self.peek(PEEK) as usize;
         let entry = dc.many[index];
-        if entry != UNKNOWN {
+        if entry != Many::UNKNOWN {
             let value = self.last_of(entry) as i16;
-            self.consume(entry as u32 & 63);
+            self.consume(entry.length());
             return Ok(i32::from(value));
         }
         let size = self.symbol(dc.one[index], dc)?;
@@ -152,18 +152,18 @@ impl Bits {
             while ready < READY {
                 index = self.peek(PEEK) as usize;
                 let entry = ac.many[index];
-                let low = entry as u32;
-                if at + (low >> 24) > 64 {
+                if at + entry.passed() > 64 {
                     break;
                 }
                 // The first before the second, which may be in the same place.
-                put(at + (low >> 8 & 15), (entry >> 32) as u32);
-                put(at + (low >> 16 & 31), self.last_of(entry));
-                self.consume(low & 63);
-                if low & END != 0 {
+                let (first, second) = entry.places();
+                put(at + first, entry.first());
+                put(at + second, self.last_of(entry));
+                self.consume(entry.length());
+                if entry.ends() {
                     return Ok(());
                 }
-                at += low >> 24;
+                at += entry.passed();
                 ready += 1;
             }
             if ready == READY || at == 64 {
@@ -171,10 +171,10 @@ impl Bits {
             }
             self.refill(data);
             let entry = ac.one[index];
-            if entry & SPECIAL == 0 {
-                self.consume(entry & 63);
-                at += entry >> 8 & 15;
-                put(at, entry >> 16);
+            if !entry.is_special() {
+                self.consume(entry.length());
+                at += entry.run();
+                put(at, entry.value());
                 at += 1;
                 continue;
             }
@@ -203,16 +203,16 @@ impl Bits {
             let mut ready = 0;
             while ready < 2 {
                 index = self.peek(PEEK) as usize;
-                let entry = u32::from(ac.skip[index]);
+                let entry = ac.skip[index];
                 // Symbols beyond the last coefficient belong to the next block.
-                if at + (entry >> 7) > 64 {
+                if at + entry.passed() > 64 {
                     break;
                 }
-                self.consume(entry & 63);
-                if entry & END != 0 {
+                self.consume(entry.length());
+                if entry.ends() {
                     return Ok(());
                 }
-                at += entry >> 7;
+                at += entry.passed();
                 ready += 1;
             }
             if ready == 2 || at == 64 {
@@ -220,9 +220,9 @@ impl Bits {
             }
             self.refill(data);
             let entry = ac.one[index];
-            if entry & SPECIAL == 0 {
-                self.consume(entry & 63);
-                at += (entry >> 8 & 15) + 1;
+            if !entry.is_special() {
+                self.consume(entry.length());
+                at += entry.run() + 1;
                 continue;
             }
             match self.symbol(entry, ac)? {

@@ -9,10 +9,6 @@ use super::libjpeg::Table;
 pub(super) const PEEK: u32 = 10;
 /// Most bits of a code and its value.
 pub(super) const LONGEST: u32 = 31;
-/// An entry of [`Lookup::one`] that is not a whole coefficient.
-pub(super) const SPECIAL: u32 = 1 << 6;
-/// An entry of [`Lookup::many`] or [`Lookup::skip`] whose last symbol ends the block.
-pub(super) const END: u32 = 1 << 6;
 /// Most bits that an entry of [`Lookup::many`] of an AC table consumes.
 const LIMIT: u32 = 18;
 /// Entries of [`Lookup::many`] that the bits of one refill are enough for.
@@ -21,10 +17,158 @@ pub(super) const READY: u32 = 56 / LIMIT;
 /// [`Lookup::many`] of an AC table is filled. Ours: below, at the 24 to 48 of 32 x 32 pixels, filling was seen to
 /// cost more than it saves; where it begins to pay is a guess.
 const WORTH_PAIRS: usize = 128;
-/// The entry of [`Lookup::many`] for bits that [`Lookup::one`] must be asked about.
-pub(super) const UNKNOWN: u64 = 127 << 24;
+/// Coefficients passed where an entry knows none: beyond any block.
+const NONE_KNOWN: u32 = 127;
 /// What [`Lookup::second`] marks a coefficient with.
 const PAIRED: u64 = 1 << 7;
+
+/// The lowest bits of every entry: how many to consume, or of a code alone, 0 where it is longer than [`PEEK`].
+const LENGTH: u32 = 63;
+/// The bit above: of [`One`], not a whole coefficient; of [`Many`] and [`Skip`], the last symbol ends the block.
+const MARK: u32 = 1 << 6;
+
+/// By the next bits, one coefficient or one symbol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct One(u32);
+
+impl One {
+    const SYMBOL: u32 = 8;
+    const VALUE: u32 = 16;
+    /// A code longer than [`PEEK`], or none.
+    const UNKNOWN: Self = Self(MARK);
+
+    /// Of a symbol that is no whole coefficient here, with the length of its code.
+    const fn special(symbol: u32, length: u32) -> Self {
+        Self(symbol << Self::SYMBOL | MARK | length)
+    }
+
+    /// Of a coefficient, with the length of code and value.
+    const fn whole(value: u32, run: u32, length: u32) -> Self {
+        Self(value << Self::VALUE | run << Self::SYMBOL | length)
+    }
+
+    /// Bits of code and value; of a special one, of the code.
+    #[inline(always)]
+    pub(super) fn length(self) -> u32 {
+        self.0 & LENGTH
+    }
+
+    /// Whether it is not a whole coefficient: its symbol says what it is.
+    #[inline(always)]
+    pub(super) fn is_special(self) -> bool {
+        self.0 & MARK != 0
+    }
+
+    /// Of a special one.
+    #[inline(always)]
+    pub(super) fn symbol(self) -> u32 {
+        self.0 >> Self::SYMBOL & 255
+    }
+
+    /// Zeros ahead of a coefficient.
+    #[inline(always)]
+    pub(super) fn run(self) -> u32 {
+        self.0 >> Self::SYMBOL & 15
+    }
+
+    /// A coefficient, in the lower 16 bits.
+    #[inline(always)]
+    pub(super) fn value(self) -> u32 {
+        self.0 >> Self::VALUE
+    }
+}
+
+/// By the next bits, one or two coefficients and the end of the block, as far as their codes and signs are in sight; of DC
+/// tables one, at place 0. One coefficient alone stands for both. Long values so take no branch of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Many(u64);
+
+impl Many {
+    const FIRST_PLACE: u32 = 8;
+    /// How many bits are still to be added to the second.
+    const REST: u32 = 12;
+    const SECOND_PLACE: u32 = 16;
+    const PASSED: u32 = 24;
+    const FIRST: u32 = 32;
+    const SECOND: u32 = 48;
+    /// For bits that [`Lookup::one`] must be asked about.
+    pub(super) const UNKNOWN: Self = Self((NONE_KNOWN as u64) << Self::PASSED);
+
+    /// The part below the values.
+    #[inline(always)]
+    fn low(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// Bits to consume.
+    #[inline(always)]
+    pub(super) fn length(self) -> u32 {
+        self.low() & LENGTH
+    }
+
+    /// Whether the block ends with it.
+    #[inline(always)]
+    pub(super) fn ends(self) -> bool {
+        self.low() & MARK != 0
+    }
+
+    /// Coefficients passed, the end counting as one.
+    #[inline(always)]
+    pub(super) fn passed(self) -> u32 {
+        self.low() >> Self::PASSED
+    }
+
+    /// Where the first value goes, and where the second.
+    #[inline(always)]
+    pub(super) fn places(self) -> (u32, u32) {
+        (self.low() >> Self::FIRST_PLACE & 15, self.low() >> Self::SECOND_PLACE & 31)
+    }
+
+    /// Bits that are still to be added to the second value.
+    #[inline(always)]
+    pub(super) fn rest(self) -> u32 {
+        self.low() >> Self::REST & 15
+    }
+
+    /// The first value, in the lower 16 bits.
+    #[inline(always)]
+    pub(super) fn first(self) -> u32 {
+        (self.0 >> Self::FIRST) as u32
+    }
+
+    /// The second value.
+    #[inline(always)]
+    pub(super) fn second(self) -> u32 {
+        (self.0 >> Self::SECOND) as u32
+    }
+}
+
+/// Of AC tables, by the next bits, all symbols whose codes are in sight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Skip(u16);
+
+impl Skip {
+    const PASSED: u32 = 7;
+    const UNKNOWN: Self = Self((NONE_KNOWN << Self::PASSED) as u16);
+
+    /// Bits to consume.
+    #[inline(always)]
+    pub(super) fn length(self) -> u32 {
+        u32::from(self.0) & LENGTH
+    }
+
+    /// Whether the block ends with it.
+    #[inline(always)]
+    pub(super) fn ends(self) -> bool {
+        u32::from(self.0) & MARK != 0
+    }
+
+    /// Coefficients passed, the end counting as one.
+    #[inline(always)]
+    pub(super) fn passed(self) -> u32 {
+        u32::from(self.0) >> Self::PASSED
+    }
+}
 
 /// A coefficient of which the code and the sign are known.
 struct Partly {
@@ -39,10 +183,10 @@ struct Partly {
 
 /// The values of an entry of [`Lookup::many`].
 fn pack(first: i32, second: i32) -> u64 {
-    u64::from(second as u16) << 48 | u64::from(first as u16) << 32
+    u64::from(second as u16) << Many::SECOND | u64::from(first as u16) << Many::FIRST
 }
 
-/// A Huffman table made ready. The lowest 6 bits of every entry are the bits to consume.
+/// A Huffman table made ready.
 #[derive(Debug, Clone)]
 pub(super) struct Lookup {
     /// Whether it is made ready, and `many` of an AC table and `skip` as well.
@@ -51,19 +195,9 @@ pub(super) struct Lookup {
     skips: bool,
     /// Blocks that it was made ready for.
     blocks: usize,
-    /// By the next bits: value << 16 | run << 8 | length of code and value, where they are no
-    /// longer than the bits; else symbol << 8 | `SPECIAL` | length of the code, 0 where that is
-    /// longer. Of AC tables the symbols without a value are special too.
-    pub(super) one: [u32; 1 << PEEK],
-    /// By the next bits, one or two coefficients and the end of the block, as far as their codes
-    /// and signs are in sight; of DC tables one, at place 0. Second value << 48 | first value << 32
-    /// | coefficients passed << 24, the end counting as one | the second's place << 16 | how many
-    /// bits are still to be added to the second << 12 | the first's place << 8 | `END`; or
-    /// `UNKNOWN`. One coefficient alone stands for both. Long values so take no branch of their own.
-    pub(super) many: [u64; 1 << PEEK],
-    /// Of AC tables, by the next bits, all symbols whose codes are in sight: coefficients passed,
-    /// the end counting as one, or 127 where there is none << 7 | `END`.
-    pub(super) skip: [u16; 1 << PEEK],
+    pub(super) one: [One; 1 << PEEK],
+    pub(super) many: [Many; 1 << PEEK],
+    pub(super) skip: [Skip; 1 << PEEK],
     /// The first 16 bits that are above all codes of a length.
     above: [u32; 17],
     /// What to add to a code of a length for its symbol's place.
@@ -86,9 +220,9 @@ impl Lookup {
         pairs: false,
         skips: false,
         blocks: 0,
-        one: [SPECIAL; 1 << PEEK],
-        many: [0; 1 << PEEK],
-        skip: [0; 1 << PEEK],
+        one: [One::UNKNOWN; 1 << PEEK],
+        many: [Many::UNKNOWN; 1 << PEEK],
+        skip: [Skip::UNKNOWN; 1 << PEEK],
         above: [0; 17],
         offset: [0; 17],
         lengths: [0; 16],
@@ -103,7 +237,7 @@ impl Lookup {
             if dc {
                 self.set_levels();
             } else {
-                self.many.fill(UNKNOWN);
+                self.many.fill(Many::UNKNOWN);
             }
             (self.set, self.pairs, self.skips, self.blocks) = (true, false, false, 0);
         }
@@ -121,7 +255,7 @@ impl Lookup {
     /// Fills `one`. libjpeg-turbo has checked that the codes fit their lengths.
     fn set(&mut self, table: &Table, dc: bool) {
         (self.lengths, self.symbols) = (table.lengths, table.symbols);
-        self.one.fill(SPECIAL);
+        self.one.fill(One::UNKNOWN);
         let (mut code, mut place) = (0u32, 0usize);
         for length in 1..=16 {
             self.offset[length] = place as i32 - code as i32;
@@ -144,8 +278,8 @@ impl Lookup {
         let mut bits = 0;
         while bits < 1 << PEEK {
             let (first, alike) = self.first(bits, LONGEST);
-            let entry = first.map_or(UNKNOWN, |Partly { length, size, value, .. }| {
-                pack(0, value) | u64::from(size << 12 | length)
+            let entry = first.map_or(Many::UNKNOWN, |Partly { length, size, value, .. }| {
+                Many(pack(0, value) | u64::from(size << Many::REST | length))
             });
             self.many[bits..bits + alike].fill(entry);
             bits += alike;
@@ -168,18 +302,20 @@ impl Lookup {
             bits = slots.end;
             let Some(Partly { run, length, size, value }) = first else {
                 let end = self.end(slots.start, PEEK);
-                self.many[slots].fill(end.map_or(UNKNOWN, |n| u64::from(1 << 24 | END | n)));
+                self.many[slots].fill(end.map_or(Many::UNKNOWN, |length| Many(block_end(length))));
                 continue;
             };
-            let passed = (run + 1) << 24 | run << 8 | length;
-            let alone = pack(0, value) | u64::from(passed | run << 16 | size << 12);
+            let passed = (run + 1) << Many::PASSED | run << Many::FIRST_PLACE | length;
+            let second = run << Many::SECOND_PLACE | size << Many::REST;
+            let alone = pack(0, value) | u64::from(passed | second);
             if size > 0 {
-                self.many[slots].fill(alone);
+                self.many[slots].fill(Many(alone));
                 continue;
             }
-            let paired = (pack(value, 0) | u64::from(passed | (run + 1) << 16)) - PAIRED;
+            let paired =
+                (pack(value, 0) | u64::from(passed | (run + 1) << Many::SECOND_PLACE)) - PAIRED;
             for (entry, &second) in self.many[slots].iter_mut().zip(&seconds[alike..]) {
-                *entry = second + if second & PAIRED == 0 { alone } else { paired };
+                *entry = Many(second + if second & PAIRED == 0 { alone } else { paired });
             }
         }
     }
@@ -190,10 +326,11 @@ impl Lookup {
         if let Some(Partly { run, length, size, value }) =
             self.partly(bits, sight, LIMIT - PEEK + sight)
         {
-            let low = (run + 1) << 24 | run << 16 | size << 12 | length;
+            let place = run << Many::SECOND_PLACE;
+            let low = (run + 1) << Many::PASSED | place | size << Many::REST | length;
             return pack(0, value) | PAIRED | u64::from(low);
         }
-        self.end(bits, sight).map_or(0, |length| u64::from(1 << 24 | END | length))
+        self.end(bits, sight).map_or(0, block_end)
     }
 
     /// The coefficient that `bits` begin with, and how many indices from there on begin the same.
@@ -209,8 +346,8 @@ impl Lookup {
     /// The length of the code that ends a block, where `bits`, of which `sight` count, begin so.
     fn end(&self, bits: usize, sight: u32) -> Option<u32> {
         let entry = self.one[bits];
-        let length = entry & 63;
-        (entry & SPECIAL != 0 && entry >> 8 == 0 && (1..=sight).contains(&length)).then_some(length)
+        let ends = entry.is_special() && entry.symbol() == 0;
+        (ends && (1..=sight).contains(&entry.length())).then_some(entry.length())
     }
 
     /// The coefficient that `bits` begin with, of which `sight` count, where its code and its sign
@@ -219,8 +356,8 @@ impl Lookup {
         let entry = self.one[bits];
         let (code, run, size) = apart(entry);
         let length = code + size;
-        if entry & SPECIAL == 0 && length <= sight.min(most) {
-            return Some(Partly { run, length, size: 0, value: entry as i32 >> 16 });
+        if !entry.is_special() && length <= sight.min(most) {
+            return Some(Partly { run, length, size: 0, value: i32::from(entry.value() as i16) });
         }
         if code == 0 || size == 0 || code >= sight || length > most {
             return None;
@@ -247,9 +384,9 @@ impl Lookup {
                 }
                 let slots = &mut entries[bits..bits + (1 << (sight - code))];
                 bits += slots.len();
-                let entry = ((run + 1) << 7 | (code + size)) as u16;
+                let entry = ((run + 1) << Skip::PASSED | (code + size)) as u16;
                 if (run, size) == (0, 0) {
-                    slots.fill(entry | END as u16);
+                    slots.fill(entry | MARK as u16);
                 } else if code + size >= sight {
                     slots.fill(entry);
                 } else {
@@ -263,7 +400,7 @@ impl Lookup {
             }
         }
         for (skip, &entry) in self.skip.iter_mut().zip(&sights[1 << PEEK..]) {
-            *skip = if entry == 0 { 127 << 7 } else { entry };
+            *skip = if entry == 0 { Skip::UNKNOWN } else { Skip(entry) };
         }
     }
 
@@ -277,26 +414,31 @@ impl Lookup {
     }
 }
 
+/// The end of a block, as an entry of [`Lookup::many`] has it.
+fn block_end(length: u32) -> u64 {
+    u64::from(1 << Many::PASSED | MARK | length)
+}
+
 /// The length of the code, the run and the size of the value of an entry of [`Lookup::one`].
-fn apart(entry: u32) -> (u32, u32, u32) {
-    let (length, symbol) = (entry & 63, entry >> 8 & 255);
-    if entry & SPECIAL != 0 {
+fn apart(entry: One) -> (u32, u32, u32) {
+    let (length, symbol) = (entry.length(), entry.symbol());
+    if entry.is_special() {
         return (length, symbol >> 4, symbol & 15);
     }
-    let size = 32 - (entry as i32 >> 16).unsigned_abs().leading_zeros();
+    let size = 32 - i32::from(entry.value() as i16).unsigned_abs().leading_zeros();
     (length - size, symbol, size)
 }
 
 /// Fills the slots of [`Lookup::one`] that begin with a code of this length.
-fn set_fast(slots: &mut [u32], symbol: u8, length: u32, dc: bool) {
+fn set_fast(slots: &mut [One], symbol: u8, length: u32, dc: bool) {
     let size = u32::from(symbol & 15);
     let each = slots.len() >> size; // slots of one value
     if each == 0 || (size == 0 && !dc) {
-        slots.fill(u32::from(symbol) << 8 | SPECIAL | length);
+        slots.fill(One::special(u32::from(symbol), length));
         return;
     }
     for (bits, slots) in slots.chunks_exact_mut(each).enumerate() {
         let value = extend(bits as u32, size) as u32;
-        slots.fill(value << 16 | u32::from(symbol >> 4) << 8 | (length + size));
+        slots.fill(One::whole(value, u32::from(symbol >> 4), length + size));
     }
 }

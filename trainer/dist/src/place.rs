@@ -126,7 +126,7 @@ impl Place {
     }
 }
 
-/// What goes before the keys of run `id`, in its so-manieth attempt.
+/// What goes before the keys in the store of run `id`, so that no other run and no other `attempt` at it reads them.
 #[must_use]
 pub fn prefix(id: &str, attempt: &str) -> String {
     format!("bigbigan/{id}/{attempt}/")

@@ -18,7 +18,7 @@ const BUCKET_BYTES: usize = if cfg!(test) { 1 << 10 } else { 25 << 20 };
 /// goes on with the pass meanwhile.
 ///
 /// What is summed are gradients with respect to what layers read, W/σ where a spectral norm is held; the
-/// way from there to W is linear and is gone once, at the end.
+/// step from there to W is linear, so it is taken once, at the end.
 ///
 /// # Source
 /// Li et al. 2020 (PyTorch Distributed), §3.2.
