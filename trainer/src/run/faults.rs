@@ -84,6 +84,7 @@ impl Run {
         let set_aside = || set_aside_after(&self.out, found.as_deref());
         world.lead("set aside what does not load", set_aside)?;
         self.state.rollbacks = rollbacks;
+        self.cursor = self.feed.cursor;
         self.unread = None;
         let step_now = self.state.step;
         if let Some(writer) = &mut self.checkpoints {

@@ -22,11 +22,11 @@ use bigbigan_model::state::TrainState;
 use bigbigan_model::step::{Losses, prepare, train_step};
 use common::stop::Stop;
 use dist::{Place, World};
-use pipeline::Dataset;
+use pipeline::{Cursor, Dataset};
 use tch::Device;
 use torch_ext::stream::Deferred;
 
-use crate::checkpoint::{Guard, Keep, Writer};
+use crate::checkpoint::{Guard, Keep, Loaded, Writer};
 use crate::config::Config;
 use crate::device;
 use crate::error::{Error, Result};
@@ -110,7 +110,7 @@ pub fn run(mut session: Session, config: Config, place: Place, stop: &Stop) -> R
         match world.shared([i64::from(session.before().is_some())]) {
             [1] => go_on(session, config, data, device, &world, stop),
             _ => begin(&mut session, &config, &data, device, &world, stop)
-                .and_then(|(feed, state)| Run::new(session, config, data, feed, state, stop))
+                .and_then(|(feed, loaded)| Run::new(session, config, data, feed, loaded, stop))
                 .and_then(Run::run),
         }
     };
@@ -125,6 +125,8 @@ struct Run {
     data: Arc<Dataset>,
     feed: Feed,
     state: TrainState,
+    /// Where the next image comes from, as the step before left it.
+    cursor: Cursor,
     /// Steps done in this session, those done again too.
     done: u64,
     /// What the last step said of its soundness, with its number: read one step late, so that the
@@ -170,9 +172,10 @@ impl Run {
         config: Config,
         data: Arc<Dataset>,
         feed: Feed,
-        state: TrainState,
+        loaded: Loaded,
         stop: &Stop,
     ) -> Result<Self> {
+        let Loaded { state, cursor } = loaded;
         let world = state.d.params.world().clone();
         let (out, device, at) = (session.out.clone(), feed.device, (state.step, world.size()));
         let provenance = Provenance::here(device);
@@ -221,6 +224,7 @@ impl Run {
             data,
             feed,
             state,
+            cursor,
             done: 0,
             unread: None,
             faults: 0,
@@ -454,6 +458,7 @@ impl Run {
         let losses = train_step(&self.config.recipe(), &mut self.state, next);
         self.images_gone = gone;
         self.world.check()?;
+        self.cursor = self.feed.cursor;
         let losses = match losses {
             Err(e) if e.is_stop() => return Ok(None),
             losses => losses?,

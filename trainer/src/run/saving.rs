@@ -93,7 +93,7 @@ impl Run {
         // Where nobody can tell which is the best, none is removed this time.
         let (last, best) = recorder.best(best).map_or((usize::MAX, None), |best| (*last, best));
         self.keep = Keep { last, every: *every, best };
-        let (fingerprint, cursor) = (self.data.fingerprint(), self.feed.cursor);
+        let (fingerprint, cursor) = (self.data.fingerprint(), self.cursor);
         writer.save(&self.state, Position { fingerprint, cursor }, self.keep)
     }
 

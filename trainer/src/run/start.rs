@@ -46,7 +46,7 @@ pub(super) fn begin(
     device: Device,
     world: &World,
     stop: &Stop,
-) -> Result<(Feed, TrainState)> {
+) -> Result<(Feed, Loaded)> {
     let mut feed = Feed::start(config, data, Cursor::default(), device, world)?;
     feed.prime(stop)?;
     let state = TrainState::in_world(&config.recipe(), world, (Kind::Float, device), true);
@@ -55,7 +55,7 @@ pub(super) fn begin(
         session.create(config)?;
     }
     let loaded = Loaded { state, cursor: Cursor::default() };
-    Ok((feed, broadcast(world, loaded)?.state))
+    Ok((feed, broadcast(world, loaded)?))
 }
 
 pub(super) fn go_on(
@@ -67,15 +67,16 @@ pub(super) fn go_on(
     stop: &Stop,
 ) -> Result<Summary> {
     let own = |found: &Path| session.check_own(&config, found);
-    let (found, Loaded { state, cursor }) = load(&config, &session.out, &data, device, world, own)?;
-    let complete = state.step >= config.train.steps && evaluated(&session.out) == Some(state.step);
+    let (found, loaded) = load(&config, &session.out, &data, device, world, own)?;
+    let complete = loaded.state.step >= config.train.steps
+        && evaluated(&session.out) == Some(loaded.state.step);
     if world.shared([i64::from(complete)]) == [1] {
         // Its mirror may be behind.
         let pass = |copied: Copied| copied.of_a_finished_run()?.pass(ALL).map(drop);
         let behind = session.mirror.take().and_then(|copied| pass(copied).err());
         return Ok(Summary {
             out: session.out,
-            steps: state.step,
+            steps: loaded.state.step,
             stats: None,
             ended: Ended::Steps,
             bottleneck: String::new(),
@@ -96,8 +97,8 @@ pub(super) fn go_on(
     world.lead("write to the folder", prepare)?;
     // Other data were refused with the checkpoint, other settings unless they were changed on purpose;
     // then it goes on at the same place of another order, also from a checkpoint of before.
-    let feed = Feed::start(&config, &data, cursor.unbound(), device, world)?;
-    Run::new(session, config, data, feed, state, stop)?.run()
+    let feed = Feed::start(&config, &data, loaded.cursor.unbound(), device, world)?;
+    Run::new(session, config, data, feed, loaded, stop)?.run()
 }
 
 /// The newest checkpoint of a run, read by rank 0, on every rank; on rank 0 also where it is.

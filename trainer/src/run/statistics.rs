@@ -58,7 +58,7 @@ impl Run {
             data_wait_percent: 100.0 * waited / seconds,
             step_seconds,
             bad_images,
-            epoch: self.feed.cursor.epoch,
+            epoch: self.cursor.epoch,
             remote: self.data.traffic(),
             gflop_per_s: flops / 1e9,
             mfu_percent: recorder.peak.map(|peak| 100.0 * flops / peak),

@@ -52,7 +52,8 @@ fn begin(config: Config, folder: &Path, world: &World) -> Run {
     }
     let feed = Feed::start(&config, &data, Cursor::default(), Device::Cpu, world).unwrap();
     let state = TrainState::in_world(&config.recipe(), world, (Kind::Float, Device::Cpu), true);
-    Run::new(session, config, data, feed, state, &Stop::default()).unwrap()
+    let loaded = Loaded { state, cursor: Cursor::default() };
+    Run::new(session, config, data, feed, loaded, &Stop::default()).unwrap()
 }
 
 fn run(folder: &Path, on_fault: &str) -> Run {
@@ -87,7 +88,7 @@ fn a_faulty_run_goes_back_to_the_last_checkpoint_and_ends_sound() {
     assert!(run.advance().unwrap().is_none());
     assert_eq!((run.state.step, run.state.rollbacks), (2, 1));
     // Twelve batches of four were read, two an epoch, and are not read again.
-    assert_eq!(run.feed.cursor.batch + 2 * run.feed.cursor.epoch, 12);
+    assert_eq!(run.cursor.batch + 2 * run.cursor.epoch, 12);
     for _ in 0..3 {
         assert!(run.advance().unwrap().is_some());
     }
@@ -185,10 +186,9 @@ fn again(config: &Config, folder: &Path) -> Run {
     let world = World::alone();
     let session = Session::open(&folder.join("run"), Begin::Continue, &Place::alone()).unwrap();
     let data = open_data(config, "train").unwrap();
-    let (_, Loaded { state, cursor }) =
-        load(config, &session.out, &data, Device::Cpu, &world, |_| Ok(())).unwrap();
-    let feed = Feed::start(config, &data, cursor.unbound(), Device::Cpu, &world).unwrap();
-    Run::new(session, config.clone(), data, feed, state, &Stop::default()).unwrap()
+    let (_, loaded) = load(config, &session.out, &data, Device::Cpu, &world, |_| Ok(())).unwrap();
+    let feed = Feed::start(config, &data, loaded.cursor.unbound(), Device::Cpu, &world).unwrap();
+    Run::new(session, config.clone(), data, feed, loaded, &Stop::default()).unwrap()
 }
 
 #[test]
