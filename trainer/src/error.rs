@@ -131,7 +131,7 @@ pub enum Error {
     },
     /// Ranks do not come together, disagree, or lose each other.
     #[error(transparent)]
-    Ranks(#[from] dist::Error),
+    Ranks(dist::Error),
     /// Ranks would not read together what one process reads.
     #[error(
         "batch {batch} dealt out to {ranks} ranks is not what one process reads: a fault of this program; \
@@ -180,6 +180,16 @@ impl From<torch_ext::Error> for Error {
 impl From<Problems> for Error {
     fn from(Problems(problems): Problems) -> Self {
         Self::Config { problems }
+    }
+}
+
+impl From<dist::Error> for Error {
+    fn from(error: dist::Error) -> Self {
+        match error {
+            dist::Error::Torch(error) => error.into(),
+            dist::Error::Stopped(stopped) => stopped.into(),
+            error => Self::Ranks(error),
+        }
     }
 }
 
@@ -237,7 +247,7 @@ impl Error {
     /// Whether it is no failure: work ended early because it was asked to.
     #[must_use]
     pub fn is_stop(&self) -> bool {
-        matches!(self, Self::Data(pipeline::Error::Stopped) | Self::Ranks(dist::Error::Stopped(_)))
+        matches!(self, Self::Data(pipeline::Error::Stopped))
     }
 
     /// What the program exits with, of [`common::exit`].

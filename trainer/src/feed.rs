@@ -37,8 +37,8 @@ pub struct Feed {
     pub loading: Duration,
     /// Behind the batch in use.
     pub cursor: Cursor,
-    lane: Option<Stream>,
-    /// With a lane: the batch after the one in use where it was there in time, and the copy that may still be
+    stream: Option<Stream>,
+    /// With a stream: the batch after the one in use where it was there in time, and the copy that may still be
     /// read from.
     ahead: Option<Result<Sent>>,
     copying: Option<(Event, pipeline::Batch)>,
@@ -63,11 +63,11 @@ impl Feed {
         }
         let sides = sides(&loader_config);
         // Before memory is page-locked: that is done in the name of a device that is in use, else the first.
-        let lane = Stream::new(device)?;
+        let stream = Stream::new(device)?;
         let loader = Loader::start(data.clone(), loader_config, at, device::memory(device))?;
         let (first, ahead, copying) = (None, None, None);
         let (waited, loading, cursor) = (Duration::ZERO, Duration::ZERO, at);
-        Ok(Self { loader, first, sides, device, waited, loading, cursor, lane, ahead, copying })
+        Ok(Self { loader, first, sides, device, waited, loading, cursor, stream, ahead, copying })
     }
 
     /// Waits for the first batch, so that data that cannot be read stops a run before it begins.
@@ -103,12 +103,12 @@ impl Feed {
         }
     }
 
-    /// Starts the way of a batch to the device, beside the step's work where the device has a lane for it.
+    /// Starts the way of a batch to the device, beside the step's work where the device has a stream for it.
     fn send(&self, batch: pipeline::Batch) -> Result<Sent> {
         let upload = || device::pixels_later(&batch, self.sides.0, self.sides.1, self.device);
-        let (images, mark) = match &self.lane {
+        let (images, mark) = match &self.stream {
             None => (upload(), None),
-            Some(lane) => lane.run(upload).map(|(images, mark)| (images, Some(mark)))?,
+            Some(stream) => stream.run(upload).map(|(images, mark)| (images, Some(mark)))?,
         };
         Ok(Sent { images, mark, batch })
     }

@@ -343,6 +343,7 @@ mod tests {
 
     #[test]
     fn the_exchange_foretold_is_the_one_of_a_real_step_of_two_ranks() {
+        bigbigan_model::nn::set_bucket_bytes(1 << 10);
         for overrides in [
             &["train.batch=4"][..],
             &["train.batch=8", "train.micro_batch=4", "train.d_steps=3"],

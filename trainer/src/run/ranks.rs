@@ -33,12 +33,11 @@ pub(super) fn rendezvous(
         limits.join = limits.join.max(BROUGHT_BACK);
     }
     // The data folder may have another name on another machine.
-    let mut facts = config.flat();
-    facts.retain(|(key, _)| key != "data.dir");
+    let keys = config.flat().into_iter().filter(|(key, _)| key != "data.dir");
+    // What differs first is said: another program before what follows from it.
+    let mut facts = if place.size > 1 { of_the_program()?.to_vec() } else { vec![] };
+    facts.extend(keys);
     facts.push(("the data index's fingerprint".to_owned(), format!("{:016x}", data.fingerprint())));
-    if place.size > 1 {
-        facts.extend(of_the_program()?);
-    }
     Ok(World::join(place, device, limits, facts, stop)?)
 }
 

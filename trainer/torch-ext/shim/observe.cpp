@@ -127,7 +127,7 @@ Kinds under(Policy policy, Kinds kinds) {
   return kinds;
 }
 
-std::string words_of(const Kinds &kinds) {
+std::string text_of(const Kinds &kinds) {
   std::string words;
   for (const at::ScalarType kind : kinds)
     words += (words.empty() ? "" : ",") + std::string(at::toString(kind));
@@ -267,7 +267,7 @@ struct Observer : c10::DebugInfoBase {
     const Kinds &here = frame.cast.empty() ? frame.kinds : frame.cast;
     const Kinds there = under(on_cuda(frame.name), frame.kinds);
     if (here != there)
-      ++casts[frame.name.substr(6) + " " + words_of(here) + " " + words_of(there)];
+      ++casts[frame.name.substr(6) + " " + text_of(here) + " " + text_of(there)];
   }
 
   // What a kernel reads, and changes in place: its inputs are there at its start alone.

@@ -1,6 +1,7 @@
 use std::iter::repeat_with;
 use std::mem;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dist::{Pending, World};
@@ -11,7 +12,12 @@ use super::Params;
 
 /// Bytes from which on a sum over ranks is begun: PyTorch's data parallel uses as many. In tests few, so that
 /// small networks have several buckets.
-const BUCKET_BYTES: usize = if cfg!(test) { 1 << 10 } else { 25 << 20 };
+static BUCKET_BYTES: AtomicUsize = AtomicUsize::new(if cfg!(test) { 1 << 10 } else { 25 << 20 });
+
+/// Bytes of a bucket of gradients, for networks that are built from now on: few, so that those of a test have several.
+pub fn set_bucket_bytes(bytes: usize) {
+    BUCKET_BYTES.store(bytes, Ordering::Relaxed);
+}
 
 /// The gradients of an update: sums over its passes and, where there are several ranks, over theirs. A rank
 /// gives a bucket of gradients to the others as soon as the last backward pass has come by all of them, and
@@ -95,7 +101,9 @@ fn buckets(lengths: &[i64], bytes_each: usize) -> Vec<Bucket> {
     let mut start = values_end;
     for (i, length) in lengths.iter().enumerate().rev() {
         start -= length;
-        if (values_end - start) as usize * bytes_each >= BUCKET_BYTES || i == 0 {
+        if (values_end - start) as usize * bytes_each >= BUCKET_BYTES.load(Ordering::Relaxed)
+            || i == 0
+        {
             all.push(Bucket { parameters: i..end, values: start..values_end });
             (end, values_end) = (i, start);
         }
@@ -110,7 +118,7 @@ pub(super) struct Reducer {
     buckets: Vec<Bucket>,
     parameters: usize,
     /// Of the backward pass under way.
-    round: Mutex<Option<Pass>>,
+    pass: Mutex<Option<Pass>>,
 }
 
 #[derive(Debug)]
@@ -131,7 +139,7 @@ impl Reducer {
         let lengths: Vec<_> = weights.iter().map(|weight| weight.numel() as i64).collect();
         let bytes_each = weights.first().map_or(4, |weight| weight.kind().elt_size_in_bytes());
         let (buckets, parameters) = (buckets(&lengths, bytes_each), lengths.len());
-        let all = Self { world: world.clone(), buckets, parameters, round: Mutex::new(None) };
+        let all = Self { world: world.clone(), buckets, parameters, pass: Mutex::new(None) };
         let all = Arc::new(all);
         for (number, weight) in weights.iter().enumerate() {
             let reducer = all.clone();
@@ -146,8 +154,8 @@ impl Reducer {
         self.buckets.iter().map(place).collect()
     }
 
-    fn round(&self) -> MutexGuard<'_, Option<Pass>> {
-        self.round.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pass(&self) -> MutexGuard<'_, Option<Pass>> {
+        self.pass.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Before the last backward pass: `sum` is that of the earlier ones, `like` a tensor of its shape.
@@ -155,7 +163,7 @@ impl Reducer {
         let adds = sum.is_some();
         let flat = sum.unwrap_or_else(|| like.empty_like());
         let arrived = (0..self.parameters).map(|_| None).collect();
-        *self.round() = Some(Pass { arrived, sent: 0, flat, adds, under_way: vec![] });
+        *self.pass() = Some(Pass { arrived, sent: 0, flat, adds, under_way: vec![] });
     }
 
     /// The backward pass has come by a weight.
@@ -164,27 +172,27 @@ impl Reducer {
         if in_backward() {
             return;
         }
-        let mut round = self.round();
-        let Some(round) = &mut *round else { return };
-        round.arrived[number] = Some(gradient.shallow_clone());
-        while let Some(bucket) = self.buckets.get(round.sent)
-            && round.arrived[bucket.parameters.clone()].iter().all(Option::is_some)
+        let mut pass = self.pass();
+        let Some(pass) = &mut *pass else { return };
+        pass.arrived[number] = Some(gradient.shallow_clone());
+        while let Some(bucket) = self.buckets.get(pass.sent)
+            && pass.arrived[bucket.parameters.clone()].iter().all(Option::is_some)
         {
-            round.send(&self.world, bucket);
+            pass.send(&self.world, bucket);
         }
     }
 
     /// After the pass, whose gradients are all given: sends what is left.
     fn close(&self, gradients: Vec<Tensor>, under_way: &mut Vec<Pending>) -> Tensor {
-        let mut round = self.round().take().expect("it was opened");
-        for bucket in &self.buckets[round.sent..] {
+        let mut pass = self.pass().take().expect("it was opened");
+        for bucket in &self.buckets[pass.sent..] {
             for i in bucket.parameters.clone() {
-                round.arrived[i].get_or_insert_with(|| gradients[i].shallow_clone());
+                pass.arrived[i].get_or_insert_with(|| gradients[i].shallow_clone());
             }
-            round.send(&self.world, bucket);
+            pass.send(&self.world, bucket);
         }
-        under_way.append(&mut round.under_way);
-        round.flat
+        under_way.append(&mut pass.under_way);
+        pass.flat
     }
 }
 
@@ -207,7 +215,7 @@ impl Pass {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::AtomicU64;
 
     use tch::{Device, Kind};
     use torch_ext::autograd::with_backward;

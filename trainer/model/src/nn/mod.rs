@@ -14,7 +14,7 @@ mod spectral_norm;
 pub use attention::Attention;
 pub use batch_norm::{BatchNorm, ConditionalBatchNorm, Statistics};
 pub use conv::{Conv, ConvShape};
-pub use gradients::Gradients;
+pub use gradients::{Gradients, set_bucket_bytes};
 pub use linear::Linear;
 pub use mlp::{Mlp, MlpConfig};
 pub use params::{Fill, Init, Kinds, Params, Scope, Weights};
