@@ -118,7 +118,14 @@ impl Recipe {
         let tables = Value::Table(table).try_into();
         let Tables { latent, g, f, h, j, e, loss, beyond, opt, train, health } =
             tables.map_err(|e| Problems(vec![one_line(&e.to_string())]))?;
-        let skip_faults = health.on_fault == "skip";
+        let skip_faults = match health.on_fault.as_str() {
+            "skip" => true,
+            "halt" | "rollback" => false,
+            other => {
+                let problem = format!("health.on_fault = {other:?} is not halt, skip or rollback");
+                return Err(Problems(vec![problem]));
+            }
+        };
         let recipe = Self { latent, g, f, h, j, e, loss, beyond, opt, train, skip_faults };
         refuse(recipe.problems())?;
         Ok(recipe)
