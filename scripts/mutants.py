@@ -23,9 +23,14 @@ from tree_sitter import Language, Parser
 AREAS = [
     ("sampler", 55, "pipeline", {"pipeline/src/sampler.rs": "sampler"}),
     ("cursor", 15, "pipeline", {"pipeline/src/cursor.rs": "cursor", "pipeline/src/loader.rs": "loader"}),
-    ("entropy decoder", 75, "pipeline", {"pipeline/src/decode/entropy.rs": "decode", "pipeline/src/decode/lookup.rs": "decode"}),
+    ("entropy decoder", 75, "pipeline", {
+        "pipeline/src/decode/entropy.rs": "decode",
+        "pipeline/src/decode/entropy/bits.rs": "decode",
+        "pipeline/src/decode/lookup.rs": "decode",
+    }),
     ("checkpoint", 55, "trainer", {
         "trainer/src/checkpoint/mod.rs": "checkpoint",
+        "trainer/src/checkpoint/tensors.rs": "checkpoint",
         "trainer/src/checkpoint/writer.rs": "checkpoint",
     }),
 ]

@@ -5,30 +5,26 @@
 //! bytes hands it a task; so the rest of the crate is free of async, and a folder may be opened and
 //! dropped anywhere.
 
+mod connect;
+mod read;
+mod silence;
+
 use std::future::Future;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, TryStreamExt};
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
-use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
-use object_store::client::{HttpError, HttpErrorKind};
-use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
-use object_store::http::HttpBuilder;
 use object_store::path::Path as ObjectPath;
-use object_store::{
-    ClientConfigKey, ClientOptions, GetOptions, GetRange, ObjectStore, RetryConfig,
-};
-use tokio::time::timeout;
+use object_store::{ObjectStore, RetryConfig};
 use url::Url;
-use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+pub(crate) use self::connect::{connect, refusal};
+use self::silence::Silence;
 use crate::address::{RemoteOptions, Traffic, hidden, secrets, without_secrets};
 use crate::cache::Cache;
-use crate::error::{Error, report};
+use crate::error::Error;
 
 /// Requests under way at once. 64 of one photograph each, 110 kB, are 3,000 photographs a second
 /// where an answer takes 20 ms; servers and object stores allow as many from one client.
@@ -335,81 +331,6 @@ impl Remote {
         }
     }
 
-    /// Reads a range to its end (the file's, if none), going on from where an answer was cut.
-    async fn read_into(
-        &self,
-        bytes: &mut Vec<u8>,
-        name: &str,
-        range: (u64, Option<u64>),
-        length: Option<u64>,
-    ) -> Result<(), Stop> {
-        let mut seen = Seen { length, tag: None };
-        let (mut failures, mut since) = (0, Instant::now());
-        loop {
-            let before = bytes.len();
-            let most = Duration::from_millis(self.options.stall_ms);
-            let patience = self.silence().patience(most) * (1 << failures.min(7));
-            let patience = patience.min(most.max(Duration::from_secs(30)));
-            let error = match self.request(bytes, name, range, (&mut seen, patience)).await {
-                Ok(silence) => {
-                    self.silence().heard(silence);
-                    return Ok(());
-                }
-                Err(error) => error,
-            };
-            if matches!(error, Cut::Short(STALLED)) {
-                // It was at least as long, and where many are, the server is slow and not at fault.
-                self.silence().heard(patience);
-            }
-            failures = if bytes.len() > before { 1 } else { failures + 1 };
-            if failures == 1 {
-                since = Instant::now();
-            }
-            let pause = backoff(name, range.0, failures);
-            let failure = |problem, mend, input| {
-                let problem = hidden(problem, &self.secrets);
-                Failure { url: self.url.join(name), problem, mend, input }
-            };
-            let fail = |problem, mend, input| Stop::Failure(failure(problem, mend, input));
-            match error {
-                Cut::Store(object_store::Error::NotFound { .. }) => return Err(Stop::Missing),
-                Cut::Changed(problem) => {
-                    return Err(fail(problem, "copy the whole data folder again", true));
-                }
-                Cut::Store(error) => match refusal(&error) {
-                    Some(mend) if matches!(error, object_store::Error::PermissionDenied { .. }) => {
-                        return Err(Stop::Refused(failure(error.to_string(), mend, true)));
-                    }
-                    Some(mend) => return Err(fail(error.to_string(), mend, true)),
-                    None if failures > self.options.retries
-                        || !self.is_reached()
-                            && refused(&error)
-                            && since.elapsed() + pause > UNREACHED =>
-                    {
-                        let problem = format!(
-                            "{failures} tries in a row failed; the last: {}",
-                            report(&error)
-                        );
-                        let mend = "check the network and the server, then start again";
-                        return Err(fail(problem, mend, false));
-                    }
-                    None if refused(&error) => self.tell(&failure(report(&error), "", false)),
-                    None => {}
-                },
-                Cut::Short(how) if failures > self.options.retries => {
-                    let problem = format!("{failures} answers in a row {how}");
-                    return Err(fail(problem, "check the server, then start again", false));
-                }
-                Cut::Short(how) if since.elapsed() > UNREACHED / 2 => {
-                    self.tell(&failure(format!("{failures} answers in a row {how}"), "", false));
-                }
-                Cut::Short(_) => {}
-            }
-            self.counters.retries.fetch_add(1, Ordering::Relaxed);
-            tokio::time::sleep(pause).await;
-        }
-    }
-
     fn is_reached(&self) -> bool {
         self.reached.load(Ordering::Relaxed)
     }
@@ -423,62 +344,6 @@ impl Remote {
 
     fn silence(&self) -> MutexGuard<'_, Silence> {
         self.silence.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// One request, from where `bytes` end. Gives the longest time that no byte came.
-    async fn request(
-        &self,
-        bytes: &mut Vec<u8>,
-        name: &str,
-        (first, end): (u64, Option<u64>),
-        (seen, patience): (&mut Seen, Duration),
-    ) -> Result<Duration, Cut> {
-        let start = first + bytes.len() as u64;
-        let ask = match end {
-            Some(end) => GetRange::Bounded(start..end),
-            None => GetRange::Offset(start),
-        };
-        self.counters.requests.fetch_add(1, Ordering::Relaxed);
-        let options = GetOptions { range: Some(ask), ..GetOptions::default() };
-        // Joined as text: what is joined as a part has its é, # and % escaped twice.
-        let path = match self.prefix.as_ref() {
-            "" => ObjectPath::parse(name),
-            prefix => ObjectPath::parse(format!("{prefix}/{name}")),
-        };
-        let path = path.map_err(|error| Cut::Store(error.into()))?;
-        let stalled = |_| Cut::Short(STALLED);
-        let mut asked = Instant::now();
-        let answer = timeout(patience, self.store.get_opts(&path, options)).await;
-        let answer = answer.map_err(stalled)?;
-        if answer.as_ref().map_or_else(|error| !refused(error), |_| true) {
-            self.reached.store(true, Ordering::Relaxed);
-            self.told.store(false, Ordering::Relaxed);
-        }
-        let answer = answer.map_err(Cut::Store)?;
-        let mut silence = asked.elapsed();
-        let found = answer.meta.size;
-        if let Some(expected) = seen.length.replace(found).filter(|&expected| expected != found) {
-            let problem = format!("{found} bytes, but {expected} were expected: it was replaced");
-            return Err(Cut::Changed(problem));
-        }
-        let tag = answer.meta.e_tag.clone();
-        if seen.tag.replace(tag.clone()).is_some_and(|before| before != tag) {
-            return Err(Cut::Changed("it was replaced while it was read".into()));
-        }
-        let end = end.unwrap_or(found);
-        let mut body = answer.into_stream();
-        asked = Instant::now();
-        while let Some(chunk) = timeout(patience, body.next()).await.map_err(stalled)? {
-            silence = silence.max(asked.elapsed());
-            asked = Instant::now();
-            let chunk = chunk.map_err(Cut::Store)?;
-            self.counters.bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-            // No more than was asked for, whatever the server sends.
-            let missing = usize::try_from(end - first).unwrap_or(usize::MAX) - bytes.len();
-            bytes.extend_from_slice(&chunk[..chunk.len().min(missing)]);
-        }
-        let whole = first + (bytes.len() as u64) >= end;
-        if whole { Ok(silence) } else { Err(Cut::Short("ended early")) }
     }
 }
 
@@ -496,48 +361,6 @@ impl Drop for Remote {
     }
 }
 
-const STALLED: &str = "stalled";
-
-/// How long answers that came whole or stalled were silent: a mean and a mean deviation over the last ones, as TCP
-/// keeps them of its round trips.
-#[derive(Debug, Default)]
-struct Silence {
-    mean: Option<Duration>,
-    deviation: Duration,
-}
-
-impl Silence {
-    /// No patience is shorter: a lost packet or a busy machine takes as long by itself.
-    const LEAST: Duration = Duration::from_millis(500);
-
-    fn heard(&mut self, silence: Duration) {
-        let mean = self.mean.unwrap_or(silence);
-        self.deviation = (3 * self.deviation + mean.abs_diff(silence)) / 4;
-        self.mean = Some((7 * mean + silence) / 8);
-    }
-
-    /// How long to wait for a byte, `most` at most.
-    fn patience(&self, most: Duration) -> Duration {
-        self.mean.map_or(most, |mean| (mean + 4 * self.deviation).max(Self::LEAST).min(most))
-    }
-}
-
-/// What a file proved to be at the first answer; later ones must agree.
-#[derive(Debug)]
-struct Seen {
-    length: Option<u64>,
-    tag: Option<Option<String>>,
-}
-
-/// Why one request did not bring all bytes.
-#[derive(Debug)]
-enum Cut {
-    Store(object_store::Error),
-    Changed(String),
-    /// Some or all bytes are missing, how in words.
-    Short(&'static str),
-}
-
 /// Why reading ends without all bytes.
 #[derive(Debug)]
 enum Stop {
@@ -547,128 +370,5 @@ enum Stop {
     Failure(Failure),
 }
 
-/// What to do about an answer that another try would not change; none for those worth one.
-pub(crate) fn refusal(error: &object_store::Error) -> Option<&'static str> {
-    use object_store::Error as E;
-    match error {
-        E::PermissionDenied { .. } | E::Unauthenticated { .. } => {
-            Some("set the credentials that \"At a URL\" in docs/data.md names")
-        }
-        E::NotSupported { .. } => Some("use a server that answers range requests"),
-        E::Generic { source, .. } => {
-            // The status is in no public type, only in the words.
-            let words = source.to_string();
-            let refused = words.contains("status code: 4")
-                && !["status code: 408", "status code: 429"].iter().any(|&s| words.contains(s));
-            refused.then_some("check the URL, and the region and endpoint where it has them")
-        }
-        E::JoinError { .. } => None,
-        _ => Some("check the URL"),
-    }
-}
-
-/// How long a server that never answered may refuse: it is told of within five seconds.
-const UNREACHED: Duration = Duration::from_secs(3);
-
-/// Whether there was no one to ask: no such host, nobody listening, no way there.
-fn refused(error: &object_store::Error) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<HttpError>() {
-            return error.kind() == HttpErrorKind::Connect;
-        }
-        cause = error.source();
-    }
-    false
-}
-
-/// Doubles from 0.1 s to 10 s, less up to a half so that requests that failed together part.
-fn backoff(name: &str, start: u64, failures: u32) -> Duration {
-    let longest = 0.1 * f64::from(1 << (failures - 1).min(10));
-    let random = xxh3_64_with_seed(name.as_bytes(), start ^ u64::from(failures)) as f64;
-    Duration::from_secs_f64(longest.min(10.0) * (1.0 - 0.5 * random / u64::MAX as f64))
-}
-
-/// The store behind a URL, and where the folder lies in it. Credentials and endpoints come from
-/// the environment, in the names that `object_store` reads. A request may take as long as `limit` says.
-pub(crate) fn connect(
-    url: &Url,
-    limit: &str,
-    retry: &RetryConfig,
-) -> Result<(Arc<dyn ObjectStore>, ObjectPath), object_store::Error> {
-    let limits = [(ClientConfigKey::Timeout, limit)];
-    let prefix = ObjectPath::from_url_path(url.path())?;
-    let (url, retry) = (url.as_str(), retry.clone());
-    let store: Arc<dyn ObjectStore> = match url.split("://").next() {
-        Some("s3") => Arc::new(
-            limits
-                .into_iter()
-                .fold(AmazonS3Builder::from_env(), |builder, (key, value)| {
-                    builder.with_config(AmazonS3ConfigKey::Client(key), value)
-                })
-                .with_url(url)
-                .with_retry(retry)
-                .build()?,
-        ),
-        Some("gs") => Arc::new(
-            limits
-                .into_iter()
-                .fold(GoogleCloudStorageBuilder::from_env(), |builder, (key, value)| {
-                    builder.with_config(GoogleConfigKey::Client(key), value)
-                })
-                .with_url(url)
-                .with_retry(retry)
-                .build()?,
-        ),
-        Some("az") => Arc::new(
-            limits
-                .into_iter()
-                .fold(MicrosoftAzureBuilder::from_env(), |builder, (key, value)| {
-                    builder.with_config(AzureConfigKey::Client(key), value)
-                })
-                .with_url(url)
-                .with_retry(retry)
-                .build()?,
-        ),
-        _ => {
-            let options = limits
-                .into_iter()
-                .fold(ClientOptions::new(), |options, (key, value)| options.with_config(key, value))
-                .with_allow_http(true);
-            let builder = HttpBuilder::new().with_url(url).with_retry(retry);
-            let store = builder.with_client_options(options).build()?;
-            return Ok((Arc::new(store), ObjectPath::default()));
-        }
-    };
-    Ok((store, prefix))
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn patience_is_learned_from_answers_within_its_bounds() {
-        let ms = Duration::from_millis;
-        let most = ms(1000);
-        let mut silence = Silence::default();
-        assert_eq!(silence.patience(most), most);
-        for _ in 0..40 {
-            silence.heard(ms(20));
-        }
-        assert_eq!(silence.patience(most), Silence::LEAST);
-        // Twice as patient as a server needs whose answers take 200 or 400 ms, and no more than asked.
-        for n in 0..40 {
-            silence.heard(ms(200 + 200 * (n % 2)));
-        }
-        assert!((ms(500)..ms(900)).contains(&silence.patience(most)), "{silence:?}");
-        assert_eq!(silence.patience(ms(200)), ms(200));
-        // Answers that stall one after another are given more time, those of one in fifty are not.
-        (0..40).for_each(|_| silence.heard(silence.patience(most)));
-        assert_eq!(silence.patience(most), most);
-        for _ in 0..50 {
-            silence.heard(ms(20));
-        }
-        assert_eq!(silence.patience(most), Silence::LEAST);
-    }
-}
+mod tests;

@@ -1,5 +1,8 @@
 //! `bigbigan.Loader`, its epochs and batches.
 
+mod batch;
+mod options;
+
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,9 +14,12 @@ use pipeline::{
 };
 use pyo3::exceptions::{PyKeyError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict};
+use pyo3::types::PyDict;
 
-use crate::array::{Array, Part};
+use self::batch::state_of;
+pub(crate) use self::batch::{Batch, Epoch};
+use self::options::Order;
+pub(crate) use self::options::{FILTERS, ORIENTATIONS, mode, word};
 use crate::ending::detached;
 use crate::error::{in_python, raised};
 use crate::memory::Given;
@@ -221,10 +227,7 @@ impl Loader {
                 }
                 Err(error) => return Err(self.raised(&error)),
                 Ok(next) => {
-                    let batch = |batch: pipeline::Batch| {
-                        let ids = batch.ids().to_vec();
-                        Batch { batch, ids, data: Arc::clone(&self.data) }
-                    };
+                    let batch = |batch: pipeline::Batch| Batch::new(batch, Arc::clone(&self.data));
                     return Ok(next.map(batch));
                 }
             }
@@ -251,56 +254,6 @@ impl Loader {
         detached(py, || drop(ended)); // not while others wait for the state: it joins threads
         Ok(())
     }
-}
-
-/// A word of a JSON-like enumeration.
-pub(crate) fn word<T: serde::de::DeserializeOwned>(
-    name: &str,
-    value: &str,
-    known: &str,
-) -> PyResult<T> {
-    let wrong = |_| PyValueError::new_err(format!("{name} = {value:?}: it may be {known}"));
-    serde_json::from_value(value.into()).map_err(wrong)
-}
-
-/// What `shuffle` says. None is no shuffle elsewhere, and would be taken for it.
-struct Order(Shuffle);
-
-impl<'a, 'py> FromPyObject<'a, 'py> for Order {
-    type Error = PyErr;
-
-    fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
-        let order = match value.extract::<bool>() {
-            Ok(true) => Shuffle::Global,
-            Ok(false) => Shuffle::None,
-            Err(_) => {
-                let known = "\"global\", \"shards\", \"none\", True or False";
-                word("shuffle", &value.str()?.to_string(), known)?
-            }
-        };
-        Ok(Self(order))
-    }
-}
-
-/// What `filter` may be.
-pub(crate) const FILTERS: &str = "\"bicubic\" or \"bilinear\"";
-/// What `orientation` may be.
-pub(crate) const ORIENTATIONS: &str = "\"ignore\" or \"apply\"";
-
-/// The mode that these options are of.
-pub(crate) fn mode(
-    name: &str,
-    [scale, ratio]: [Option<[f64; 2]>; 2],
-    (law, flip, resize): (Option<&str>, Option<bool>, Option<usize>),
-) -> PyResult<Mode> {
-    let mut text = name.to_owned();
-    for (key, range) in [("scale", scale), ("ratio", ratio)] {
-        text += &range.map_or(String::new(), |[low, high]| format!(",{key}={low}..{high}"));
-    }
-    text += &law.map_or(String::new(), |law| format!(",law={law}"));
-    text += &flip.map_or(String::new(), |flip| format!(",flip={flip}"));
-    text += &resize.map_or(String::new(), |resize| format!(",resize={resize}"));
-    text.parse().map_err(PyValueError::new_err)
 }
 
 #[pymethods]
@@ -411,7 +364,7 @@ impl Loader {
         })?;
         started.map_err(|error| this.raised(&error))?;
         warnings::pass_on(slf.py());
-        Ok(Epoch { loader: slf.unbind(), epoch })
+        Ok(Epoch::new(slf.unbind(), epoch))
     }
 
     /// Batches of an epoch, the same on every rank.
@@ -532,122 +485,5 @@ impl Loader {
         dict.set_item("first_bad", bad)?;
         dict.set_item("limit", stats.bottleneck)?;
         Ok(dict)
-    }
-}
-
-fn state_of(py: Python<'_>, at: Cursor) -> PyResult<Bound<'_, PyDict>> {
-    let dict = PyDict::new(py);
-    dict.set_item("epoch", at.epoch)?;
-    dict.set_item("batch", at.batch)?;
-    if let Some(Fingerprint { data, batch, seed, order, views }) = at.made_for {
-        let made_for = PyDict::new(py);
-        for (name, value) in
-            [("data", data), ("batch", batch), ("seed", seed), ("order", order), ("views", views)]
-        {
-            made_for.set_item(name, value)?;
-        }
-        dict.set_item("made_for", made_for)?;
-    }
-    Ok(dict)
-}
-
-/// The rest of one epoch.
-#[pyclass(module = "bigbigan", frozen)]
-#[derive(Debug)]
-pub(crate) struct Epoch {
-    loader: Py<Loader>,
-    epoch: u64,
-}
-
-#[pymethods]
-impl Epoch {
-    fn __iter__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
-        slf
-    }
-
-    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Batch>> {
-        self.loader.get().next_of(py, self.epoch)
-    }
-}
-
-/// One batch: N rows of H by W pixels.
-///
-/// The arrays are the loader's memory, not copies. They are yours to write to, and stay as they are for as long as
-/// any array, view or tensor of them lives; the loader fills the memory again after that.
-#[pyclass(module = "bigbigan", frozen)]
-#[derive(Debug)]
-pub(crate) struct Batch {
-    batch: pipeline::Batch,
-    /// What `ids` was: the array may be written to.
-    ids: Vec<u64>,
-    data: Arc<Dataset>,
-}
-
-impl Batch {
-    /// NumPy's array of a part.
-    fn array<'py>(&self, py: Python<'py>, part: Part) -> PyResult<Bound<'py, PyAny>> {
-        let array = Array::new(&self.batch, part);
-        py.import("numpy")?.call_method1("asarray", (array,))
-    }
-}
-
-#[pymethods]
-impl Batch {
-    /// u8 (N, H, W, 3), RGB.
-    #[getter]
-    fn images<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.array(py, Part::Large)
-    }
-
-    /// u8 (N, H, W, 3): the same views, smaller; None where the loader makes one size only.
-    #[getter]
-    fn small<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        self.batch.sides().1.map(|_| self.array(py, Part::Small)).transpose()
-    }
-
-    /// i64 (N): class numbers, -1 where there is none.
-    #[getter]
-    fn labels<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.array(py, Part::Labels)
-    }
-
-    /// u64 (N): positions of the samples in their split.
-    #[getter]
-    fn ids<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.array(py, Part::Ids)
-    }
-
-    /// N strings.
-    #[getter]
-    fn keys(&self) -> Vec<String> {
-        self.ids.iter().map(|&id| self.data.key(id)).collect()
-    }
-
-    /// The members of the samples with this extension, such as "json" or ".txt": N of bytes or None.
-    fn member<'py>(
-        &self,
-        py: Python<'py>,
-        extension: &str,
-    ) -> PyResult<Vec<Option<Bound<'py, PyBytes>>>> {
-        let extension = extension.trim_start_matches('.');
-        let all: Result<Vec<_>, Error> =
-            detached(py, || self.ids.iter().map(|&id| self.data.member(id, extension)).collect());
-        let all = all.map_err(|error| raised(&error))?;
-        Ok(all.into_iter().map(|bytes| bytes.map(|bytes| PyBytes::new(py, &bytes))).collect())
-    }
-
-    /// The position after this batch, for `Loader.load_state_dict`.
-    fn state_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        state_of(py, self.batch.cursor())
-    }
-
-    fn __len__(&self) -> usize {
-        self.batch.rows()
-    }
-
-    fn __repr__(&self) -> String {
-        let (large, small) = self.batch.sides();
-        let small = small.map_or(String::new(), |small| format!(", small={small}"));
-        format!("Batch({} rows, size={large}{small})", self.batch.rows())
     }
 }

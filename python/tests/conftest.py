@@ -24,6 +24,10 @@ def program(name):
     return str(Path(sys.executable).parent / name)
 
 
+def ids(loader):
+    return [batch.ids.tolist() for batch in loader]
+
+
 def synth(folder, images, size):
     words = ["--images", str(images), "--val-images", "24", "--classes", "5", "--size", str(size), "--shard-bytes", "100K"]
     subprocess.run([program("shard-imagenet"), "synth", "--output", str(folder), *words], check=True, capture_output=True)

@@ -49,6 +49,44 @@ fn no_file_names_a_machine_s_paths_or_a_registry_s_host() {
     }
 }
 
+#[test]
+fn every_script_builds_the_programs_by_the_same_words() {
+    // Another selection compiles what both need with other features, again: minutes of a first `make demo`.
+    let mut built = 0;
+    for script in ["cifar10", "demo", "evidence", "speedrun"] {
+        let text = fs::read_to_string(repository().join("scripts").join(script)).unwrap();
+        for line in text.lines().filter(|line| line.contains("cargo build")) {
+            assert_eq!(line.trim(), "cargo build --release", "{script}");
+            built += 1;
+        }
+    }
+    assert_eq!(built, 4);
+}
+
+/// Lines of a file of code.
+const MOST_LINES: usize = 500;
+
+#[test]
+fn no_file_is_too_long_to_be_read_at_a_time() {
+    let mut all = vec![];
+    files(repository(), &mut all);
+    let code = |path: &PathBuf| {
+        ["rs", "py", "cpp", "h", "c", "js"]
+            .iter()
+            .any(|e| path.extension().is_some_and(|x| x == *e))
+    };
+    all.retain(code);
+    assert!(all.len() > 300);
+    for path in all {
+        let lines = fs::read_to_string(&path).unwrap().lines().count();
+        assert!(
+            lines <= MOST_LINES,
+            "{} has {lines} lines: divide it by what it does",
+            path.display()
+        );
+    }
+}
+
 /// In each crate a file imports only from files above it in this list.
 const LAYERS: [(&str, &[&str]); 4] = [
     (
@@ -112,7 +150,11 @@ fn imports_go_one_way() {
         files(&source, &mut all);
         // Tests may look up at what comes later.
         let code = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "rs");
-        all.retain(|path| code(path) && !path.ends_with("tests.rs"));
+        let of_tests = |path: &PathBuf| {
+            let inside = path.strip_prefix(&source).unwrap();
+            inside.ends_with("tests.rs") || inside.iter().any(|part| part == "tests")
+        };
+        all.retain(|path| code(path) && !of_tests(path));
         for path in all {
             let relative = path.strip_prefix(&source).unwrap();
             let layer = relative.iter().next().unwrap().to_string_lossy().replace(".rs", "");

@@ -1,12 +1,18 @@
 //! The members of tar archives, one after the other: from a stream, or seeking past data.
 
+mod broken;
+mod pax;
+mod source;
+
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek};
 use std::path::Path;
 
 use tar::{EntryType, GnuExtSparseHeader, Header};
 
-use crate::error::Error;
+pub use self::broken::{Broken, Compression};
+use self::pax::{text, value_of};
+use self::source::{Sought, Source, Streamed};
 
 /// Bytes of a block: headers are of one, and data are padded to whole ones.
 pub const BLOCK: u64 = 512;
@@ -88,147 +94,6 @@ impl Kind {
             Self::Sparse => "sparse files",
             Self::Unknown => "members of unknown kinds",
         }
-    }
-}
-
-/// Why the members of an archive cannot be read to its end.
-#[derive(Debug, thiserror::Error)]
-pub enum Broken {
-    /// The system refused.
-    #[error("it cannot be read ({0})")]
-    Io(#[from] io::Error),
-    /// The bytes end before a member does.
-    #[error("ends {place} {member} (at byte {offset})")]
-    Cut {
-        /// "inside", "in the header after", or "in" the first header.
-        place: &'static str,
-        /// The last member whose header could be read.
-        member: String,
-        /// Where the bytes run out.
-        offset: u64,
-    },
-    /// A header makes no sense.
-    #[error("{problem} (at byte {offset})")]
-    Damaged {
-        /// What is wrong.
-        problem: String,
-        /// Where.
-        offset: u64,
-    },
-    /// The archive is compressed.
-    #[error("is compressed with {0}")]
-    Compressed(Compression),
-}
-
-impl Broken {
-    /// The same as this crate's error, of an archive at a path or URL. `mend` says what to do.
-    pub(crate) fn of(self, path: &Path, mend: &str) -> Error {
-        match self {
-            Self::Io(source) => Error::io("read", path)(source),
-            Self::Cut { member, offset, .. } => {
-                Error::ShardTruncated { shard: path.to_path_buf(), member, offset }
-            }
-            Self::Damaged { problem, offset } => {
-                Error::format(path, offset, format!("{problem}; {mend}"))
-            }
-            Self::Compressed(_) => Error::format(path, 0, format!("{self}; {mend}")),
-        }
-    }
-}
-
-/// How an archive is compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Compression {
-    /// gzip.
-    Gzip,
-    /// Zstandard.
-    Zstd,
-    /// bzip2.
-    Bzip2,
-    /// xz.
-    Xz,
-}
-
-impl Compression {
-    /// What the first bytes of a file say; six of them are enough.
-    pub fn of_bytes(bytes: &[u8]) -> Option<Self> {
-        match bytes {
-            [0x1f, 0x8b, ..] => Some(Self::Gzip),
-            // A frame, or one of the frames that decoders skip.
-            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Some(Self::Zstd),
-            [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, ..] => Some(Self::Bzip2),
-            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some(Self::Xz),
-            _ => None,
-        }
-    }
-}
-
-impl std::fmt::Display for Compression {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Gzip => "gzip",
-            Self::Zstd => "zstd",
-            Self::Bzip2 => "bzip2",
-            Self::Xz => "xz",
-        })
-    }
-}
-
-/// Where an archive's bytes come from.
-trait Source {
-    /// Reads up to `buffer.len()` bytes; fewer only at the end.
-    fn fill(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
-
-    /// Passes over so many bytes, and says how many there were.
-    fn skip(&mut self, bytes: u64) -> io::Result<u64>;
-}
-
-fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match reader.read(&mut buffer[filled..]) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
-}
-
-/// What can only be read.
-struct Streamed<R>(BufReader<R>);
-
-impl<R: Read> Source for Streamed<R> {
-    fn fill(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        fill(&mut self.0, buffer)
-    }
-
-    fn skip(&mut self, bytes: u64) -> io::Result<u64> {
-        io::copy(&mut self.0.by_ref().take(bytes), &mut io::sink())
-    }
-}
-
-/// What can be sought: data are never read.
-struct Sought<R> {
-    reader: BufReader<R>,
-    at: u64,
-    length: u64,
-}
-
-impl<R: Read + Seek> Source for Sought<R> {
-    fn fill(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = fill(&mut self.reader, buffer)?;
-        self.at += read as u64;
-        Ok(read)
-    }
-
-    fn skip(&mut self, bytes: u64) -> io::Result<u64> {
-        let bytes = bytes.min(self.length.saturating_sub(self.at));
-        let by = i64::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
-        self.reader.seek_relative(by)?;
-        self.at += bytes;
-        Ok(bytes)
     }
 }
 
@@ -345,7 +210,7 @@ impl<'a> Members<'a> {
             let ignored = kind.is_gnu_longlink() || kind.is_pax_global_extensions();
             let extensions = pax.as_deref().filter(|_| !extension && !ignored);
             let mut size = header.entry_size().map_err(|e| self.damaged(&e.to_string(), start))?;
-            if let Some(text) = extensions.and_then(|pax| pax_value(pax, b"size")) {
+            if let Some(text) = extensions.and_then(|pax| value_of(pax, b"size")) {
                 let digits = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
                 size = digits.ok_or_else(|| self.damaged("has a size that is no number", start))?;
             }
@@ -358,7 +223,7 @@ impl<'a> Members<'a> {
             if kind == Kind::Sparse {
                 self.skip_sparse_map(&header)?;
             }
-            let value = |key: &[u8]| extensions.and_then(|pax| pax_value(pax, key));
+            let value = |key: &[u8]| extensions.and_then(|pax| value_of(pax, key));
             if value(b"GNU.sparse.major").is_some() || value(b"GNU.sparse.map").is_some() {
                 kind = Kind::Sparse;
             }
@@ -578,52 +443,4 @@ impl<'a> Members<'a> {
     fn damaged(&self, problem: &str, offset: u64) -> Broken {
         Broken::Damaged { problem: problem.to_owned(), offset }
     }
-}
-
-/// What an extended header says of `key`; the last word counts.
-fn pax_value<'a>(mut records: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
-    let mut found = None;
-    while !records.is_empty() {
-        match pax_record(records) {
-            Some((known, value, rest)) => {
-                found = if known == key { Some(value) } else { found };
-                records = rest;
-            }
-            // What is no record is passed over by its line.
-            None => match records.iter().position(|&byte| byte == b'\n') {
-                Some(end) => records = &records[end + 1..],
-                None => break,
-            },
-        }
-    }
-    found
-}
-
-/// Key and value of the record `LENGTH KEY=VALUE` and a newline that this begins with, and what is
-/// behind it. The length tells where it ends: values may have newlines of their own.
-fn pax_record(records: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
-    let space = records.iter().take(20).position(|&byte| byte == b' ')?;
-    let length: usize = std::str::from_utf8(&records[..space]).ok()?.parse().ok()?;
-    let end = length.checked_sub(1)?;
-    let record = records.get(space + 1..end)?;
-    // The last newline may be missing.
-    if records.get(end).is_some_and(|&byte| byte != b'\n') {
-        return None;
-    }
-    let equals = record.iter().position(|&byte| byte == b'=')?;
-    let rest = records.get(length..).unwrap_or_default();
-    Some((&record[..equals], &record[equals + 1..], rest))
-}
-
-/// A name as text that no other name has.
-fn text(name: &[u8]) -> String {
-    let mut text = String::with_capacity(name.len());
-    for chunk in name.utf8_chunks() {
-        text += chunk.valid();
-        for byte in chunk.invalid() {
-            text += &format!("\\x{byte:02x}");
-        }
-    }
-    text.truncate(text.trim_end_matches('\0').len());
-    text
 }

@@ -41,6 +41,7 @@ mod entropy;
 pub mod judge;
 mod libjpeg;
 mod lookup;
+mod options;
 mod png;
 mod resize;
 mod rows;
@@ -48,17 +49,18 @@ mod seek;
 #[cfg(test)]
 mod tests;
 mod weights;
-
-use serde::{Deserialize, Serialize};
+mod window;
 
 #[cfg(test)]
 use self::entropy::CHUNK as BUFFER;
 use self::entropy::Entropy;
 use self::libjpeg::Picture;
+pub use self::options::{DecodeOptions, Filter, Orientation, Scaling};
 use self::resize::Resizer;
 use self::rows::{Pixels, cmyk_to_rgb, shift_mirrored, shrink, turned};
 pub use self::seek::SeekPoints;
 use self::weights::Stretch;
+use self::window::Window;
 use crate::augment::{Crop, View};
 use crate::error::Fault;
 use crate::jpeg::{Header, Part};
@@ -67,67 +69,6 @@ use crate::jpeg::{Header, Part};
 const KEPT: usize = 24 << 20;
 /// Pictures of fewer MCUs have no seek points. Ours: 64 are 128 x 128 pixels of the usual kind.
 const SMALL: usize = if cfg!(any(test, fuzzing)) { 2 } else { 64 };
-
-/// The resampling filter. Both are antialiased: their support grows with the reduction. Pixels are
-/// those of Pillow 13's `Image.crop` and `Image.resize`, to the bit. The papers' TensorFlow code
-/// does not antialias; this is a departure of ours, for sparse sampling of a large photograph is
-/// noise.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Filter {
-    /// Cubic convolution, a = -0.5.
-    #[default]
-    Bicubic,
-    /// Triangle.
-    Bilinear,
-}
-
-/// Whether a JPEG may be decoded at a reduced size where the crop is large.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Scaling {
-    /// Never: the pixels are exact.
-    #[default]
-    Off,
-    /// By 1/2, 1/4 or 1/8, as long as the crop stays at least as large as the row.
-    ///
-    /// Of 1,000 `resnet` views of 500 ImageNet photographs, 15 were decoded smaller for rows of 256
-    /// pixels, and differed from exact ones by 1.1 of 255 in the mean (41 dB; the worst 33 dB). For
-    /// rows of 128 it was 466, by 1.4 (40 dB; the worst 27 dB). That is bilinear; bicubic: 1.3 (40
-    /// dB) and 1.7 (38 dB).
-    Dct,
-}
-
-/// What EXIF says about which way is up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Orientation {
-    /// Not looked at, as in ImageNet recipes.
-    #[default]
-    Ignore,
-    /// The picture is turned upright before it is cropped.
-    Apply,
-}
-
-/// How a [`Decoder`] works.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DecodeOptions {
-    /// The resampling filter.
-    pub filter: Filter,
-    /// Reduced-size decoding.
-    pub scaling: Scaling,
-    /// EXIF orientation.
-    pub orientation: Orientation,
-    /// Most pixels a header may claim; more are refused before anything is allocated.
-    pub max_pixels: u64,
-}
-
-impl Default for DecodeOptions {
-    fn default() -> Self {
-        let (filter, scaling) = (Filter::default(), Scaling::default());
-        Self { filter, scaling, orientation: Orientation::default(), max_pixels: 100_000_000 }
-    }
-}
 
 /// A whole picture.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -496,70 +437,8 @@ impl Decoder {
     }
 }
 
-/// A part of a picture in a decoder's memory.
-#[derive(Debug)]
-struct Window {
-    width: usize,
-    height: usize,
-    /// The crop's place in it, in whole pixels.
-    inner: Crop,
-    /// The crop within `inner`, where scaling made it fall between pixels: left, top, width, height.
-    fraction: Option<[f64; 4]>,
-    /// How rows and columns are resized, where `inner` is not all of the picture that is.
-    stretches: Option<[Stretch; 2]>,
-}
-
-impl Window {
-    fn whole(width: usize, height: usize, inner: Crop) -> Self {
-        Self { width, height, inner, fraction: None, stretches: None }
-    }
-
-    /// How rows and columns of `inner` become `side` values.
-    fn stretches(&self, side: usize) -> [Stretch; 2] {
-        if let Some(stretches) = self.stretches {
-            return stretches;
-        }
-        let Crop { width, height, .. } = self.inner;
-        let Some([left, top, across, down]) = self.fraction else {
-            return [width, height].map(|length| Stretch::whole(length, side));
-        };
-        let part = |size, from: f64, length: f64| {
-            let (from, to) = (from as f32, (from + length) as f32);
-            Stretch { from, to, ..Stretch::whole(size, side) }
-        };
-        [part(width, left, across), part(height, top, down)]
-    }
-}
-
 fn grow(buffer: &mut Vec<u8>, need: usize) {
     if buffer.len() < need {
         buffer.resize(need, 0);
-    }
-}
-
-impl Window {
-    /// Where `crop`, of the full-size picture, lies in the decoded `part` of the reduced one.
-    fn of(crop: Crop, part: Crop, divisor: usize) -> Self {
-        if divisor == 1 {
-            let inner = Crop { x: crop.x - part.x, y: crop.y - part.y, ..crop };
-            return Self::whole(part.width, part.height, inner);
-        }
-        let span = |start: usize, length: usize, part_start: usize, part_length: usize| {
-            let first = start as f64 / divisor as f64 - part_start as f64;
-            let whole = first.floor() as usize;
-            let end = ((first + length as f64 / divisor as f64).ceil() as usize).min(part_length);
-            let first = first - whole as f64;
-            let length = (length as f64 / divisor as f64).min((end - whole) as f64 - first);
-            (whole, end - whole, first, length)
-        };
-        let (x, width, left, across) = span(crop.x, crop.width, part.x, part.width);
-        let (y, height, top, down) = span(crop.y, crop.height, part.y, part.height);
-        Self {
-            width: part.width,
-            height: part.height,
-            inner: Crop { x, y, width, height },
-            fraction: Some([left, top, across, down]),
-            stretches: None,
-        }
     }
 }

@@ -33,14 +33,15 @@
 //! their splits.
 
 mod manifest;
+mod records;
 mod scan;
+mod tables;
 mod writer;
 
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::address::RemoteOptions;
 use crate::container::{Choice, MAX_CLASSES};
@@ -51,8 +52,11 @@ use crate::shard::{Entry, Shard};
 pub use manifest::{
     CLASSES_FILE, Class, Classes, MANIFEST_FILE, Manifest, ManifestShard, ManifestSplit,
 };
+pub use records::{Format, Record, ShardRecord, SplitRecord};
 pub use scan::Scan;
 use scan::Stamp;
+use tables::{fingerprint, read_shards, read_splits, read_stamp, size_at, u16_at};
+pub(crate) use tables::{u32_at, u64_at};
 pub use writer::IndexWriter;
 
 const MAGIC: &[u8; 8] = b"BBGINDEX";
@@ -70,60 +74,6 @@ const KEY_END: u64 = (1 << 40) - 1;
 
 /// Name of the binary index in a data folder.
 pub const INDEX_FILE: &str = "index.bin";
-
-/// The format of a sample's image, as far as the writer knew it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Format {
-    /// Not looked at.
-    #[default]
-    Unknown,
-    /// JPEG.
-    Jpeg,
-    /// PNG.
-    Png,
-}
-
-/// What the index says of one sample.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Record {
-    /// Its shard, a position in [`Index::shards`].
-    pub shard: usize,
-    /// Where the image lies in it.
-    pub entry: Entry,
-    /// Class number.
-    pub label: Option<u32>,
-    /// Width in pixels, 0 when unknown.
-    pub width: u16,
-    /// Height in pixels, 0 when unknown.
-    pub height: u16,
-    /// Format of the image.
-    pub format: Format,
-}
-
-/// What the index says of one shard.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ShardRecord {
-    /// File name in the folder.
-    pub name: String,
-    /// Size of the file.
-    pub bytes: u64,
-    /// XXH3-64 of the file, 0 where it is not known.
-    pub xxh3: u64,
-    /// Its samples, as positions in the index.
-    pub samples: std::ops::Range<usize>,
-}
-
-/// What the index says of one split.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SplitRecord {
-    /// "train", "val", "trainval", "test", or a name of the user's.
-    pub name: String,
-    /// Its samples, as positions in the index.
-    pub samples: std::ops::Range<usize>,
-    /// Its shards, as positions in the index.
-    pub shards: std::ops::Range<usize>,
-}
 
 /// The index of a data folder, in memory.
 #[derive(Debug)]
@@ -485,86 +435,6 @@ impl Index {
     pub fn find(&self, key: &str) -> Option<usize> {
         (0..self.count).find(|&sample| self.key(sample) == key)
     }
-}
-
-/// The checksum of an index of version 1 that says the same.
-fn fingerprint(tables: &[u8]) -> u64 {
-    let mut header = [0; HEADER];
-    header.copy_from_slice(&tables[..HEADER]);
-    header[8..12].copy_from_slice(&VERSION.to_le_bytes());
-    header[48..].fill(0);
-    let mut hash = Xxh3::new();
-    hash.update(&header);
-    hash.update(&tables[HEADER..]);
-    hash.digest()
-}
-
-fn read_stamp(record: &[u8]) -> Stamp {
-    let [mtime, inode, hash] = [0, 8, 16].map(|at| u64_at(record, at));
-    Stamp { mtime: mtime.cast_signed(), inode, hash }
-}
-
-fn read_shards(table: &[u8], names: &[u8], count: usize) -> Option<Vec<ShardRecord>> {
-    let (mut name_start, mut first) = (0, 0);
-    let read = |record: &[u8]| {
-        let [start, samples, name_end] = [16, 24, 32].map(|at| size_at(record, at));
-        let name = std::str::from_utf8(names.get(name_start..name_end)?).ok()?.to_string();
-        let end = start.checked_add(samples).filter(|&end| end <= count && start == first)?;
-        // A name is a file of this folder, never a way out of it.
-        if name.is_empty() || name.contains(['/', '\\']) || name == ".." {
-            return None;
-        }
-        (name_start, first) = (name_end, end);
-        let (bytes, xxh3) = (u64_at(record, 0), u64_at(record, 8));
-        Some(ShardRecord { name, bytes, xxh3, samples: start..end })
-    };
-    let shards: Option<Vec<_>> = table.chunks_exact(SHARD).map(read).collect();
-    shards.filter(|shards| shards.last().map_or(0, |shard| shard.samples.end) == count)
-}
-
-fn read_splits(table: &[u8], shards: &[ShardRecord], count: usize) -> Option<Vec<SplitRecord>> {
-    let (mut first_sample, mut first_shard) = (0, 0);
-    let read = |record: &[u8]| {
-        let name = record[..16].split(|&byte| byte == 0).next().unwrap_or_default();
-        let name = std::str::from_utf8(name).ok()?.to_string();
-        let samples = size_at(record, 16)..size_at(record, 16).checked_add(size_at(record, 24))?;
-        let (start, length) = (u32_at(record, 32) as usize, u32_at(record, 36) as usize);
-        let split_shards = start..start.checked_add(length)?;
-        let end = shards.get(split_shards.clone())?.last().map_or(first_sample, |s| s.samples.end);
-        if samples != (first_sample..end) || start != first_shard {
-            return None;
-        }
-        (first_sample, first_shard) = (end, split_shards.end);
-        Some(SplitRecord { name, samples, shards: split_shards })
-    };
-    let splits: Option<Vec<_>> = table.chunks_exact(SPLIT).map(read).collect();
-    splits.filter(|splits| {
-        let last = splits.last();
-        last.map_or(0, |split| split.samples.end) == count
-            && last.map_or(0, |split| split.shards.end) == shards.len()
-    })
-}
-
-fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    let mut out = [0; N];
-    out.copy_from_slice(&bytes[at..at + N]);
-    out
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes(array(bytes, at))
-}
-
-pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(array(bytes, at))
-}
-
-pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(array(bytes, at))
-}
-
-fn size_at(bytes: &[u8], at: usize) -> usize {
-    usize::try_from(u64_at(bytes, at)).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]

@@ -4,9 +4,12 @@
 //! later as ranges of the outermost file. No name in an archive can reach the disk: only whole shards
 //! that are compressed are unpacked, one behind the other into a file without a name.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod lists;
+mod section;
+
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -16,7 +19,9 @@ use pipeline::container::{
 };
 use pipeline::index::{CLASSES_FILE, INDEX_FILE, MANIFEST_FILE};
 
-use super::devkit::{self, Synset};
+pub(super) use self::lists::read_synsets;
+use self::lists::{ValLabel, read_ids, read_val_labels, usual_names};
+use self::section::Section;
 use crate::Error;
 use crate::catalog::{
     Catalog, Class, Item, MAX_IMAGE_BYTES, Place, Rejected, Split, key, shown, stem,
@@ -478,144 +483,6 @@ pub(super) fn note_junk(skipped: &mut Skipped, path: &Path, end: End) {
 pub(super) fn no_image(member: &Member) -> Option<&'static str> {
     let large = member.size > MAX_IMAGE_BYTES;
     member.kind.refused().or_else(|| large.then_some("is too large for an image"))
-}
-
-/// A part of a file as a file of its own.
-struct Section {
-    file: File,
-    start: u64,
-    at: u64,
-    length: u64,
-}
-
-impl Read for Section {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = self.length.saturating_sub(self.at).min(buffer.len() as u64) as usize;
-        let read = self.file.read_at(&mut buffer[..left], self.start + self.at)?;
-        self.at += read as u64;
-        Ok(read)
-    }
-}
-
-impl Seek for Section {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let at = match to {
-            SeekFrom::Start(at) => Some(at),
-            SeekFrom::Current(by) => self.at.checked_add_signed(by),
-            SeekFrom::End(by) => self.length.checked_add_signed(by),
-        };
-        self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(self.at)
-    }
-}
-
-/// Fills in what was not named from the usual names, where `input` is a folder.
-fn usual_names(input: &Path, lists: &ImageNetLists) -> Result<(PathBuf, ImageNetLists), Error> {
-    if !input.is_dir() {
-        return Ok((input.to_path_buf(), lists.clone()));
-    }
-    let find =
-        |names: &[&str]| names.iter().map(|name| input.join(name)).find(|path| path.is_file());
-    let train = find(&["ILSVRC2012_img_train.tar"]).ok_or_else(|| {
-        let mend = "name the training archive, or use --layout imagefolder for an unpacked tree";
-        Error::input(input, "holds no ILSVRC2012_img_train.tar", mend)
-    })?;
-    let or = |given: &Option<PathBuf>, names: &[&str]| given.clone().or_else(|| find(names));
-    let found = ImageNetLists {
-        val: or(&lists.val, &["ILSVRC2012_img_val.tar"]),
-        val_labels: or(
-            &lists.val_labels,
-            &[
-                "imagenet_2012_validation_synset_labels.txt",
-                "LOC_val_solution.csv",
-                "ILSVRC2012_validation_ground_truth.txt",
-            ],
-        ),
-        ids: or(&lists.ids, &["meta.mat"]),
-        synsets: or(&lists.synsets, &["synset_words.txt", "LOC_synset_mapping.txt", "synsets.txt"]),
-    };
-    Ok((train, found))
-}
-
-/// The label of a validation image.
-enum ValLabel {
-    /// Of the next image by name.
-    Next(String),
-    /// Of the image of this name.
-    Of(String, String),
-}
-
-/// A line is a synset; or an image and a synset; or a number, which counts the lines of `ids` from 1. Comma or white space separate; a line that says more, as Kaggle's boxes, is cut.
-fn read_val_labels(path: &Path, ids: &[Synset]) -> Result<Vec<ValLabel>, Error> {
-    let wrong = |line: usize, problem: &str, mend: &str| {
-        Err(Error::input(path, format!("line {}: {problem}", line + 1), mend))
-    };
-    let mut labels = Vec::new();
-    for (number, line) in read_lines(path)?.iter().enumerate() {
-        let mut words = line.split([',', ' ', '\t']).filter(|word| !word.is_empty());
-        match (words.next(), words.next()) {
-            (Some("ImageId"), _) | (None, _) => {}
-            (Some(label), None) if label.bytes().all(|byte| byte.is_ascii_digit()) => {
-                let at = label.parse::<usize>().unwrap_or(0);
-                let Some((synset, _)) = at.checked_sub(1).and_then(|at| ids.get(at)) else {
-                    let problem = format!("no synset has the number {label}");
-                    let mend = "give --ids, the devkit's meta.mat";
-                    return wrong(number, &problem, mend);
-                };
-                labels.push(ValLabel::Next(synset.clone()));
-            }
-            (Some(synset), None) => labels.push(ValLabel::Next(synset.to_owned())),
-            (_, Some(synset)) if synset.bytes().all(|byte| byte.is_ascii_digit()) => {
-                let mend = "give synsets: it cannot be told from where the numbers count";
-                return wrong(number, "gives a number to a named image", mend);
-            }
-            (Some(image), Some(synset)) => {
-                labels.push(ValLabel::Of(stem(image).to_owned(), synset.to_owned()));
-            }
-        }
-    }
-    if labels.iter().all(|label| matches!(label, ValLabel::Of(..))) {
-        labels.sort_by(|a, b| match (a, b) {
-            (ValLabel::Of(a, _), ValLabel::Of(b, _)) => a.cmp(b),
-            _ => std::cmp::Ordering::Equal,
-        });
-    }
-    Ok(labels)
-}
-
-/// The synsets by number: the devkit's own file, or a list of them.
-fn read_ids(path: &Path) -> Result<Vec<Synset>, Error> {
-    let bytes = std::fs::read(path).map_err(Error::open(path))?;
-    match bytes.starts_with(devkit::MAGIC) {
-        true => devkit::read(path, &bytes),
-        false => read_synsets(path),
-    }
-}
-
-/// A synset a line, with words after it or not.
-pub(super) fn read_synsets(path: &Path) -> Result<Vec<Synset>, Error> {
-    let mut seen = BTreeSet::new();
-    let mut synsets = Vec::new();
-    for (number, line) in read_lines(path)?.iter().enumerate() {
-        let (synset, words) = line.split_once([' ', '\t']).unwrap_or((line, ""));
-        if synset.is_empty() {
-            continue;
-        }
-        if !seen.insert(synset.to_owned()) {
-            let problem = format!("line {}: {synset} is there twice", number + 1);
-            return Err(Error::input(path, problem, "a synset is one class"));
-        }
-        let words = Some(words.trim().to_owned()).filter(|words| !words.is_empty());
-        synsets.push((synset.to_owned(), words));
-    }
-    Ok(synsets)
-}
-
-fn read_lines(path: &Path) -> Result<Vec<String>, Error> {
-    let bytes = std::fs::read(path).map_err(Error::open(path))?;
-    let text = String::from_utf8(bytes)
-        .map_err(|_| Error::input(path, "is not UTF-8 text", "give a list as text"))?;
-    Ok(text.lines().map(|line| line.trim().to_owned()).collect())
 }
 
 pub(super) fn file_name(path: &str) -> &str {

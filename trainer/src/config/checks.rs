@@ -30,6 +30,13 @@ impl Config {
         Recipe { latent, g, f, h, j, e, loss, beyond, opt, train, skip_faults }
     }
 
+    /// How long a session may train; none without a bound, or with one that no clock reaches.
+    #[must_use]
+    pub fn time_limit(&self) -> Option<Duration> {
+        let minutes = Some(self.train.max_minutes).filter(|minutes| *minutes > 0.0)?;
+        Duration::try_from_secs_f64(60.0 * minutes).ok()
+    }
+
     /// How long ranks wait for each other.
     #[must_use]
     pub fn limits(&self) -> Limits {

@@ -21,6 +21,17 @@ fn every_preset_file_is_compiled_in_resolves_and_survives_a_round_trip() {
 }
 
 #[test]
+fn minutes_that_no_clock_reaches_are_no_limit() {
+    let limit = |minutes: &str| {
+        let key = format!("train.max_minutes={minutes}");
+        Config::resolve(&Origin::Preset("demo"), &[key]).unwrap().time_limit()
+    };
+    assert_eq!(limit("0.5"), Some(std::time::Duration::from_secs(30)));
+    assert_eq!([limit("0"), limit("1e300"), limit("inf")], [None; 3]);
+    assert!(problem(&["train.max_minutes=nan"]).contains("train.max_minutes"));
+}
+
+#[test]
 fn a_configuration_written_before_a_key_existed_gets_the_key_of_base() {
     let config = Config::resolve(&Origin::Preset("demo"), &[]).unwrap();
     let text = config.to_toml();

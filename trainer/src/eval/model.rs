@@ -1,3 +1,7 @@
+//! G and E as they are evaluated.
+
+mod images;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,15 +12,13 @@ use bigbigan_model::nn::{Fill, Params, Statistics};
 use bigbigan_model::random::{Key, Prior, Purpose};
 use bigbigan_model::state::TrainState;
 use common::stop::Stop;
-use pipeline::{BadSamples, Cursor, Dataset, LastBatch, Loader, LoaderConfig, Mode, Shuffle};
+use pipeline::{BadSamples, Dataset, LoaderConfig};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
 use torch_ext::context::allow_tf32;
-use torch_ext::stream::{Event, Stream};
 
 use crate::checkpoint::{self, Manifest};
 use crate::config::{Change, Config};
-use crate::device;
 use crate::error::{Error, Result};
 
 /// Which weights a model holds.
@@ -334,100 +336,6 @@ impl Model {
         self.e.as_ref().map(|(e, _)| e).ok_or_else(problem)
     }
 
-    /// The first `count` images of a split in a fixed shuffled order, in batches.
-    ///
-    /// # Errors
-    /// [`Error::Data`].
-    pub fn images<'a>(
-        &'a self,
-        data: &Arc<Dataset>,
-        mode: Mode,
-        count: i64,
-    ) -> Result<impl Iterator<Item = Result<Images>> + use<'a>> {
-        Ok(self.labelled(data, mode, count)?.map(|r| r.map(|(images, _)| images)))
-    }
-
-    /// As [`Model::images`], with labels (−1 for none).
-    ///
-    /// # Errors
-    /// [`Error::Data`].
-    pub fn labelled<'a>(
-        &'a self,
-        data: &Arc<Dataset>,
-        mode: Mode,
-        count: i64,
-    ) -> Result<impl Iterator<Item = Result<(Images, Vec<i64>)>> + use<'a>> {
-        let mut config = loader_config(&self.config);
-        config.mode = mode;
-        config.shuffle = Shuffle::Global;
-        self.epoch(data, config, count)
-    }
-
-    /// All images of a split in the order of its shards, in the crop of `eval.mode`.
-    ///
-    /// # Errors
-    /// [`Error::Data`].
-    pub fn in_order<'a>(
-        &'a self,
-        data: &Arc<Dataset>,
-    ) -> Result<impl Iterator<Item = Result<(Images, Vec<i64>)>> + use<'a>> {
-        let mut config = loader_config(&self.config);
-        config.mode = self.config.eval.mode;
-        config.shuffle = Shuffle::None;
-        self.epoch(data, config, i64::MAX)
-    }
-
-    /// As [`Model::labelled`], but both views R_G wide and made from the whole short side: the images that
-    /// generated ones are compared with.
-    ///
-    /// # Errors
-    /// [`Error::Data`].
-    ///
-    /// # Source
-    /// Paper App. A.
-    pub fn references<'a>(
-        &'a self,
-        data: &Arc<Dataset>,
-        count: i64,
-    ) -> Result<impl Iterator<Item = Result<(Images, Vec<i64>)>> + use<'a>> {
-        let mut config = loader_config(&self.config);
-        config.mode = Mode::Full;
-        config.large = self.config.g.res as usize;
-        config.shuffle = Shuffle::Global;
-        self.epoch(data, config, count)
-    }
-
-    fn epoch<'a>(
-        &'a self,
-        data: &Arc<Dataset>,
-        mut config: LoaderConfig,
-        count: i64,
-    ) -> Result<impl Iterator<Item = Result<(Images, Vec<i64>)>> + use<'a>> {
-        let count = count.min(data.len() as i64);
-        config.last = LastBatch::Keep;
-        config.epochs = Some(1);
-        config.batch = pass(&self.config).min(count) as usize;
-        let mut uploads = Uploads::of(&config, self.device)?;
-        let mut loader =
-            Loader::start(data.clone(), config, Cursor::default(), device::memory(self.device))?;
-        let mut left = count;
-        Ok(std::iter::from_fn(move || {
-            if left == 0 {
-                return None;
-            }
-            let batch = loader.next_while(|| !self.stop.wanted())?;
-            let mut read = |batch: std::result::Result<pipeline::Batch, pipeline::Error>| {
-                self.stop.check()?;
-                let (images, mut labels) = uploads.begin(batch?)?;
-                let rows = left.min(images.len());
-                left -= rows;
-                labels.truncate(rows as usize);
-                Ok((images.rows(0, rows), labels))
-            };
-            Some(read(batch))
-        }))
-    }
-
     /// G and its tensors.
     #[must_use]
     pub fn generator(&self) -> (&Generator, &Params) {
@@ -438,28 +346,6 @@ impl Model {
     #[must_use]
     pub fn encoder_and_params(&self) -> Option<(&Encoder, &Params)> {
         self.e.as_ref().map(|(e, params)| (e, params))
-    }
-
-    /// Batches of `batch` images and labels without end, each epoch in another order and each image
-    /// seen afresh in the training's mode.
-    ///
-    /// # Errors
-    /// [`Error::Data`].
-    pub fn endless<'a>(
-        &'a self,
-        data: &Arc<Dataset>,
-        batch: i64,
-    ) -> Result<impl Iterator<Item = Result<(Images, Vec<i64>)>> + use<'a>> {
-        let mut config = loader_config(&self.config);
-        config.shuffle = Shuffle::Global;
-        config.batch = batch.min(data.len() as i64) as usize;
-        let mut uploads = Uploads::of(&config, self.device)?;
-        let mut loader =
-            Loader::start(data.clone(), config, Cursor::default(), device::memory(self.device))?;
-        Ok(std::iter::from_fn(move || {
-            let batch = loader.next_while(|| !self.stop.wanted())?;
-            Some(batch.map_err(Error::from).and_then(|batch| uploads.begin(batch)))
-        }))
     }
 
     /// The configuration it was built from.
@@ -484,38 +370,6 @@ impl Model {
     #[must_use]
     pub fn device(&self) -> Device {
         self.device
-    }
-}
-
-/// Batches on their way to a device, beside its work on the one before.
-#[derive(Debug)]
-struct Uploads {
-    device: Device,
-    sides: (i64, i64),
-    lane: Option<Stream>,
-    /// The last one, whose rows may still be read from. The mark comes before it: dropped, it waits for the copy.
-    copying: Option<(Event, pipeline::Batch)>,
-}
-
-impl Uploads {
-    fn of(config: &LoaderConfig, device: Device) -> Result<Self> {
-        Ok(Self { device, sides: sides(config), lane: Stream::new(device)?, copying: None })
-    }
-
-    /// Images and labels of a batch.
-    fn begin(&mut self, batch: pipeline::Batch) -> Result<(Images, Vec<i64>)> {
-        let labels = batch.labels().to_vec();
-        let upload = || device::pixels_later(&batch, self.sides.0, self.sides.1, self.device);
-        let pixels = match &self.lane {
-            None => upload(),
-            Some(lane) => {
-                let (pixels, mark) = lane.run(upload)?;
-                mark.wait(&[&pixels.large, &pixels.small])?;
-                self.copying = Some((mark, batch));
-                pixels
-            }
-        };
-        Ok((pixels.normalised(), labels))
     }
 }
 

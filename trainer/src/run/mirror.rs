@@ -7,20 +7,23 @@
 //! manifest's hashes, and the manifest comes last, so that a checkpoint with one is whole. Those that are no longer kept
 //! lose their manifest first. A pass that fails ends nothing; the next checkpoint asks for another.
 
+mod mark;
+mod thread;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
-use common::files::sha256;
 use pipeline::{Store, Stored};
-use serde::{Deserialize, Serialize};
 
-use super::session::{has_saved, is_ours};
+use self::mark::{Mark, begins_with, knows, mark, run_of, session_name, write_mark};
+pub(super) use self::mark::{is_mirror, take_over};
+pub(super) use self::thread::Mirror;
+use super::session::is_ours;
 use super::sessions::SESSIONS;
-use crate::checkpoint::{self, Guard, Keep};
+use crate::checkpoint::{self, Keep};
 use crate::config::Config;
 use crate::error::{Error, Result};
 
@@ -32,24 +35,8 @@ const FOLDERS: [&str; 3] = [CHECKPOINTS, "images", "events"];
 /// What makes a folder behind a URL a mirror.
 pub(super) const MARK: &str = "mirror.json";
 
-/// After a pass that took longer, no other is made at the end.
-const PATIENCE: Duration = Duration::from_secs(60);
-
 /// Times that checkpoints are brought anew which training has replaced meanwhile.
 const TRIES: usize = 3;
-
-/// What `mirror.json` says.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Mark {
-    format: u32,
-    /// SHA-256 of the first line of the run's `sessions.jsonl`, which no other run has.
-    run: String,
-    /// The session that writes there.
-    session: String,
-    /// For people: where and when it began to.
-    host: String,
-    since: String,
-}
 
 /// What a pass did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -449,66 +436,6 @@ impl Copied {
     }
 }
 
-/// What `mirror.json` in a store says; none where there is none.
-fn mark(store: &Store) -> Result<Option<Mark>> {
-    let Some(text) = store.read(MARK)? else { return Ok(None) };
-    serde_json::from_slice(&text).map(Some).map_err(|e| Error::Output {
-        path: store.url().join(MARK),
-        reason: format!("{e}: it is no mirror of this trainer, or of a newer one"),
-    })
-}
-
-/// Whether a store holds the mirror of a run: of that whose logs are in `out`, where these tell of a saved one.
-pub(super) fn is_mirror(store: &Store, out: &Path) -> Result<bool> {
-    let Some(mark) = mark(store)? else { return Ok(false) };
-    let ours = fs::read(out.join(SESSIONS)).ok().and_then(|text| run_of(&text));
-    Ok(!has_saved(out) || ours == Some(mark.run))
-}
-
-/// Says in a mirror that a new session writes to it, before it is read: one that still lives leaves it alone from then on.
-/// Gives the session's name.
-pub(super) fn take_over(store: &Store) -> Result<String> {
-    let Some(Mark { run, .. }) = mark(store)? else {
-        let reason = "its mirror.json is gone".to_owned();
-        return Err(Error::Output { path: store.url().to_owned(), reason });
-    };
-    let session = session_name();
-    write_mark(store, run, &session).map(|()| session)
-}
-
-fn write_mark(store: &Store, run: String, session: &str) -> Result<()> {
-    let (session, host, since) = (session.to_owned(), common::host(), common::now());
-    let mark = Mark { format: 1, run, session, host, since };
-    let text = serde_json::to_vec_pretty(&mark).expect("plain values");
-    Ok(store.put(MARK, &text)?)
-}
-
-/// What no other session is called.
-fn session_name() -> String {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let name = format!("{} {} {}", common::host(), std::process::id(), now.as_nanos());
-    sha256(name.as_bytes())
-}
-
-/// What no other run has.
-fn run_of(sessions: &[u8]) -> Option<String> {
-    let first = sessions.split_inclusive(|byte| *byte == b'\n').next()?;
-    first.ends_with(b"\n").then(|| sha256(first))
-}
-
-/// Whether one of the lines names a session that writes to the mirror.
-fn knows(sessions: &[u8], session: &str) -> bool {
-    #[derive(Deserialize)]
-    struct Line {
-        mirror: Option<String>,
-    }
-    let mut lines = sessions.split(|byte| *byte == b'\n');
-    lines.any(|line| {
-        serde_json::from_slice::<Line>(line)
-            .is_ok_and(|line| line.mirror.as_deref() == Some(session))
-    })
-}
-
 /// The names in a folder, without those of files that are being written aside.
 fn names(folder: &Path) -> Result<Vec<String>> {
     let mut found = vec![];
@@ -518,100 +445,4 @@ fn names(folder: &Path) -> Result<Vec<String>> {
         found.extend(name.into_string().ok().filter(|name| !name.starts_with('.')));
     }
     Ok(found)
-}
-
-/// Whether the whole lines of `first`, of which there are some, are the first of `all`. A last line without its end is of
-/// a write that was cut.
-fn begins_with(all: &[u8], first: &[u8]) -> bool {
-    let lines = |text| <[u8]>::split_inclusive(text, |byte| *byte == b'\n');
-    let mut first = lines(first).filter(|line| line.ends_with(b"\n")).peekable();
-    let mut all = lines(all);
-    first.peek().is_some() && first.all(|line| all.next() == Some(line))
-}
-
-/// A pass that is asked for, and what stays by it.
-type Wish = (u64, Keep);
-
-/// A thread that keeps the copy up to date. It ends with the process; a pass that is cut short is nothing worse than one
-/// that fails.
-#[derive(Debug)]
-pub(super) struct Mirror {
-    url: PathBuf,
-    wishes: Sender<Wish>,
-    asked: u64,
-    /// Which wish, and those before it, was done.
-    done: Receiver<(u64, Result<Passed>)>,
-}
-
-impl Mirror {
-    /// Nothing is brought there before [`Mirror::wanted`]. `guard` is asked before every pass.
-    ///
-    /// # Errors
-    /// [`Error::Io`] where no thread starts.
-    pub(super) fn start(mut copied: Copied, guard: Guard) -> Result<Self> {
-        let (wishes, wanted) = channel::<Wish>();
-        let (tell, done) = channel();
-        let url = copied.url().to_owned();
-        let work = move || {
-            while let Ok(mut wish) = wanted.recv() {
-                // What is there now is what counts.
-                while let Ok(newer) = wanted.try_recv() {
-                    wish = newer;
-                }
-                let passed = torch_ext::caught(|| guard.ask().and_then(|()| copied.pass(wish.1)));
-                if tell.send((wish.0, passed)).is_err() {
-                    return;
-                }
-            }
-        };
-        let spawned = std::thread::Builder::new().name("mirror".into()).spawn(work);
-        spawned.map_err(Error::io("start a thread for", &url))?;
-        Ok(Self { url, wishes, asked: 0, done })
-    }
-
-    /// Where the copy is, for people.
-    pub(super) fn url(&self) -> &Path {
-        &self.url
-    }
-
-    /// Asks for a pass, by which `keep` says what stays.
-    pub(super) fn wanted(&mut self, keep: Keep) {
-        self.asked += 1;
-        // A thread that is gone is noticed where its outcome is waited for.
-        let _ = self.wishes.send((self.asked, keep));
-    }
-
-    /// What came of the newest pass since the last call, if one ended.
-    pub(super) fn passed(&self) -> Option<Result<Passed>> {
-        self.done.try_iter().last().map(|(_, passed)| passed)
-    }
-
-    /// Waits for one more pass, and for another one where that fails soon.
-    ///
-    /// # Errors
-    /// Those of the last pass.
-    pub(super) fn finish(mut self, keep: Keep) -> Result<Passed> {
-        let begun = Instant::now();
-        match self.pass(keep) {
-            // Where the network is away, it was waited for.
-            Err(_) if begun.elapsed() < PATIENCE => self.pass(keep),
-            passed => passed,
-        }
-    }
-
-    fn pass(&mut self, keep: Keep) -> Result<Passed> {
-        self.wanted(keep);
-        loop {
-            match self.done.recv() {
-                Ok((of, passed)) if of == self.asked => return passed,
-                Ok(_) => {}
-                Err(_) => {
-                    let reason =
-                        "the thread that keeps it is gone: this is a bug; please report it";
-                    let path = self.url.clone();
-                    return Err(Error::Output { path, reason: reason.to_owned() });
-                }
-            }
-        }
-    }
 }

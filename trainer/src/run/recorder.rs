@@ -71,7 +71,7 @@ impl Recorder {
         // What happened stays on record, whatever is done again.
         let (incidents, sessions) =
             (lines("incidents.jsonl", u64::MAX)?, lines(SESSIONS, u64::MAX)?);
-        let progress = Progress::new(step, config.train.steps);
+        let progress = Progress::new(step, config.train.steps, config.time_limit());
         let counts = Counts::of(config);
         let cost = Cost::of(config, &counts);
         progress.say(&format!("{}\n{}", config.shown(), inspect::table(&counts, &cost)));
