@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use pipeline::{
     BadSamples, Cursor, Dataset, Error, Fingerprint, Heap, HostMemory, LastBatch, LoaderConfig,
-    Mode, RemoteOptions, Shuffle, Stats,
+    RemoteOptions, Shuffle, Stats,
 };
 use pyo3::exceptions::{PyKeyError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;

@@ -295,7 +295,7 @@ fn what_is_meant_is_asked_for_once_and_what_says_the_same_not_at_all() {
 }
 
 #[test]
-fn settings_and_checkpoints_of_another_hand_are_gone_on_with_by_nobody_unasked() {
+fn settings_of_another_hand_are_gone_on_with_by_nobody_unasked() {
     let folder = tempfile::tempdir().unwrap();
     let keys = ["train.steps=6", "checkpoint.every=1", "checkpoint.keep=9"];
     let straight = undisturbed(folder.path(), data(), &keys);
@@ -340,7 +340,17 @@ fn settings_and_checkpoints_of_another_hand_are_gone_on_with_by_nobody_unasked()
     let what = "config.toml edited, cut or emptied between two sessions";
     let outcome = "refused, exit code 2, naming what differs and where the whole of it is";
     tell(what, hurts.len(), outcome, "nothing; the end is bit-equal");
-    // Of another run, and newer.
+}
+
+#[test]
+fn a_newer_checkpoint_of_another_run_is_refused_and_so_is_a_run_that_lost_all_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = ["train.steps=6", "checkpoint.every=1", "checkpoint.keep=9"];
+    let straight = undisturbed(folder.path(), data(), &keys);
+    let half = folder.path().join("half");
+    finished(&unattended(data(), &half, &["train.steps=3", keys[1], keys[2]]));
+    let run = folder.path().join("run");
+    let args = unattended(data(), &run, &keys);
     let other = folder.path().join("other");
     finished(&unattended(data(), &other, &["train.steps=5", "train.seed=5", "checkpoint.every=1"]));
     integration::copy_folder(&half, &run);

@@ -37,6 +37,37 @@ print(json.dumps({
 }))
 "#;
 
+/// What TensorBoard read of a run with a session that went back from step 4 to step 2.
+fn assert_same_in_tensorboard(read: &Value, stats: &[Value], run: &Path) {
+    let config = read["texts"]["config"].as_array().unwrap();
+    let of_sessions: Vec<_> = config.iter().map(|text| text.as_str().unwrap()).collect();
+    assert_eq!(of_sessions.len(), 2, "of each session");
+    assert!(of_sessions[0].contains("[latent]"), "{}", of_sessions[0]);
+    let groups =
+        [("loss", "loss_d"), ("rate", "lr_e"), ("health", "nearest"), ("speed", "images_per_s")];
+    for (group, key) in groups {
+        let found = read["scalars"][format!("{group}/{key}")].as_array().unwrap();
+        assert_eq!(found.len(), stats.len(), "{key}");
+        for (found, line) in found.iter().zip(stats) {
+            assert_eq!(found[0], line["step"]);
+            let (a, b) = (found[1].as_f64().unwrap(), line[key].as_f64().unwrap());
+            assert!((a - b).abs() <= 1e-6 * b.abs(), "{key}: {a} is not {b}");
+        }
+    }
+    for name in ["samples", "live", "reconstructions"] {
+        let found = read["pictures"][name].as_array().unwrap();
+        let steps: Vec<_> = found.iter().map(|picture| &picture[2]).collect();
+        assert_eq!(steps, [2, 4], "{name}");
+        let path = run.join("images").join(format!("{name}.png"));
+        let size = image::open(path).unwrap().to_rgb8().dimensions();
+        assert_eq!((&found[1][0], &found[1][1]), (&size.0.into(), &size.1.into()));
+    }
+    assert_eq!(read["histograms"]["g/first.weight"], serde_json::json!([2, 4]));
+    let probes = read["scalars"]["metric/linear_probe_bn_crelu_top1"].as_array().unwrap();
+    let steps: Vec<_> = probes.iter().map(|probe| &probe[0]).collect();
+    assert_eq!(steps, [2, 4]);
+}
+
 #[test]
 fn a_run_shows_its_health_its_pictures_and_a_report_and_a_resumed_one_shows_no_step_twice() {
     let folder = tempfile::tempdir().unwrap();
@@ -69,37 +100,7 @@ fn a_run_shows_its_health_its_pictures_and_a_report_and_a_resumed_one_shows_no_s
         assert!(stats.iter().all(|line| line[key].as_f64().unwrap() >= 0.0), "{key}");
     }
     if let Some(read) = read_by_tensorboard(&run.join("events")) {
-        let config = read["texts"]["config"].as_array().unwrap();
-        let of_sessions: Vec<_> = config.iter().map(|text| text.as_str().unwrap()).collect();
-        assert_eq!(of_sessions.len(), 2, "of each session");
-        assert!(of_sessions[0].contains("[latent]"), "{}", of_sessions[0]);
-        let groups = [
-            ("loss", "loss_d"),
-            ("rate", "lr_e"),
-            ("health", "nearest"),
-            ("speed", "images_per_s"),
-        ];
-        for (group, key) in groups {
-            let found = read["scalars"][format!("{group}/{key}")].as_array().unwrap();
-            assert_eq!(found.len(), stats.len(), "{key}");
-            for (found, line) in found.iter().zip(&stats) {
-                assert_eq!(found[0], line["step"]);
-                let (a, b) = (found[1].as_f64().unwrap(), line[key].as_f64().unwrap());
-                assert!((a - b).abs() <= 1e-6 * b.abs(), "{key}: {a} is not {b}");
-            }
-        }
-        for name in ["samples", "live", "reconstructions"] {
-            let found = read["pictures"][name].as_array().unwrap();
-            let steps: Vec<_> = found.iter().map(|picture| &picture[2]).collect();
-            assert_eq!(steps, [2, 4], "{name}");
-            let path = run.join("images").join(format!("{name}.png"));
-            let size = image::open(path).unwrap().to_rgb8().dimensions();
-            assert_eq!((&found[1][0], &found[1][1]), (&size.0.into(), &size.1.into()));
-        }
-        assert_eq!(read["histograms"]["g/first.weight"], serde_json::json!([2, 4]));
-        let probes = read["scalars"]["metric/linear_probe_bn_crelu_top1"].as_array().unwrap();
-        let steps: Vec<_> = probes.iter().map(|probe| &probe[0]).collect();
-        assert_eq!(steps, [2, 4]);
+        assert_same_in_tensorboard(&read, &stats, &run);
     }
 
     let page = fs::read_to_string(run.join("report.html")).unwrap();

@@ -106,6 +106,32 @@ pub(crate) enum Found {
     Complete,
 }
 
+/// What stands in the place of the output: a finished folder of this plan, or nothing that hinders.
+fn look_at(output: &Path, existing: Existing, plan: &str) -> Result<Option<Found>, Error> {
+    if journal_of(&output.join(JOURNAL), plan) {
+        // A build of this plan died between its last two steps.
+        remove_journal(output)?;
+        return Ok(Some(Found::Complete));
+    }
+    match fs::read_dir(output).map(|mut entries| entries.next().is_some()) {
+        // Found out now, not after hours of work: a link or a mount point takes no folder's place.
+        Ok(false) => fs::remove_dir(output).map_err(in_the_way(output))?,
+        Ok(true) if existing == Existing::Overwrite && is_mount_point(output) => {
+            return Err(in_the_way(output)(io::ErrorKind::ResourceBusy.into()));
+        }
+        Ok(true) if existing == Existing::Resume => return completed(output, plan).map(Some),
+        Ok(true) if existing == Existing::Refuse => {
+            let mend = "choose another folder, or give --overwrite";
+            return Err(Error::input(output, "is there and is not empty", mend));
+        }
+        Err(_) if output.is_file() => {
+            return Err(Error::input(output, "is a file", "choose another name"));
+        }
+        _ => {}
+    }
+    Ok(None)
+}
+
 impl Workplace {
     /// Opens the temporary folder of `output` for the plan with this fingerprint.
     ///
@@ -116,26 +142,8 @@ impl Workplace {
         let name = output.file_name().ok_or_else(|| {
             Error::input(output, "is no name for a new folder", "name the folder itself")
         })?;
-        if journal_of(&output.join(JOURNAL), plan) {
-            // A build of this plan died between its last two steps.
-            remove_journal(output)?;
-            return Ok(Found::Complete);
-        }
-        match fs::read_dir(output).map(|mut entries| entries.next().is_some()) {
-            // Found out now, not after hours of work: a link or a mount point takes no folder's place.
-            Ok(false) => fs::remove_dir(output).map_err(in_the_way(output))?,
-            Ok(true) if existing == Existing::Overwrite && is_mount_point(output) => {
-                return Err(in_the_way(output)(io::ErrorKind::ResourceBusy.into()));
-            }
-            Ok(true) if existing == Existing::Resume => return completed(output, plan),
-            Ok(true) if existing == Existing::Refuse => {
-                let mend = "choose another folder, or give --overwrite";
-                return Err(Error::input(output, "is there and is not empty", mend));
-            }
-            Err(_) if output.is_file() => {
-                return Err(Error::input(output, "is a file", "choose another name"));
-            }
-            _ => {}
+        if let Some(found) = look_at(output, existing, plan)? {
+            return Ok(found);
         }
         let mut hidden = std::ffi::OsString::from(".");
         hidden.push(name);

@@ -135,9 +135,8 @@ impl Recoder {
         let png = bytes.starts_with(PNG);
         if weight(&bytes) > MAX_PIXELS.into() {
             let half = MAX_PIXELS / 2_000_000;
-            return Ok(Err(format!(
-                "{width}x{height} pixels of 16 bits, more than {half} million"
-            )));
+            let what = format!("{width}x{height} pixels of 16 bits, more than {half} million");
+            return Ok(Err(what));
         }
         let header = match (!png).then(|| Header::read(&bytes)).transpose() {
             Ok(header) => header,
@@ -146,19 +145,16 @@ impl Recoder {
         // Without an end marker, only the last MCU tells whether a file was cut.
         let doubtful = header.is_some_and(|header| !header.ended);
         if self.coding.keep {
-            if doubtful && let Err(fault) = self.decoder.decode(&bytes) {
-                return Ok(Err(reason(&fault)));
-            }
             let extension = if png { "png" } else { "jpg" };
-            return Ok(Ok(Coded { bytes, extension, width, height, oddity: None }));
+            let cut = if doubtful { self.decoder.decode(&bytes).err() } else { None };
+            let kept = Coded { bytes, extension, width, height, oddity: None };
+            return Ok(cut.map_or(Ok(kept), |fault| Err(reason(&fault))));
         }
         let told;
         let what = match header {
             None => {
-                let notes = png_notes(&bytes);
-                let stored = if self.coding.png { "stored as PNG" } else { "converted to JPEG" };
-                told = format!("was PNG{notes}, {stored}");
-                (!self.coding.png || !notes.is_empty()).then_some(&*told)
+                told = self.changed_png(&bytes);
+                told.as_deref()
             }
             Some(header) => match header.components() {
                 4 => Some("was CMYK, converted to RGB"),
@@ -180,6 +176,13 @@ impl Recoder {
             }
             Err(fault) => Ok(Err(reason(&fault))),
         }
+    }
+
+    /// What changes of a PNG as it is stored.
+    fn changed_png(&self, bytes: &[u8]) -> Option<String> {
+        let notes = png_notes(bytes);
+        let stored = if self.coding.png { "stored as PNG" } else { "converted to JPEG" };
+        (!self.coding.png || !notes.is_empty()).then(|| format!("was PNG{notes}, {stored}"))
     }
 
     /// What is neither JPEG nor PNG: what has lost nothing yet becomes PNG, the rest JPEG.

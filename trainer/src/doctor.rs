@@ -143,7 +143,6 @@ impl Host {
                 cure,
             )
         };
-        let nodes = self.root.join("dev/nvidiactl");
         let hidden = self.variable("CUDA_VISIBLE_DEVICES").filter(|shown| {
             !shown
                 .split(',')
@@ -169,7 +168,17 @@ impl Host {
             let cure = format!("install NVIDIA's driver {DRIVER} or newer");
             return bad("the driver is too old for libtorch's CUDA 13.0", &cure);
         }
-        match File::open(&nodes) {
+        self.no_device(&reason, load_driver, &bad)
+    }
+
+    /// Why there is no CUDA device beside a driver that is loaded and new enough.
+    fn no_device(
+        &self,
+        reason: &str,
+        load_driver: impl FnOnce() -> Result<(), String>,
+        bad: &dyn Fn(&str, &str) -> Finding,
+    ) -> Finding {
+        match File::open(self.root.join("dev/nvidiactl")) {
             Err(e) if e.kind() == ErrorKind::NotFound => bad(
                 "the devices' files are missing (/dev/nvidiactl)",
                 "in a container: docker run --gpus all, with NVIDIA's container toolkit; else run nvidia-modprobe as root",
@@ -184,11 +193,11 @@ impl Host {
                     "install libcuda of the driver's version; in a container set NVIDIA_DRIVER_CAPABILITIES=compute,utility",
                 ),
                 Ok(()) if reason.contains("does not load") => bad(
-                    &reason,
+                    reason,
                     "this libtorch is without CUDA, or its libraries are missing: run make setup",
                 ),
                 Ok(()) => bad(
-                    &reason,
+                    reason,
                     "see what nvidia-smi says; a device may be in use alone, or have fallen off the bus",
                 ),
             },

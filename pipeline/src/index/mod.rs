@@ -55,7 +55,7 @@ pub use manifest::{
 pub use records::{Format, Record, ShardRecord, SplitRecord};
 pub use scan::Scan;
 use scan::Stamp;
-use tables::{fingerprint, read_shards, read_splits, read_stamp, size_at, u16_at};
+use tables::{Tables, fingerprint, read_shards, read_splits, read_stamp, size_at, u16_at};
 pub(crate) use tables::{u32_at, u64_at};
 pub use writer::IndexWriter;
 
@@ -158,27 +158,14 @@ impl Index {
         if xxh3_64(&bytes[..body]) != checksum {
             return Err(bad(body, "the checksum does not match: the index is damaged or cut"));
         }
-        let (splits, shards) = (u32_at(&bytes, 12) as usize, u32_at(&bytes, 16) as usize);
-        let [count, name_bytes, key_bytes, note_bytes] =
-            [24, 32, 40, 48].map(|at| size_at(&bytes, at));
+        let [count, key_bytes, note_bytes] = [24, 40, 48].map(|at| size_at(&bytes, at));
         let stamped = version == VERSION_SCANNED;
         if stamped != (note_bytes > 0) || stamped && origin != 1 {
             return Err(bad(8, "the version does not fit what follows"));
         }
-        let table = |start: usize, count: usize, size: usize| {
-            count.checked_mul(size).and_then(|bytes| start.checked_add(bytes))
-        };
-        let tables = table(HEADER, splits, SPLIT).and_then(|shard_table| {
-            let samples = table(shard_table, shards, SHARD)?;
-            let names = table(samples, count, SAMPLE)?;
-            let keys = table(names, name_bytes, 1)?;
-            let stamps = table(keys, key_bytes, 1)?;
-            let note = table(stamps, if stamped { shards } else { 0 }, STAMP)?;
-            let end = table(note, note_bytes, 1)?;
-            (end == body).then_some((shard_table, samples, names, keys, stamps, note))
-        });
-        let (shard_table, samples, names, keys, stamp_table, note) =
-            tables.ok_or_else(|| bad(12, "the counts do not add up to the file's length"))?;
+        let Tables { shards: shard_table, samples, names, keys, stamps, note } =
+            Tables::of(&bytes, stamped, body)
+                .ok_or_else(|| bad(12, "the counts do not add up to the file's length"))?;
 
         let shards = read_shards(&bytes[shard_table..samples], &bytes[names..keys], count)
             .ok_or_else(|| bad(shard_table, "a shard record is out of bounds"))?;
@@ -190,9 +177,9 @@ impl Index {
                 Some(serde_json::from_slice(text).map_err(|_| bad(note, "the note is no JSON"))?)
             }
         };
-        let stamps = bytes[stamp_table..note].chunks_exact(STAMP).map(read_stamp).collect();
         // Of what is the same wherever and whenever the shards were copied.
-        let fingerprint = if stamped { fingerprint(&bytes[..stamp_table]) } else { checksum };
+        let fingerprint = if stamped { fingerprint(&bytes[..stamps]) } else { checksum };
+        let stamps = bytes[stamps..note].chunks_exact(STAMP).map(read_stamp).collect();
         let (folder, file) = (folder.clone(), bytes);
         let index = Self {
             folder,

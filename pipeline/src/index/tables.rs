@@ -3,7 +3,35 @@
 use xxhash_rust::xxh3::Xxh3;
 
 use super::scan::Stamp;
-use super::{HEADER, SHARD, SPLIT, ShardRecord, SplitRecord, VERSION};
+use super::{HEADER, SAMPLE, SHARD, SPLIT, STAMP, ShardRecord, SplitRecord, VERSION};
+
+/// First bytes of the tables of an index.
+pub(super) struct Tables {
+    pub(super) shards: usize,
+    pub(super) samples: usize,
+    pub(super) names: usize,
+    pub(super) keys: usize,
+    pub(super) stamps: usize,
+    pub(super) note: usize,
+}
+
+impl Tables {
+    /// As the counts in the header have them; none where they do not end at byte `end`.
+    pub(super) fn of(bytes: &[u8], stamped: bool, end: usize) -> Option<Self> {
+        let table = |start: usize, count: usize, size: usize| {
+            count.checked_mul(size).and_then(|bytes| start.checked_add(bytes))
+        };
+        let (splits, of_shards) = (u32_at(bytes, 12) as usize, u32_at(bytes, 16) as usize);
+        let shards = table(HEADER, splits, SPLIT)?;
+        let samples = table(shards, of_shards, SHARD)?;
+        let names = table(samples, size_at(bytes, 24), SAMPLE)?;
+        let keys = table(names, size_at(bytes, 32), 1)?;
+        let stamps = table(keys, size_at(bytes, 40), 1)?;
+        let note = table(stamps, if stamped { of_shards } else { 0 }, STAMP)?;
+        let last = table(note, size_at(bytes, 48), 1)?;
+        (last == end).then_some(Self { shards, samples, names, keys, stamps, note })
+    }
+}
 
 /// The checksum of an index of version 1 that says the same.
 pub(super) fn fingerprint(tables: &[u8]) -> u64 {

@@ -48,48 +48,58 @@ impl Remote {
                 since = Instant::now();
             }
             let pause = backoff(name, range.0, failures);
-            let failure = |problem, mend, input| {
-                let problem = hidden(problem, &self.secrets);
-                Failure { url: self.url.join(name), problem, mend, input }
-            };
-            let fail = |problem, mend, input| Stop::Failure(failure(problem, mend, input));
-            match error {
-                Cut::Store(object_store::Error::NotFound { .. }) => return Err(Stop::Missing),
-                Cut::Changed(problem) => {
-                    return Err(fail(problem, "copy the whole data folder again", true));
-                }
-                Cut::Store(error) => match refusal(&error) {
-                    Some(mend) if matches!(error, object_store::Error::PermissionDenied { .. }) => {
-                        return Err(Stop::Refused(failure(error.to_string(), mend, true)));
-                    }
-                    Some(mend) => return Err(fail(error.to_string(), mend, true)),
-                    None if failures > self.options.retries
-                        || !self.is_reached()
-                            && refused(&error)
-                            && since.elapsed() + pause > UNREACHED =>
-                    {
-                        let problem = format!(
-                            "{failures} tries in a row failed; the last: {}",
-                            report(&error)
-                        );
-                        let mend = "check the network and the server, then start again";
-                        return Err(fail(problem, mend, false));
-                    }
-                    None if refused(&error) => self.tell(&failure(report(&error), "", false)),
-                    None => {}
-                },
-                Cut::Short(how) if failures > self.options.retries => {
-                    let problem = format!("{failures} answers in a row {how}");
-                    return Err(fail(problem, "check the server, then start again", false));
-                }
-                Cut::Short(how) if since.elapsed() > UNREACHED / 2 => {
-                    self.tell(&failure(format!("{failures} answers in a row {how}"), "", false));
-                }
-                Cut::Short(_) => {}
-            }
+            self.worth_another(error, name, failures, (since, pause))?;
             self.counters.retries.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(pause).await;
         }
+    }
+
+    /// Whether to ask again after `failures` in a row, the first at `since`, and a pause: an error where not.
+    fn worth_another(
+        &self,
+        error: Cut,
+        name: &str,
+        failures: u32,
+        (since, pause): (Instant, Duration),
+    ) -> Result<(), Stop> {
+        let failure = |problem, mend, input| {
+            let problem = hidden(problem, &self.secrets);
+            Failure { url: self.url.join(name), problem, mend, input }
+        };
+        let fail = |problem, mend, input| Err(Stop::Failure(failure(problem, mend, input)));
+        match error {
+            Cut::Store(object_store::Error::NotFound { .. }) => return Err(Stop::Missing),
+            Cut::Changed(problem) => {
+                return fail(problem, "copy the whole data folder again", true);
+            }
+            Cut::Store(error) => match refusal(&error) {
+                Some(mend) if matches!(error, object_store::Error::PermissionDenied { .. }) => {
+                    return Err(Stop::Refused(failure(error.to_string(), mend, true)));
+                }
+                Some(mend) => return fail(error.to_string(), mend, true),
+                None if failures > self.options.retries
+                    || !self.is_reached()
+                        && refused(&error)
+                        && since.elapsed() + pause > UNREACHED =>
+                {
+                    let problem =
+                        format!("{failures} tries in a row failed; the last: {}", report(&error));
+                    let mend = "check the network and the server, then start again";
+                    return fail(problem, mend, false);
+                }
+                None if refused(&error) => self.tell(&failure(report(&error), "", false)),
+                None => {}
+            },
+            Cut::Short(how) if failures > self.options.retries => {
+                let problem = format!("{failures} answers in a row {how}");
+                return fail(problem, "check the server, then start again", false);
+            }
+            Cut::Short(how) if since.elapsed() > UNREACHED / 2 => {
+                self.tell(&failure(format!("{failures} answers in a row {how}"), "", false));
+            }
+            Cut::Short(_) => {}
+        }
+        Ok(())
     }
 
     /// One request, from where `bytes` end. Gives the longest time that no byte came.

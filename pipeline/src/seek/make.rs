@@ -150,6 +150,16 @@ struct Block {
     report: SeekReport,
 }
 
+fn head_of(index: &Index) -> [u8; HEADER] {
+    let mut head = [0; HEADER];
+    head[..8].copy_from_slice(MAGIC);
+    head[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    head[12..16].copy_from_slice(&u32::from(EVERY).to_le_bytes());
+    head[16..24].copy_from_slice(&(index.len() as u64).to_le_bytes());
+    head[24..].copy_from_slice(&index.fingerprint().to_le_bytes());
+    head
+}
+
 /// Writes the whole file.
 fn write(
     index: &Index,
@@ -158,12 +168,7 @@ fn write(
     out: &mut impl Write,
     io: impl Fn(std::io::Error) -> Error + Copy,
 ) -> Result<SeekReport, Error> {
-    let mut head = [0; HEADER];
-    head[..8].copy_from_slice(MAGIC);
-    head[8..12].copy_from_slice(&VERSION.to_le_bytes());
-    head[12..16].copy_from_slice(&u32::from(EVERY).to_le_bytes());
-    head[16..24].copy_from_slice(&(index.len() as u64).to_le_bytes());
-    head[24..].copy_from_slice(&index.fingerprint().to_le_bytes());
+    let head = head_of(index);
     out.write_all(&head).map_err(io)?;
     let shards =
         (0..index.shards().len()).map(|n| index.shard(n)).collect::<Result<Vec<_>, _>>()?;
@@ -201,36 +206,46 @@ fn write(
             scope.spawn(move || work(sender));
         }
         drop(sender);
-        let (mut report, mut table, mut end) = (SeekReport::default(), Vec::new(), 0u64);
-        let (mut early, mut wanted) = (BTreeMap::new(), 0);
-        let mut take = || -> Result<(), Error> {
-            for (number, block) in &blocks {
-                early.insert(number, block?);
-                while let Some(Block { records, lengths, report: part }) = early.remove(&wanted) {
-                    wanted += 1;
-                    taken.store(wanted, Ordering::Relaxed);
-                    out.write_all(&records).map_err(io)?;
-                    for length in lengths {
-                        end += length as u64;
-                        table.extend_from_slice(&end.to_le_bytes());
-                    }
-                    report.pictures += part.pictures;
-                    report.without += part.without;
-                    report.damaged += part.damaged;
-                }
-            }
-            Ok(())
-        };
-        let result = take();
+        let result = in_order(&blocks, &taken, out, io);
         // Threads that wait to send find nobody, and the others no more work.
         ended.store(true, Ordering::Relaxed);
         drop(blocks);
-        result?;
+        let (mut report, table, end) = result?;
         out.write_all(&table).map_err(io)?;
         out.write_all(&checksum_of(&head, &table).to_le_bytes()).map_err(io)?;
         report.bytes = HEADER as u64 + end + table.len() as u64 + 8;
         Ok(report)
     })
+}
+
+/// Blocks as threads send them.
+type Blocks = mpsc::Receiver<(usize, Result<Block, Error>)>;
+
+/// Writes the records of blocks in their order; gives what came of them, the table of ends, and the last of these.
+fn in_order(
+    blocks: &Blocks,
+    taken: &AtomicUsize,
+    out: &mut impl Write,
+    io: impl Fn(std::io::Error) -> Error + Copy,
+) -> Result<(SeekReport, Vec<u8>, u64), Error> {
+    let (mut report, mut table, mut end) = (SeekReport::default(), Vec::new(), 0u64);
+    let (mut early, mut wanted) = (BTreeMap::new(), 0);
+    for (number, block) in blocks {
+        early.insert(number, block?);
+        while let Some(Block { records, lengths, report: part }) = early.remove(&wanted) {
+            wanted += 1;
+            taken.store(wanted, Ordering::Relaxed);
+            out.write_all(&records).map_err(io)?;
+            for length in lengths {
+                end += length as u64;
+                table.extend_from_slice(&end.to_le_bytes());
+            }
+            report.pictures += part.pictures;
+            report.without += part.without;
+            report.damaged += part.damaged;
+        }
+    }
+    Ok((report, table, end))
 }
 
 /// The points of one block of samples.

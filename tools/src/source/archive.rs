@@ -95,20 +95,22 @@ pub(super) fn imagenet(input: &Path, lists: &ImageNetLists) -> Result<Catalog, E
     for item in &mut catalog.items {
         item.label = item.label.map(|label| numbers[label as usize]);
     }
+    catalog.classes = classes(sorted, &lists)?;
+    if let Some(val) = &lists.val {
+        catalog.add_val(val, &lists)?;
+    }
+    Ok(catalog)
+}
+
+/// Classes of these names, with the words that a list has for them.
+fn classes(names: Vec<String>, lists: &ImageNetLists) -> Result<Vec<Class>, Error> {
     let words = match (&lists.synsets, &lists.ids) {
         (Some(path), _) => read_synsets(path)?,
         (None, Some(path)) => read_ids(path)?,
         (None, None) => Vec::new(),
     };
-    for synset in sorted {
-        let of =
-            words.iter().find(|(name, _)| *name == synset).and_then(|(_, words)| words.clone());
-        catalog.classes.push(Class { name: synset, words: of });
-    }
-    if let Some(val) = &lists.val {
-        catalog.add_val(val, &lists)?;
-    }
-    Ok(catalog)
+    let of = |name: &String| words.iter().find(|(known, _)| known == name)?.1.clone();
+    Ok(names.into_iter().map(|name| Class { words: of(&name), name }).collect())
 }
 
 /// How WebDataset shards are read where names and members do not tell.

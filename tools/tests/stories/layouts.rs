@@ -92,6 +92,17 @@ fn departure(name: &str) -> Option<Labels> {
     })
 }
 
+/// A name with what is not UTF-8 as `\xNN`.
+fn escaped(name: Vec<u8>) -> String {
+    String::from_utf8(name).unwrap_or_else(|error| {
+        let bytes = error.as_bytes().iter().map(|b| match b {
+            0x80.. => format!("\\x{b:02x}"),
+            _ => (*b as char).to_string(),
+        });
+        bytes.collect()
+    })
+}
+
 #[test]
 fn a_folder_of_classes_is_read_as_torchvision_reads_it() {
     let text = include_str!("../../../tests/golden/folders.json");
@@ -144,16 +155,6 @@ fn a_folder_of_classes_is_read_as_torchvision_reads_it() {
             all = departure.into_iter().collect();
         } else {
             let expected = case["classes"].as_array().expect("classes").iter().map(bytes_of);
-            let escaped = |name: Vec<u8>| match String::from_utf8(name) {
-                Ok(name) => name,
-                Err(error) => {
-                    let bytes = error.as_bytes().iter().map(|b| match b {
-                        0x80.. => format!("\\x{b:02x}"),
-                        _ => (*b as char).to_string(),
-                    });
-                    bytes.collect()
-                }
-            };
             assert_eq!(tree.classes(), expected.map(escaped).collect::<Vec<_>>(), "{name}");
         }
         all.sort();
@@ -230,65 +231,62 @@ fn a_list_of_labels_that_does_not_fit_its_images_is_told_of() {
 /// (case, files, what is refused, further options and what they store of `train`).
 type Readings<'a> = (&'a [&'a str], &'a str, &'a [(&'a [&'a str], &'a [(&'a str, Option<u32>)])]);
 
+const CLASSES: &[&str] = &["--folders", "classes"];
+const SPLITS: &[&str] = &["--folders", "splits"];
+
+const TWO_READINGS: [Readings; 7] = [
+    // One level too high.
+    (
+        &["set/cat/1.jpg", "set/dog/2.jpg"],
+        "holds a single folder, set: it could be the only class, or the 2 folder(s) in it the classes",
+        &[(CLASSES, &[("set/cat/1.jpg", Some(0)), ("set/dog/2.jpg", Some(0))])],
+    ),
+    (
+        &["set/train/cat/1.jpg", "set/val/cat/2.jpg"],
+        "holds a single folder, set",
+        &[(CLASSES, &[("set/train/cat/1.jpg", Some(0)), ("set/val/cat/2.jpg", Some(0))])],
+    ),
+    (
+        &["images/1.jpg", "images/2.jpg"],
+        "holds a single folder, images: it could be a class of that name, or hold images without classes",
+        &[(CLASSES, &[("images/1.jpg", Some(0)), ("images/2.jpg", Some(0))])],
+    ),
+    (
+        &["train/set/cat/1.jpg", "train/set/dog/2.jpg"],
+        "holds a single folder, set",
+        &[(SPLITS, &[("train/set/cat/1.jpg", Some(0)), ("train/set/dog/2.jpg", Some(0))])],
+    ),
+    // Splits beside what may be classes, or be left out.
+    (
+        &["train/cat/1.jpg", "train/dog/2.jpg", "more/3.jpg"],
+        "train could be a split, and more be passed over, or both could be classes",
+        &[
+            (SPLITS, &[("train/cat/1.jpg", Some(0)), ("train/dog/2.jpg", Some(1))]),
+            (
+                CLASSES,
+                &[
+                    ("train/cat/1.jpg", Some(1)),
+                    ("train/dog/2.jpg", Some(1)),
+                    ("more/3.jpg", Some(0)),
+                ],
+            ),
+        ],
+    ),
+    (
+        &["train2017/cat/1.jpg", "train2017/dog/2.jpg", "val2017/cat/3.jpg", "val2017/dog/4.jpg"],
+        "train2017 could be a split by its name, or a class",
+        &[(SPLITS, &[("train2017/cat/1.jpg", Some(0)), ("train2017/dog/2.jpg", Some(1))])],
+    ),
+    (
+        &["train/1.jpg", "val/2.jpg"],
+        "holds no folder of a class in its splits",
+        &[(CLASSES, &[("train/1.jpg", Some(0)), ("val/2.jpg", Some(1))])],
+    ),
+];
+
 #[test]
 fn what_has_two_readings_is_refused_with_both_and_read_as_one_on_request() {
-    let classes: &[&str] = &["--folders", "classes"];
-    let splits: &[&str] = &["--folders", "splits"];
-    let cases: [Readings; 7] = [
-        // One level too high.
-        (
-            &["set/cat/1.jpg", "set/dog/2.jpg"],
-            "holds a single folder, set: it could be the only class, or the 2 folder(s) in it the classes",
-            &[(classes, &[("set/cat/1.jpg", Some(0)), ("set/dog/2.jpg", Some(0))])],
-        ),
-        (
-            &["set/train/cat/1.jpg", "set/val/cat/2.jpg"],
-            "holds a single folder, set",
-            &[(classes, &[("set/train/cat/1.jpg", Some(0)), ("set/val/cat/2.jpg", Some(0))])],
-        ),
-        (
-            &["images/1.jpg", "images/2.jpg"],
-            "holds a single folder, images: it could be a class of that name, or hold images without classes",
-            &[(classes, &[("images/1.jpg", Some(0)), ("images/2.jpg", Some(0))])],
-        ),
-        (
-            &["train/set/cat/1.jpg", "train/set/dog/2.jpg"],
-            "holds a single folder, set",
-            &[(splits, &[("train/set/cat/1.jpg", Some(0)), ("train/set/dog/2.jpg", Some(0))])],
-        ),
-        // Splits beside what may be classes, or be left out.
-        (
-            &["train/cat/1.jpg", "train/dog/2.jpg", "more/3.jpg"],
-            "train could be a split, and more be passed over, or both could be classes",
-            &[
-                (splits, &[("train/cat/1.jpg", Some(0)), ("train/dog/2.jpg", Some(1))]),
-                (
-                    classes,
-                    &[
-                        ("train/cat/1.jpg", Some(1)),
-                        ("train/dog/2.jpg", Some(1)),
-                        ("more/3.jpg", Some(0)),
-                    ],
-                ),
-            ],
-        ),
-        (
-            &[
-                "train2017/cat/1.jpg",
-                "train2017/dog/2.jpg",
-                "val2017/cat/3.jpg",
-                "val2017/dog/4.jpg",
-            ],
-            "train2017 could be a split by its name, or a class",
-            &[(splits, &[("train2017/cat/1.jpg", Some(0)), ("train2017/dog/2.jpg", Some(1))])],
-        ),
-        (
-            &["train/1.jpg", "val/2.jpg"],
-            "holds no folder of a class in its splits",
-            &[(classes, &[("train/1.jpg", Some(0)), ("val/2.jpg", Some(1))])],
-        ),
-    ];
-    for (files, refused, readings) in cases {
+    for (files, refused, readings) in TWO_READINGS {
         let tree = Tree::new(files);
         let ran = tree.build("", &[]).refused(refused);
         assert!(ran.err.contains("--folders"), "{}", ran.err);

@@ -219,19 +219,7 @@ pub(crate) fn run(command: &Command) -> Result<()> {
 fn linear(args: &LinearArgs) -> Result<()> {
     let config = args.source.config()?;
     let train = run::open_data(&config, "train")?;
-    let mut protocol = match args.protocol {
-        Table12::Table1 => Protocol::table1(args.seed),
-        Table12::Table2 => Protocol::table2(args.seed),
-    };
-    protocol.batch = args.batch;
-    protocol.steps = args.steps.unwrap_or(protocol.steps);
-    if let Some(rates) = &args.rates {
-        protocol.rates.clone_from(rates);
-    }
-    if protocol.rates.is_empty() || protocol.rates.iter().any(|rate| rate.is_nan() || *rate <= 0.0)
-    {
-        return Err(usage("--rates needs numbers above 0, such as 0.001,0.01"));
-    }
+    let protocol = protocol(args)?;
     let choose = args.protocol == Table12::Table2 || protocol.rates.len() > 1;
     let trainval = has_split(&train, "trainval");
     let split = match (&args.split, choose || !trainval) {
@@ -269,8 +257,30 @@ fn linear(args: &LinearArgs) -> Result<()> {
         task.features = vec![Feature::Pixels];
         lines.extend(task.run(&initial)?);
     }
+    show_probes(args, &split, &lines)
+}
+
+/// How the probes of a command are trained.
+fn protocol(args: &LinearArgs) -> Result<Protocol> {
+    let mut protocol = match args.protocol {
+        Table12::Table1 => Protocol::table1(args.seed),
+        Table12::Table2 => Protocol::table2(args.seed),
+    };
+    protocol.batch = args.batch;
+    protocol.steps = args.steps.unwrap_or(protocol.steps);
+    if let Some(rates) = &args.rates {
+        protocol.rates.clone_from(rates);
+    }
+    if protocol.rates.is_empty() || protocol.rates.iter().any(|rate| rate.is_nan() || *rate <= 0.0)
+    {
+        return Err(usage("--rates needs numbers above 0, such as 0.001,0.01"));
+    }
+    Ok(protocol)
+}
+
+fn show_probes(args: &LinearArgs, split: &str, lines: &[linear::Line]) -> Result<()> {
     let mut table = table(["feature", "weights", "width", "top-1", "top-5", "rate", "steps"]);
-    for line in &lines {
+    for line in lines {
         let r = &line.result;
         table.add_row([
             r.feature.to_string(),
@@ -292,7 +302,7 @@ fn linear(args: &LinearArgs) -> Result<()> {
         word(&line.crop),
         line.selected_on
     );
-    finish(&args.source, &head, &table, &lines)
+    finish(&args.source, &head, &table, lines)
 }
 
 fn knn(args: &KnnArgs) -> Result<()> {

@@ -42,7 +42,7 @@ use ranks::{rendezvous, verify};
 use recorder::Recorder;
 pub use restore::{Taken, mirrored, restore};
 pub use session::Session;
-use sessions::{End, Ending, Start};
+use sessions::{End, Ending};
 pub(crate) use start::evaluated;
 use start::{ALL, EVALUATED, begin, forget_evaluated, go_on};
 
@@ -191,18 +191,7 @@ impl Run {
             checkpoints.prepare(&state)?;
             let mut recorder = Recorder::open(&out, lock, &config, &data, device, at)?;
             forget_evaluated(&out)?;
-            recorder.session(&Start {
-                event: "begin",
-                step: state.step,
-                ranks: world.size(),
-                threads: tch::get_num_threads(),
-                pid: std::process::id(),
-                config_sha256: sessions::hash_of(&config),
-                from_config_sha256: session.from_config_sha256.clone(),
-                before_config_sha256: session.before_config_sha256.clone(),
-                mirror: session.mirror.as_ref().map(|copied| copied.session().to_owned()),
-                provenance: &provenance,
-            });
+            recorder.session(&session.begins(&config, at, &provenance));
             // Before the settings themselves: killed between the two, the run is still known to be its own.
             recorder.sync();
             if recorder.told_of_session() {

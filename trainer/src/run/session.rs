@@ -11,13 +11,14 @@ use serde::Deserialize;
 use super::folder::{Written, edited, write_config, written};
 use super::mirror::Copied;
 use super::restore::{Taken, check_whole};
-use super::sessions::{Ending, SESSIONS, Sessions, hash_of};
+use super::sessions::{Ending, SESSIONS, Sessions, Start, hash_of};
 use super::{Begin, read_config};
 use crate::checkpoint;
 use crate::config::{Change, Config};
 use crate::error::{Error, Result};
 use crate::evaluations;
 use crate::lock::Lock;
+use crate::provenance::Provenance;
 use crate::say;
 
 /// What a run leaves in its folder beside `checkpoints`.
@@ -151,6 +152,10 @@ pub(super) fn newest_of(out: &Path) -> Option<u64> {
     Some(checkpoint::list(&out.join("checkpoints")).ok()?.pop()?.0)
 }
 
+/// Why there is nothing to go on from.
+const BEFORE_THE_FIRST: &str = "no checkpoint here: the run was stopped before its first; begin it again by the command \
+     that began it, or by --resume=auto";
+
 const MISSING: &str =
     "its checkpoints are missing, and it has saved some: bring them back, or name a new folder";
 
@@ -181,6 +186,15 @@ impl Session {
         }
     }
 
+    /// Whether a rank that does not write goes on with the run in `out`.
+    fn reads(out: &Path, begin: Begin) -> Result<bool> {
+        Ok(match begin {
+            Begin::New => false,
+            Begin::Continue => true,
+            Begin::Auto => Found::look(out)? == Found::Run,
+        })
+    }
+
     /// Looks at `out`, and locks it if there is a run in it, before anything in it is changed. Ranks but 0
     /// only read.
     ///
@@ -192,12 +206,7 @@ impl Session {
             |reason: &str| Err(Error::Output { path: out.to_owned(), reason: reason.to_owned() });
         let mut session = Self::unopened(out, begin);
         if place.rank > 0 {
-            let reads = match begin {
-                Begin::New => false,
-                Begin::Continue => true,
-                Begin::Auto => Found::look(out)? == Found::Run,
-            };
-            session.before = reads.then(|| read_config(out)).transpose()?;
+            session.before = Self::reads(out, begin)?.then(|| read_config(out)).transpose()?;
             return Ok(session);
         }
         check_whole(out)?;
@@ -247,15 +256,32 @@ impl Session {
                 if has_saved(out) {
                     return refuse(MISSING);
                 }
-                let reason = "no checkpoint here: the run was stopped before its first; begin it again \
-                    by the command that began it, or by --resume=auto";
-                return Err(Error::Checkpoint {
-                    path: out.join("checkpoints"),
-                    reason: reason.to_owned(),
-                });
+                let (path, reason) = (out.join("checkpoints"), BEFORE_THE_FIRST.to_owned());
+                return Err(Error::Checkpoint { path, reason });
             }
         }
         Ok(session)
+    }
+
+    /// The line of `sessions.jsonl` by which it begins, at this step and with so many ranks.
+    pub(super) fn begins<'a>(
+        &self,
+        config: &Config,
+        (step, ranks): (u64, usize),
+        provenance: &'a Provenance,
+    ) -> Start<'a> {
+        Start {
+            event: "begin",
+            step,
+            ranks,
+            threads: tch::get_num_threads(),
+            pid: std::process::id(),
+            config_sha256: hash_of(config),
+            from_config_sha256: self.from_config_sha256.clone(),
+            before_config_sha256: self.before_config_sha256.clone(),
+            mirror: self.mirror.as_ref().map(|copied| copied.session().to_owned()),
+            provenance,
+        }
     }
 
     /// The configuration of the run that is gone on with; none where one is begun.

@@ -56,6 +56,20 @@ impl Writer<'_> {
         }
     }
 
+    /// Removes the folder, and says why nothing could be stored.
+    fn nothing_stored(self, rejected: Option<&Rejected>) -> Result<Error, Error> {
+        let mut why: Vec<String> =
+            rejected.map(|r| format!("{}: {}", r.name, r.reason)).into_iter().collect();
+        if !self.report.skipped.is_empty() {
+            why.push(format!("passed over: {}", self.report.skipped).replace('\n', ", "));
+        }
+        let why = if why.is_empty() { String::new() } else { format!(" ({})", why.join("; ")) };
+        let problem = format!("no image could be stored from {}{why}", self.plan.source);
+        let output = self.run.output.to_path_buf();
+        self.workplace.discard()?;
+        Ok(Error::input(output, problem, "check --layout and --input"))
+    }
+
     /// Writes what describes the shards, and gives the folder its name.
     pub(crate) fn publish(mut self, fingerprint: String) -> Result<Report, Error> {
         let (index, rejected, odd) = self.index()?;
@@ -63,19 +77,10 @@ impl Writer<'_> {
         if let Some(stream) = &self.stream {
             self.report.skipped.merge(stream.skipped().clone());
         }
-        let Self { plan, workplace, .. } = &self;
         if index.is_empty() {
-            let mut why: Vec<String> =
-                rejected.first().map(|r| format!("{}: {}", r.name, r.reason)).into_iter().collect();
-            if !self.report.skipped.is_empty() {
-                why.push(format!("passed over: {}", self.report.skipped).replace('\n', ", "));
-            }
-            let why = if why.is_empty() { String::new() } else { format!(" ({})", why.join("; ")) };
-            let problem = format!("no image could be stored from {}{why}", plan.source);
-            let output = self.run.output.to_path_buf();
-            self.workplace.discard()?;
-            return Err(Error::input(output, problem, "check --layout and --input"));
+            return Err(self.nothing_stored(rejected.first())?);
         }
+        let Self { plan, workplace, .. } = &self;
         let dir = &workplace.dir;
         let class = |(number, class): (usize, crate::catalog::Class)| pipeline::index::Class {
             class: number as u32,

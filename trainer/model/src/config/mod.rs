@@ -209,7 +209,7 @@ impl Recipe {
                 problems.push(problem);
             }
         };
-        let Self { latent, g, f, h, j, e, loss, .. } = self;
+        let Self { latent, g, f, h, j, loss, .. } = self;
         let sides = "16, 32, 64, 128 or 256";
         match g.multipliers() {
             None => require(false, format!("g.res = {} is not {sides}", g.res)),
@@ -247,9 +247,20 @@ impl Recipe {
             );
         }
         require(loss.count() > 0, "loss switches every term off".into());
-        if !loss.encode() {
-            return problems;
+        if loss.encode() {
+            problems.extend(self.problems_of_encoder());
         }
+        problems
+    }
+
+    fn problems_of_encoder(&self) -> Vec<String> {
+        let mut problems = vec![];
+        let mut require = |ok: bool, problem: String| {
+            if !ok {
+                problems.push(problem);
+            }
+        };
+        let Self { latent, g, e, .. } = self;
         require(
             e.res % g.res == 0 && [1, 2, 4].contains(&(e.res / g.res)),
             format!("e.res = {} is not 1, 2 or 4 times g.res = {}", e.res, g.res),

@@ -139,6 +139,10 @@ fn altered(bytes: &[u8], change: &str) -> Vec<u8> {
     safetensors::serialize(views, None).unwrap()
 }
 
+fn bytes_of<'a>(folder: &Path, names: impl Iterator<Item = &'a str>) -> Vec<(PathBuf, Vec<u8>)> {
+    names.map(|name| (folder.join(name), fs::read(folder.join(name)).unwrap())).collect()
+}
+
 #[test]
 fn each_bad_checkpoint_is_a_typed_error_and_the_one_before_is_used() {
     let folder = tempfile::tempdir().unwrap();
@@ -148,19 +152,15 @@ fn each_bad_checkpoint_is_a_typed_error_and_the_one_before_is_used() {
     save(folder.path(), &mut state, 2, ALL);
     let path = folder.path().join(name_of(2, 0));
     let names: Vec<_> = read_manifest(&path).unwrap().files.into_keys().collect();
-    let good: Vec<_> = names
-        .iter()
-        .chain([&"manifest.json".to_owned()])
-        .map(|name| (path.join(name), fs::read(path.join(name)).unwrap()))
-        .collect();
+    let good = bytes_of(&path, names.iter().map(String::as_str).chain(["manifest.json"]));
+    let newest =
+        |data| load_newest(folder.path(), &config, Device::Cpu, data, &World::alone(), |_| Ok(()));
     let mut count = 0;
     let mut check = |what: &str| {
         count += 1;
         let error = load(&path, &config, Device::Cpu, 7, &World::alone()).unwrap_err();
         assert!(matches!(error, Error::Checkpoint { .. }), "{what}: {error}");
-        let (used, state) =
-            load_newest(folder.path(), &config, Device::Cpu, 7, &World::alone(), |_| Ok(()))
-                .unwrap();
+        let (used, state) = newest(7).unwrap();
         assert_eq!((state.step, used), (1, folder.path().join(name_of(1, 0))), "{what}");
         for (file, bytes) in &good {
             fs::write(file, bytes).unwrap();
@@ -199,15 +199,7 @@ fn each_bad_checkpoint_is_a_typed_error_and_the_one_before_is_used() {
     fs::remove_file(file).unwrap();
     fs::rename(&elsewhere, file).unwrap();
     assert_eq!(count, 52);
-    assert_eq!(
-        load_newest(folder.path(), &config, Device::Cpu, 7, &World::alone(), |_| Ok(()))
-            .unwrap()
-            .1
-            .step,
-        2
-    );
-    let other = load_newest(folder.path(), &config, Device::Cpu, 8, &World::alone(), |_| Ok(()))
-        .unwrap_err()
-        .to_string();
+    assert_eq!(newest(7).unwrap().1.step, 2);
+    let other = newest(8).unwrap_err().to_string();
     assert!(other.contains("data folder"), "{other}");
 }
