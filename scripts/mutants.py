@@ -37,7 +37,7 @@ AREAS = [
 # Tests of other packages that reach an area too, tried last: (package, test target, filter).
 FURTHER = {"pipeline": [], "trainer": [("integration", "stories", "durability")]}
 # Tests that count calls or time, and servers, whose minutes notice little: so the list of survivors is an upper bound.
-PASSED_OVER = ["allocations", "memory", "remote", "s3"]
+PASSED_OVER = ["allocations", "memory", "remote", "stores"]
 
 OTHER = {
     "<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "==", "&&": "||", "||": "&&",

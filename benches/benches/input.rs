@@ -24,7 +24,7 @@ use xxhash_rust::xxh3::Xxh3;
 #[derive(Debug, Parser)]
 #[command(
     name = "input",
-    after_help = "Example: cargo bench --bench input -- --data data/imagenet"
+    after_help = "Example: cargo bench -p benches --bench input -- --data data/imagenet"
 )]
 struct Arguments {
     /// Folder of shards, or its URL; a relative one is sought from where the command was typed.

@@ -89,10 +89,11 @@ const BUILD: &str = "`shard-imagenet build";
 
 /// Where we differ. A table of it for people is in docs/formats.md.
 fn departures() -> BTreeMap<&'static str, Ours> {
-    BTreeMap::from_iter(read().into_iter().chain(refused()))
+    BTreeMap::from_iter(of_members().into_iter().chain(of_archives()))
 }
 
-fn read() -> impl IntoIterator<Item = (&'static str, Ours)> {
+/// Of names, keys and labels in JSON.
+fn of_members() -> impl IntoIterator<Item = (&'static str, Ours)> {
     use Ours::{Read, Refused};
     [
         // Keys are unique in a split.
@@ -139,7 +140,8 @@ fn read() -> impl IntoIterator<Item = (&'static str, Ours)> {
     ]
 }
 
-fn refused() -> impl IntoIterator<Item = (&'static str, Ours)> {
+/// Of what could be meant in two ways, is damaged or is no archive of images.
+fn of_archives() -> impl IntoIterator<Item = (&'static str, Ours)> {
     use Ours::Refused;
     [
         // What could be meant in two ways.

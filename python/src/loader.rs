@@ -1,4 +1,4 @@
-//! `bigbigan.Loader`, its epochs and batches.
+//! `bigbigan.Loader`.
 
 mod batch;
 mod options;

@@ -27,7 +27,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use integration::{Said, borrowed, tiny_run, trainer};
+use integration::{Said, borrowed, repository, tiny_run, trainer};
 use serde_json::Value;
 use trainer::checkpoint;
 
@@ -46,6 +46,20 @@ fn tell(fault: &str, times: usize, outcome: &str, loss: &str) {
     );
     let mut file = fs::File::options().create(true).append(true).open(path).unwrap();
     file.write_all(format!("{row}\n").as_bytes()).unwrap();
+}
+
+#[test]
+fn every_row_of_the_table_is_of_a_story_that_is_there() {
+    let listed =
+        std::process::Command::new(std::env::current_exe().unwrap()).arg("--list").output();
+    let listed = String::from_utf8(listed.unwrap().stdout).unwrap();
+    let stories: Vec<_> = listed.lines().filter_map(|line| line.strip_suffix(": test")).collect();
+    let rows = lines(&repository().join("docs/reliability.jsonl"));
+    assert!(rows.len() > 40 && stories.len() > 40);
+    for row in rows {
+        let story = row["story"].as_str().unwrap();
+        assert!(stories.contains(&story), "{story} has a row and is no story");
+    }
 }
 
 /// The lines of a run's log; none where there is no log.

@@ -22,6 +22,11 @@ server.run().then(({ address, port }) => console.log(`${address}:${port}`));
 process.stdin.on("end", () => process.exit()).resume();
 "#;
 
+const AZURITE: &str = include_str!("../../pipeline/tests/support/azurite.js");
+
+/// Microsoft's client.
+const AZURE: &str = include_str!("../../pipeline/tests/support/azure.py");
+
 /// What is in a bucket by boto3: names, and SHA-256 of those below a prefix.
 const LIST: &str = r#"
 import hashlib, json, sys
@@ -41,15 +46,27 @@ s3 = boto3.client("s3", endpoint_url=sys.argv[1], region_name="us-east-1")
 s3.put_object(Bucket="bucket", Key=sys.argv[2], Body=b"")
 "#;
 
-/// A program that serves S3.
+/// A program that serves objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Moto,
     S3rver,
+    Azurite,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 3] = [Self::Moto, Self::S3rver, Self::Azurite];
+
+    /// A folder of the bucket.
+    pub(crate) fn url(self, folder: &str) -> String {
+        let scheme = if self == Self::Azurite { "az" } else { "s3" };
+        format!("{scheme}://bucket/{folder}")
+    }
 }
 
 /// A running one, until it is dropped.
 pub(crate) struct Store {
+    kind: Kind,
     child: Child,
     address: String,
 }
@@ -80,13 +97,16 @@ const KEYS: [(&str, &str); 4] = [
 impl Store {
     /// None where it is not installed here.
     pub(crate) fn start(kind: Kind) -> Option<Self> {
+        let imports = |modules: &str| {
+            let look = Command::new(python()).args(["-c", &format!("import {modules}")]).output();
+            look.is_ok_and(|output| output.status.success())
+        };
         let there = match kind {
-            Kind::Moto => {
-                let look =
-                    Command::new(python()).args(["-c", "import boto3, moto.server"]).output();
-                look.is_ok_and(|output| output.status.success())
+            Kind::Moto => imports("boto3, moto.server"),
+            Kind::S3rver => imports("boto3") && node_modules().join("s3rver").is_dir(),
+            Kind::Azurite => {
+                imports("azure.storage.blob") && node_modules().join("azurite").is_dir()
             }
-            Kind::S3rver => node_modules().join("s3rver").is_dir(),
         };
         if !there {
             missing(&format!("{kind:?} is not installed; scripts/setup tests does that"));
@@ -94,17 +114,22 @@ impl Store {
         }
         let mut command = match kind {
             Kind::Moto => Command::new(python()),
-            Kind::S3rver => Command::new("node"),
+            Kind::S3rver | Kind::Azurite => Command::new("node"),
         };
         match kind {
             Kind::Moto => command.args(["-c", MOTO]).envs(KEYS),
             Kind::S3rver => command.args(["-e", S3RVER]).env("NODE_PATH", node_modules()),
+            Kind::Azurite => command.args(["-e", AZURITE]).env("NODE_PATH", node_modules()),
         };
         let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = piped.spawn().unwrap();
         let mut address = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut address).unwrap();
-        Some(Self { child, address: address.trim().to_owned() })
+        let store = Self { kind, child, address: address.trim().to_owned() };
+        if kind == Kind::Azurite {
+            store.asked(&["-c", AZURE, &store.url(), "make", ""]);
+        }
+        Some(store)
     }
 
     /// A server in front of it.
@@ -114,13 +139,24 @@ impl Store {
 
     /// Makes what a console makes for an empty folder.
     pub(crate) fn mark_folder(&self, name: &str) {
-        let url = format!("http://{}", self.address);
-        let made =
-            Command::new(python()).args(["-c", MARK, &url, name]).envs(KEYS).output().unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        match self.kind {
+            Kind::Azurite => self.asked(&["-c", AZURE, &self.url(), "put", name]),
+            _ => self.asked(&["-c", MARK, &self.url(), name]),
+        };
     }
 
-    /// Names and SHA-256 of all that it holds, by boto3.
+    fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// What a script of Python says.
+    fn asked(&self, args: &[&str]) -> Vec<u8> {
+        let said = Command::new(python()).args(args).envs(KEYS).output().unwrap();
+        assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+        said.stdout
+    }
+
+    /// Names and SHA-256 of all that it holds, by boto3 or Microsoft's client.
     pub(crate) fn holds(&self) -> BTreeMap<String, String> {
         self.listed("")
     }
@@ -131,16 +167,18 @@ impl Store {
     }
 
     fn listed(&self, prefix: &str) -> BTreeMap<String, String> {
-        let url = format!("http://{}", self.address);
-        let listed =
-            Command::new(python()).args(["-c", LIST, &url, prefix]).envs(KEYS).output().unwrap();
-        assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
-        serde_json::from_slice(&listed.stdout).unwrap()
+        let listed = match self.kind {
+            Kind::Azurite => self.asked(&["-c", AZURE, &self.url(), "list", prefix]),
+            _ => self.asked(&["-c", LIST, &self.url(), prefix]),
+        };
+        serde_json::from_slice(&listed).unwrap()
     }
 }
 
-/// The environment by which a program reaches S3 at `url`.
+/// The environment by which a program reaches S3, or azurite, at `url`.
 pub(crate) fn environment(url: &str) -> Vec<(&'static str, String)> {
     let keys = KEYS.iter().map(|(key, value)| (*key, (*value).to_owned()));
-    keys.chain([("AWS_ENDPOINT", url.to_owned())]).collect()
+    let azure = [("AZURE_STORAGE_USE_EMULATOR", "true"), ("AZURITE_BLOB_STORAGE_URL", url)];
+    let azure = azure.map(|(key, value)| (key, value.to_owned()));
+    keys.chain([("AWS_ENDPOINT", url.to_owned())]).chain(azure).collect()
 }

@@ -317,7 +317,6 @@ fn every_family_of_presets_begins_as_on_the_cpu() {
     }
 }
 
-/// A run made on the device, and commands that read it, on the CPU and on the device.
 #[test]
 fn the_largest_micro_batch_is_found_within_a_device_s_memory() {
     let mut args = vec!["bench-batch", "--preset", "demo", "--device", "cuda", "--most", "64"];

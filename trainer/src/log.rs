@@ -138,10 +138,16 @@ impl Lines {
     /// # Errors
     /// [`Error::Io`].
     pub fn open(path: &Path, step: u64) -> Result<Self> {
-        let (file, waiting) = (None, VecDeque::new());
-        let mut lines = Self { path: path.to_owned(), file, whole: 0, waiting, lost: 0 };
+        let mut lines = Self::of(path);
         lines.go_back(step)?;
         Ok(lines)
+    }
+
+    /// A log that is read alone: it stays as it is.
+    #[must_use]
+    pub fn of(path: &Path) -> Self {
+        let (file, waiting) = (None, VecDeque::new());
+        Self { path: path.to_owned(), file, whole: 0, waiting, lost: 0 }
     }
 
     /// Drops every line whose `step` is beyond `step`.

@@ -11,7 +11,7 @@
 //! passed must have the DC levels that were read.
 //!
 //! # Source
-//! ITU-T T.81 annex F.2. The bit reader is variant 4 of Giesen, "Reading bits in far too many ways", 2018.
+//! ITU-T T.81 annex F.2.
 
 mod bits;
 

@@ -2,6 +2,7 @@
 
 use super::*;
 
+/// A run made on the device, and commands that read it, on the CPU and on the device.
 struct Both {
     devices: Devices,
     folder: tempfile::TempDir,

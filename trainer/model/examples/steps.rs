@@ -1,6 +1,6 @@
 //! Trains the networks of the preset `demo`, made smaller, for three steps on images of noise:
 //!
-//!     cargo run --release --example steps
+//!     cargo run --release -p bigbigan-model --example steps
 
 use bigbigan_model::config::Recipe;
 use bigbigan_model::images::Images;

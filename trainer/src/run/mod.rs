@@ -244,7 +244,9 @@ impl Run {
         };
         self.say(&match device {
             Device::Cpu => {
-                format!("training on the CPU, {threads} threads{ranks} (trainer doctor says why)")
+                let threads =
+                    if threads == 1 { "1 thread".into() } else { format!("{threads} threads") };
+                format!("training on the CPU, {threads}{ranks} (trainer doctor says why)")
             }
             other => format!("training on {other:?}{ranks}"),
         });

@@ -191,12 +191,13 @@ fn first(name: &str) -> &str {
     name.split('/').next().unwrap_or_default()
 }
 
-/// Gives what lies aside its place, the settings last: they make a run of the folder.
+/// Gives what lies aside its place. The sessions come first, by which the mirror is known to be this folder's: whatever else
+/// lies there tells of a run. The settings come last: they make a run of the folder.
 fn give_places(aside: &Path, out: &Path) -> Result<()> {
     let mut names = BTreeSet::new();
     for entry in fs::read_dir(aside).map_err(Error::io("read", aside))? {
         let name = entry.map_err(Error::io("read", aside))?.file_name();
-        names.insert((name == "config.toml", name));
+        names.insert((name == "config.toml", name != SESSIONS, name));
     }
     // Settings that somebody laid there may be all there is of them.
     let settings = out.join("config.toml");
@@ -205,9 +206,12 @@ fn give_places(aside: &Path, out: &Path) -> Result<()> {
         fs::copy(&settings, &kept).map_err(Error::io("copy", &settings))?;
         say::note(format_args!("the config.toml that lay there is kept as {}", kept.display()));
     }
-    for (_, name) in names {
+    for (_, _, name) in names {
         let (from, to) = (aside.join(&name), out.join(&name));
-        remove(&to)?;
+        // A file takes another's place at once.
+        if from.is_dir() || to.is_dir() {
+            remove(&to)?;
+        }
         fs::rename(&from, &to).map_err(Error::io("rename", &from))?;
     }
     sync_folder(out).map_err(Error::io("sync", out))?;

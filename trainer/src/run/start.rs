@@ -14,9 +14,10 @@ use super::mirror::Copied;
 use super::ranks::broadcast;
 use super::{Ended, MIRROR, Run, Session, Summary};
 use crate::checkpoint::{self, Keep, Loaded};
-use crate::config::Config;
+use crate::config::{CheckpointConfig, Config};
 use crate::error::{Error, Result};
 use crate::feed::Feed;
+use crate::log::Lines;
 
 /// The file that says which step the last pictures and metrics are of.
 pub(super) const EVALUATED: &str = "evaluated";
@@ -72,7 +73,8 @@ pub(super) fn go_on(
         && evaluated(&session.out) == Some(loaded.state.step);
     if world.shared([i64::from(complete)]) == [1] {
         // Its mirror may be behind.
-        let pass = |copied: Copied| copied.of_a_finished_run()?.pass(ALL).map(drop);
+        let keep = kept(&config, &session.out);
+        let pass = |copied: Copied| copied.of_a_finished_run()?.pass(keep).map(drop);
         let behind = session.mirror.take().and_then(|copied| pass(copied).err());
         return Ok(Summary {
             out: session.out,
@@ -99,6 +101,14 @@ pub(super) fn go_on(
     // then it goes on at the same place of another order, also from a checkpoint of before.
     let feed = Feed::start(&config, &data, loaded.cursor.unbound(), device, world)?;
     Run::new(session, config, data, feed, loaded, stop)?.run()
+}
+
+/// Which checkpoints of a run that is done stay in its mirror: as many as stay here.
+fn kept(config: &Config, out: &Path) -> Keep {
+    let CheckpointConfig { keep: last, keep_every: every, best, .. } = &config.checkpoint;
+    let measured = Lines::of(&out.join("metrics.jsonl"));
+    let best = if best.is_empty() { Ok(None) } else { measured.best(best) };
+    best.map_or(ALL, |best| Keep { last: *last, every: *every, best })
 }
 
 /// The newest checkpoint of a run, read by rank 0, on every rank; on rank 0 also where it is.

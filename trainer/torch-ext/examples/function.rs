@@ -1,6 +1,6 @@
 //! A function with a backward pass of its own, one update of Adam, and what both read and wrote:
 //!
-//!     cargo run --release --example function
+//!     cargo run --release -p torch-ext --example function
 
 use tch::{Kind, Tensor, kind::FLOAT_CPU, no_grad};
 use torch_ext::autograd::with_backward;

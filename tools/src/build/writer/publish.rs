@@ -57,7 +57,7 @@ impl Writer<'_> {
     }
 
     /// Removes the folder, and says why nothing could be stored.
-    fn nothing_stored(self, rejected: Option<&Rejected>) -> Result<Error, Error> {
+    fn nothing_stored(self, rejected: Option<&Rejected>) -> Error {
         let mut why: Vec<String> =
             rejected.map(|r| format!("{}: {}", r.name, r.reason)).into_iter().collect();
         if !self.report.skipped.is_empty() {
@@ -66,8 +66,8 @@ impl Writer<'_> {
         let why = if why.is_empty() { String::new() } else { format!(" ({})", why.join("; ")) };
         let problem = format!("no image could be stored from {}{why}", self.plan.source);
         let output = self.run.output.to_path_buf();
-        self.workplace.discard()?;
-        Ok(Error::input(output, problem, "check --layout and --input"))
+        let nothing = Error::input(output, problem, "check --layout and --input");
+        self.workplace.discard().map_or_else(|failed| failed, |()| nothing)
     }
 
     /// Writes what describes the shards, and gives the folder its name.
@@ -78,7 +78,7 @@ impl Writer<'_> {
             self.report.skipped.merge(stream.skipped().clone());
         }
         if index.is_empty() {
-            return Err(self.nothing_stored(rejected.first())?);
+            return Err(self.nothing_stored(rejected.first()));
         }
         let Self { plan, workplace, .. } = &self;
         let dir = &workplace.dir;

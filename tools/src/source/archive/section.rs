@@ -1,4 +1,4 @@
-//! A part of a file, read as if it were one.
+//! Archives within a file.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
