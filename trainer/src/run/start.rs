@@ -103,7 +103,7 @@ pub(super) fn go_on(
     Run::new(session, config, data, feed, loaded, stop)?.run()
 }
 
-/// Which checkpoints of a run that is done stay in its mirror: as many as stay here.
+/// Which checkpoints of a run that is done stay in its mirror, by its settings; all where nobody can tell which is the best.
 fn kept(config: &Config, out: &Path) -> Keep {
     let CheckpointConfig { keep: last, keep_every: every, best, .. } = &config.checkpoint;
     let measured = Lines::of(&out.join("metrics.jsonl"));
