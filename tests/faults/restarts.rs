@@ -294,15 +294,27 @@ fn what_is_meant_is_asked_for_once_and_what_says_the_same_not_at_all() {
     assert_eq!(saved(&run), Some(5));
 }
 
+/// A run of six steps, its first three in another folder, and what goes on from these in a third.
+struct Halved {
+    straight: PathBuf,
+    half: PathBuf,
+    run: PathBuf,
+    args: Vec<String>,
+}
+
+fn halved(folder: &Path) -> Halved {
+    let keys = ["train.steps=6", "checkpoint.every=1", "checkpoint.keep=9"];
+    let straight = undisturbed(folder, data(), &keys);
+    let [half, run] = ["half", "run"].map(|name| folder.join(name));
+    finished(&unattended(data(), &half, &["train.steps=3", keys[1], keys[2]]));
+    let args = unattended(data(), &run, &keys);
+    Halved { straight, half, run, args }
+}
+
 #[test]
 fn settings_of_another_hand_are_gone_on_with_by_nobody_unasked() {
     let folder = tempfile::tempdir().unwrap();
-    let keys = ["train.steps=6", "checkpoint.every=1", "checkpoint.keep=9"];
-    let straight = undisturbed(folder.path(), data(), &keys);
-    let half = folder.path().join("half");
-    finished(&unattended(data(), &half, &["train.steps=3", keys[1], keys[2]]));
-    let run = folder.path().join("run");
-    let args = unattended(data(), &run, &keys);
+    let Halved { straight, half, run, args } = halved(folder.path());
     let hurts: [(&str, Hurt); 6] = [
         ("opt.lr_d", |text| {
             text.split_once('\n').unwrap().1.replace("lr_d = 0.0008", "lr_d = 0.5")
@@ -345,12 +357,7 @@ fn settings_of_another_hand_are_gone_on_with_by_nobody_unasked() {
 #[test]
 fn a_newer_checkpoint_of_another_run_is_refused_and_so_is_a_run_that_lost_all_of_its_own() {
     let folder = tempfile::tempdir().unwrap();
-    let keys = ["train.steps=6", "checkpoint.every=1", "checkpoint.keep=9"];
-    let straight = undisturbed(folder.path(), data(), &keys);
-    let half = folder.path().join("half");
-    finished(&unattended(data(), &half, &["train.steps=3", keys[1], keys[2]]));
-    let run = folder.path().join("run");
-    let args = unattended(data(), &run, &keys);
+    let Halved { straight, half, run, args } = halved(folder.path());
     let other = folder.path().join("other");
     finished(&unattended(data(), &other, &["train.steps=5", "train.seed=5", "checkpoint.every=1"]));
     integration::copy_folder(&half, &run);
